@@ -1,0 +1,71 @@
+"""Boxes: conversions, IoU, generalised IoU and the logit of a reference point.
+
+Pairwise functions broadcast over leading dimensions, so all layers and images are handled at once, and degenerate boxes
+(zero width or height) give finite values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(cx, cy, w, h) -> (x0, y0, x1, y1); any leading dimensions."""
+    center, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([center - size / 2, center + size / 2], dim=-1)
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """(x0, y0, x1, y1) -> (cx, cy, w, h); any leading dimensions."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Area of xyxy boxes [..., 4] -> [...]; inverted boxes count as empty."""
+    size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
+    return size[..., 0] * size[..., 1]
+
+
+def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Intersection and union of xyxy boxes, elementwise after broadcasting."""
+    size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    intersection = size[..., 0] * size[..., 1]
+    return intersection, area(a) + area(b) - intersection
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """numerator / denominator, 0 where the denominator is 0, with finite gradients there."""
+    empty = denominator <= 0
+    return torch.where(empty, torch.zeros_like(numerator), numerator / torch.where(empty, 1, denominator))
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of xyxy boxes, elementwise after broadcasting: [..., 4], [..., 4] -> [...]. 0 for two empty boxes."""
+    intersection, union = _overlap(a, b)
+    return _ratio(intersection, union)
+
+
+def giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU in [-1, 1] (Rezatofighi et al., 2019) of xyxy boxes, elementwise after broadcasting."""
+    intersection, union = _overlap(a, b)
+    size = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0)
+    hull = size[..., 0] * size[..., 1]
+    return _ratio(intersection, union) - _ratio(hull - union, hull)
+
+
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of every pair: [..., N, 4], [..., M, 4] xyxy -> [..., N, M]."""
+    return iou(a[..., :, None, :], b[..., None, :, :])
+
+
+def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU of every pair: [..., N, 4], [..., M, 4] xyxy -> [..., N, M]."""
+    return giou(a[..., :, None, :], b[..., None, :, :])
+
+
+def logit(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Inverse sigmoid with both x and 1 - x kept above eps, as Deformable DETR defines it for reference points."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
