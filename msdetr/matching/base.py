@@ -1,0 +1,92 @@
+"""What all matchers share: the two phases, and the check of their input."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..structures import Matches, Predictions, Targets
+
+
+class Matcher:
+    """Assigns queries to objects. Subclasses define ``prepare`` (on the device, no synchronisation) and ``assign``
+    (on the host)."""
+
+    def prepare(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, ...]:
+        """The tensors ``assign`` needs, for all layers and images at once."""
+        raise NotImplementedError
+
+    def assign(self, host: Sequence[Tensor], predictions: Predictions, targets: Targets) -> Matches:
+        """Matches on the CPU from host copies of what ``prepare`` returned. ``predictions`` serves for its shape and,
+        in messages about bad input, its values."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def __call__(self, predictions: Predictions, targets: Targets) -> Matches:
+        """Matches of all K layers, on the device of the predictions.
+
+        predictions: logits [K, B, Q, C], boxes [K, B, Q, 4] cxcywh. targets: flat over the B images.
+        Raises ValueError naming image, layer and query where a score or box is NaN or infinite (F48), or naming
+        image and label where a label is outside [0, C) (F50).
+        """
+        return match_all([(self, predictions, targets)])[0]
+
+
+@torch.no_grad()
+def match_all(problems: Sequence[tuple[Matcher, Predictions, Targets]]) -> list[Matches]:
+    """Solves several matching problems with one wait for the device: everything is prepared first, copied to the host
+    together, then assigned."""
+    problems = [(matcher, predictions.detach().float(), targets) for matcher, predictions, targets in problems]
+    for _, predictions, targets in problems:
+        if len(predictions.logits[0]) != targets.num_images:
+            raise ValueError(
+                f"predictions are of {len(predictions.logits[0])} images, targets of {targets.num_images}; "
+                "give both for the same batch"
+            )
+        if targets.labels.device.type == "cpu":
+            check_labels(targets, predictions.logits.shape[-1])
+    prepared = [matcher.prepare(predictions, targets) for matcher, predictions, targets in problems]
+    on_gpu = any(p.logits.is_cuda for _, p, _ in problems)
+    host = [[t.to("cpu", non_blocking=True) for t in tensors] for tensors in prepared]
+    if on_gpu:
+        torch.cuda.current_stream().synchronize()
+    return [
+        matcher.assign(tensors, predictions, targets).to(predictions.logits.device, non_blocking=True)
+        for (matcher, predictions, targets), tensors in zip(problems, host)
+    ]
+
+
+def check_labels(targets: Targets, num_classes: int) -> None:
+    """Raises ValueError naming image and label where a label is outside [0, C) (F50)."""
+    wrong = (targets.labels < 0) | (targets.labels >= num_classes)
+    if wrong.any():
+        t = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"label {int(targets.labels[t])} of object {t} in {image_name(targets, int(targets.image[t]))} is outside "
+            f"[0, {num_classes}); the model has {num_classes} classes: set model.num_classes to the data set's"
+        )
+
+
+def check_finite(table: np.ndarray, predictions: Predictions, targets: Targets) -> None:
+    """Raises ValueError naming image, layer and query if a table of pairs [K, T, ...] has a NaN or an infinity (F48)."""
+    if np.isfinite(table).all():
+        return
+    bad = ~torch.isfinite(predictions.boxes).all(-1) | ~torch.isfinite(predictions.logits).all(-1)
+    layer, image, query = (int(i) for i in bad.nonzero()[0]) if bad.any() else (-1, 0, -1)
+    detail = (
+        f"box {predictions.boxes[layer, image, query].tolist()}" if bad.any() else "an object's box is NaN or infinite"
+    )
+    raise ValueError(
+        f"matching needs finite scores and boxes, but layer {layer}, {image_name(targets, image)}, query {query} "
+        f"has a NaN or infinite prediction ({detail}); lower the learning rate or look at the images of this step"
+    )
+
+
+def image_name(targets: Targets, image: int) -> str:
+    """'image id 139 (number 0 of the batch)', for messages."""
+    if targets.image_ids:
+        return f"image id {targets.image_ids[image]} (number {image} of the batch)"
+    return f"image number {image} of the batch"

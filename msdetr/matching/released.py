@@ -1,0 +1,69 @@
+"""The one-to-many rule of the released MS-DETR code, kept to reproduce its training. Not the paper's, not the default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+from torch import Tensor
+
+from ..structures import Matches, Predictions, Targets
+from .base import check_finite
+from .one_to_many import OneToManyMatcher, favourite, largest
+from .score import score
+
+
+@dataclass(frozen=True)
+class ReleasedOneToMany(OneToManyMatcher):
+    """What the released code does where the paper describes Algorithm 1.
+
+    1. A query is positive if its highest score reaches tau (>=), or if it is the best query of some object, even
+       under tau; it votes for the object it scores highest with.
+    2. If more than ``positive_fraction`` of the queries are positive, a random subset of that many is kept.
+    3. An object with n votes takes the first min(n, k) of the k best queries of its raw score row. These need not be
+       the ones that voted for it: a query can serve two objects, and an object can go without any.
+
+    Paper: Algorithm 1.  Released: the above, and a crash for k > N.  Here: the above, k clamped.
+    ``exclusive`` has no meaning here. Pairs of a layer are sorted by ascending score.
+    """
+
+    exclusive: bool = False
+    positive_fraction: float = 0.25
+
+    def prepare(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, ...]:
+        table = score(predictions, targets, self.alpha)  # [K, T, Q]
+        best, query = largest(table, min(self.k, table.shape[-1]))
+        top = table.amax(-1, keepdim=True) if table.numel() else table
+        vote = favourite(table, targets)
+        # a query is in the running through its highest score, or as the best query of any object of its image
+        image = targets.image[None, :, None].expand_as(table)
+        slots = (len(table), targets.num_images, table.shape[-1])
+        is_best = torch.zeros(slots, device=table.device).scatter_reduce(1, image, (table == top).float(), "amax") > 0
+        positive = vote & ((table >= self.threshold) | is_best[:, targets.image])
+        return best, query, table.sum(-1), positive
+
+    def assign(self, host: Sequence[Tensor], predictions: Predictions, targets: Targets) -> Matches:
+        best, query, total, positive = host
+        check_finite(total.numpy(), predictions, targets)
+        image = targets.image.cpu()
+        votes = self._capped(positive, image, targets.num_images).sum(-1)  # [K, T]
+        rank = torch.arange(best.shape[-1])
+        layer, target, rank = (rank < votes[..., None]).nonzero(as_tuple=True)
+        query, value = query[layer, target, rank], best[layer, target, rank]
+        order = value.sort(stable=True).indices
+        order = order[layer[order].sort(stable=True).indices]
+        return Matches(layer, image[target], query, target).select(order)
+
+    def _capped(self, positive: Tensor, image: Tensor, num_images: int) -> Tensor:
+        """At most positive_fraction of the queries of each layer and image, a random subset where there are more."""
+        limit = int(positive.shape[-1] * self.positive_fraction)
+        kept = positive.clone()
+        for layer in range(len(positive)):
+            for b in range(num_images):
+                rows = (image == b).nonzero().flatten()
+                chosen = positive[layer, rows].any(0).nonzero().flatten()
+                if len(chosen) > limit:
+                    dropped = chosen[torch.randperm(len(chosen))[limit:]]
+                    kept[layer, rows[:, None], dropped] = False
+        return kept

@@ -1,0 +1,66 @@
+"""How well a query suits an object: class probability, IoU, the one-to-many score and the terms of the Hungarian cost.
+
+Everything here is computed for the pairs that matter only: a query and an object of the same image. Targets are flat
+over the batch, so a table of pairs is [K, T, Q]: row t holds all queries of the image that object t lies in. Its size
+grows with the objects of the batch, not with the batch squared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import boxes as box_ops
+from ..structures import Predictions, Targets
+
+
+def pair_logits(predictions: Predictions, targets: Targets) -> Tensor:
+    """[K, T, Q]: the logit that each query of the object's image gives to the object's class."""
+    return predictions.logits[:, targets.image, :, targets.labels].transpose(0, 1)
+
+
+def pair_boxes(predictions: Predictions, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Predicted boxes [K, T, Q, 4] of each object's image and object boxes [T, 1, 4], both cxcywh."""
+    return predictions.boxes[:, targets.image], targets.boxes[:, None].to(predictions.boxes.dtype)
+
+
+def class_probability(predictions: Predictions, targets: Targets) -> Tensor:
+    """[K, T, Q]: s_i[c_j], the sigmoid probability of the object's class."""
+    return pair_logits(predictions, targets).sigmoid()
+
+
+def pair_iou(predictions: Predictions, targets: Targets) -> Tensor:
+    """[K, T, Q]: IoU(b_i, b_j) of each query's box with the object's."""
+    predicted, true = pair_boxes(predictions, targets)
+    return box_ops.iou(box_ops.cxcywh_to_xyxy(predicted), box_ops.cxcywh_to_xyxy(true))
+
+
+def score(predictions: Predictions, targets: Targets, alpha: float) -> Tensor:
+    """[K, T, Q]: alpha * s_i[c_j] + (1 - alpha) * IoU(b_i, b_j), Section C of the paper."""
+    return alpha * class_probability(predictions, targets) + (1 - alpha) * pair_iou(predictions, targets)
+
+
+@dataclass(frozen=True)
+class CostTerms:
+    """The unweighted terms of the Hungarian cost, each [K, T, Q]; lower is better."""
+
+    classification: Tensor
+    l1: Tensor
+    giou: Tensor
+
+
+def cost_terms(predictions: Predictions, targets: Targets, alpha: float = 0.25, gamma: float = 2.0) -> CostTerms:
+    """Focal class cost (the focal loss of a positive minus that of a negative), L1 distance of the cxcywh boxes and
+    negative generalised IoU (Deformable DETR, Section A.3)."""
+    p = class_probability(predictions, targets)
+    eps = 1e-8
+    positive = -alpha * (1 - p) ** gamma * (p + eps).log()
+    negative = -(1 - alpha) * p**gamma * (1 - p + eps).log()
+    predicted, true = pair_boxes(predictions, targets)
+    return CostTerms(
+        classification=positive - negative,
+        l1=(predicted - true).abs().sum(-1),
+        giou=-box_ops.giou(box_ops.cxcywh_to_xyxy(predicted), box_ops.cxcywh_to_xyxy(true)),
+    )
