@@ -1,0 +1,5 @@
+"""Multi-scale deformable attention."""
+
+from .functional import ms_deform_attn
+
+__all__ = ["ms_deform_attn"]

@@ -1,0 +1,113 @@
+"""The public function of the operator, and the checks of its arguments, the same for every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import plain
+
+Shapes = Sequence[tuple[int, int]]
+
+
+def ms_deform_attn(
+    value: Tensor, spatial_shapes: Shapes | Tensor, sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """Multi-scale deformable attention (Equation 3 of Deformable DETR, without its projections).
+
+    Every query reads, per head, P points on each of L feature levels by bilinear interpolation and adds them up with
+    its attention weights. ``msdetr.ops.reference.ms_deform_attn_loop`` says the same as a loop.
+
+    Args:
+        value: [B, S, M, D], the tokens of all levels one after another, row by row; M heads of D channels.
+        spatial_shapes: L pairs (height, width) with sum of height * width = S. Python integers are best; an integer
+            tensor [L, 2] is read to the host, which on a CUDA device waits for it.
+        sampling_locations: [B, Q, M, L, P, 2], (x, y) in units of each level: (0, 0) is its top left corner and
+            (1, 1) its bottom right one, so the centre of the first pixel lies at (0.5 / width, 0.5 / height).
+        attention_weights: [B, Q, M, L, P], usually a softmax over the last two dimensions.
+
+    Returns:
+        [B, Q, M * D] in value's dtype. Half types are accumulated in fp32.
+
+    Outside a level its value is zero. A location that no pixel reaches, is infinite or is NaN contributes nothing and
+    gets gradients of zero. Values and weights are expected to be finite.
+
+    Raises:
+        ValueError: shapes that do not fit together, sizes <= 0, no levels or no points.
+        TypeError: dtypes that are not floating point or differ (fp32 locations and weights beside a half-typed value
+            are fine), tensors on different devices.
+    """
+    shapes = as_shapes(spatial_shapes)
+    check(value, shapes, sampling_locations, attention_weights)
+    return plain.forward(value, shapes, sampling_locations, attention_weights)
+
+
+def as_shapes(spatial_shapes: Shapes | Tensor) -> tuple[tuple[int, int], ...]:
+    """Spatial shapes as L pairs of Python integers."""
+    if isinstance(spatial_shapes, Tensor):
+        if spatial_shapes.is_floating_point() or spatial_shapes.ndim != 2 or spatial_shapes.shape[1] != 2:
+            raise ValueError(
+                "spatial_shapes must be L pairs (height, width) or an integer tensor [L, 2], got a tensor of "
+                f"{spatial_shapes.dtype} of shape {list(spatial_shapes.shape)}"
+            )
+        spatial_shapes = spatial_shapes.tolist()
+    try:
+        return tuple((height, width) for height, width in spatial_shapes)
+    except (TypeError, ValueError):
+        raise ValueError(f"spatial_shapes must be L pairs (height, width), got {spatial_shapes!r}") from None
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def check(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> None:
+    """Raises ValueError or TypeError, naming the argument, for what the operator cannot take."""
+    tensors = {"value": value, "sampling_locations": locations, "attention_weights": weights}
+    layouts = {"value": "B S M D", "sampling_locations": "B Q M L P 2", "attention_weights": "B Q M L P"}
+    for name, tensor in tensors.items():
+        rank = len(layouts[name].split())
+        if tensor.ndim != rank:
+            raise ValueError(f"{name} must be [{', '.join(layouts[name].split())}], got {_shape(tensor)}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}; convert it with .float()")
+        if tensor.device != value.device:
+            raise TypeError(f"{name} is on {tensor.device}, value on {value.device}; move them to one device")
+    if weights.dtype != locations.dtype or not (
+        locations.dtype == value.dtype or (value.dtype in _HALF and locations.dtype == torch.float32)
+    ):
+        raise TypeError(
+            f"dtypes differ: value {value.dtype}, sampling_locations {locations.dtype}, attention_weights "
+            f"{weights.dtype}; convert them to one (float32 locations and weights beside a half-typed value are fine)"
+        )
+    batch, tokens, heads, channels = value.shape
+    if len(shapes) == 0:
+        raise ValueError("spatial_shapes is empty; at least one level is needed")
+    for level, (height, width) in enumerate(shapes):
+        if height <= 0 or width <= 0:
+            raise ValueError(f"spatial_shapes[{level}] is ({height}, {width}); height and width must be positive")
+    if (total := sum(height * width for height, width in shapes)) != tokens:
+        raise ValueError(f"spatial_shapes {list(shapes)} hold {total} tokens, value {_shape(value)} has {tokens}")
+    if heads == 0 or channels == 0:
+        raise ValueError(f"value {_shape(value)} has no heads or no channels")
+    if locations.shape[3] != len(shapes):
+        raise ValueError(
+            f"sampling_locations {_shape(locations)} are for {locations.shape[3]} levels, spatial_shapes for {len(shapes)}"
+        )
+    if locations.shape[4] == 0:
+        raise ValueError(f"sampling_locations {_shape(locations)} have no points; at least one is needed")
+    if locations.shape[0] != batch or locations.shape[2] != heads or locations.shape[5] != 2:
+        raise ValueError(
+            f"sampling_locations {_shape(locations)} do not fit value {_shape(value)}: expected "
+            f"[{batch}, Q, {heads}, {len(shapes)}, P, 2]"
+        )
+    if weights.shape != locations.shape[:-1]:
+        raise ValueError(
+            f"attention_weights {_shape(weights)} do not fit sampling_locations {_shape(locations)}: expected "
+            f"{list(locations.shape[:-1])}"
+        )
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
