@@ -1,0 +1,57 @@
+"""The three terms of a detection loss, summed over matched pairs (and, for the class term, over all queries) of each
+layer: every function returns [K], not yet divided by the number of objects."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import boxes as box_ops
+from ..structures import Matches, Predictions, Targets
+
+
+def focal_loss(predictions: Predictions, targets: Targets, matches: Matches, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Sigmoid focal loss (Lin et al., 2017) of all K x B x Q x C logits -> [K].
+
+    A matched query is a positive of its object's class and a negative of every other; an unmatched one a negative of
+    all. Computed as if everything were negative, then corrected at the positives, which are few.
+    """
+    x = predictions.logits
+    p = x.sigmoid()
+    as_negative = (1 - alpha) * p**gamma * F.softplus(x)
+    pairs = last_per_query(matches, x.shape)
+    positive = pairs.layer, pairs.image, pairs.query, targets.labels[pairs.target]
+    as_positive = alpha * (1 - p[positive]) ** gamma * F.softplus(-x[positive])
+    return as_negative.sum((1, 2, 3)).index_add(0, pairs.layer, as_positive - as_negative[positive])
+
+
+def l1_loss(predictions: Predictions, targets: Targets, matches: Matches) -> Tensor:
+    """Sum of |cx|, |cy|, |w|, |h| differences over the matched pairs -> [K]."""
+    distance = (matched_boxes(predictions, matches) - targets.boxes[matches.target]).abs().sum(-1)
+    return _per_layer(distance, predictions, matches)
+
+
+def giou_loss(predictions: Predictions, targets: Targets, matches: Matches) -> Tensor:
+    """Sum of 1 - generalised IoU over the matched pairs -> [K]."""
+    predicted = box_ops.cxcywh_to_xyxy(matched_boxes(predictions, matches))
+    true = box_ops.cxcywh_to_xyxy(targets.boxes[matches.target])
+    return _per_layer(1 - box_ops.giou(predicted, true), predictions, matches)
+
+
+def matched_boxes(predictions: Predictions, matches: Matches) -> Tensor:
+    """[M, 4]: the predicted box of each pair."""
+    return predictions.boxes[matches.layer, matches.image, matches.query]
+
+
+def last_per_query(matches: Matches, shape: torch.Size) -> Matches:
+    """For a query in several pairs only the last: a query has one class. Deterministic on every device."""
+    _, num_images, num_queries = shape[:3]
+    slot = (matches.layer * num_images + matches.image) * num_queries + matches.query
+    number = torch.arange(len(slot), device=slot.device)
+    last = torch.full((shape[0] * num_images * num_queries,), -1, device=slot.device).scatter_reduce(0, slot, number, "amax")
+    return matches.select(last[slot] == number)
+
+
+def _per_layer(values: Tensor, predictions: Predictions, matches: Matches) -> Tensor:
+    return values.new_zeros(len(predictions.boxes)).index_add(0, matches.layer, values)
