@@ -22,14 +22,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from msdetr.boxes import cxcywh_to_xyxy, iou
+from msdetr.matching import class_probability, pair_iou
 from msdetr.structures import DetectorOutput, ImageBatch, Predictions, Targets
 
 DEFAULT_THRESHOLDS = tuple(round(0.30 + 0.05 * i, 2) for i in range(14))  # 0.30, 0.35, ..., 0.95
@@ -124,15 +123,14 @@ class CandidateQuality:
         Raises ValueError for a NaN or infinite box or score (with image, layer and query), a label outside [0, C), or
         a number of layers, or of images, that does not fit.
         """
-        boxes, probability = _checked(predictions, targets)
-        num_layers, _, num_queries, _ = boxes.shape
+        predictions, targets = _checked(predictions, targets)
+        num_layers, _, num_queries, _ = predictions.boxes.shape
         if self.sums is None:
             self._start(num_layers)
         if len(self.sums["best"]) != num_layers:
             raise ValueError(f"predictions of {num_layers} layers after some of {len(self.sums['best'])}")
-        image, labels = targets.image.cpu(), targets.labels.cpu()
-        overlap = object_iou(boxes, targets)  # [K, T, Q]
-        score = probability[:, image, :, labels].transpose(0, 1)  # [K, T, Q]
+        overlap = pair_iou(predictions, targets)  # [K, T, Q]
+        score = class_probability(predictions, targets)  # [K, T, Q]
 
         top = min(self.top, num_queries)
         ranked = overlap.topk(top, dim=-1).values
@@ -246,22 +244,15 @@ def measure(
     return quality
 
 
-def object_iou(boxes: Tensor, targets: Targets) -> Tensor:
-    """IoU of every object with every query of its own image: cxcywh boxes [K, B, Q, 4] -> [K, T, Q], in float64.
-
-    Float64, because the figures count boxes above thresholds and the float32 sides of a tie depend on the machine.
-    """
-    candidates = cxcywh_to_xyxy(boxes.detach().cpu().double())[:, targets.image.cpu()]
-    objects = cxcywh_to_xyxy(targets.boxes.detach().cpu().double())
-    return iou(candidates, objects[:, None])
-
-
-def _checked(predictions: Predictions, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Boxes and class probabilities in float64 on the CPU, or ValueError."""
-    boxes, logits = predictions.boxes.detach().cpu().double(), predictions.logits.detach().cpu().double()
+def _checked(predictions: Predictions, targets: Targets) -> tuple[Predictions, Targets]:
+    """Both on the CPU, predictions in float64 (the float32 sides of an IoU threshold depend on the machine), or
+    ValueError."""
+    predictions = predictions.detach().to("cpu", torch.float64)
+    boxes, logits = predictions.boxes, predictions.logits
     if boxes.shape[:3] != logits.shape[:3] or boxes.shape[1] != targets.num_images:
         raise ValueError(
-            f"boxes {list(boxes.shape)}, logits {list(logits.shape)} and targets of {targets.num_images} images do not fit"
+            f"boxes {list(boxes.shape)}, logits {list(logits.shape)} and targets of {targets.num_images} images "
+            "do not fit: give all three for the same batch"
         )
     for name, values in (("box", boxes), ("logit", logits)):
         bad = (~torch.isfinite(values)).any(-1).nonzero()
@@ -269,12 +260,14 @@ def _checked(predictions: Predictions, targets: Targets) -> tuple[Tensor, Tensor
             layer, image, query = bad[0].tolist()
             known = targets.image_ids[image] if targets.image_ids else f"number {image} of the batch"
             raise ValueError(f"NaN or infinite {name} in image {known}, layer {layer}, query {query}")
-    labels = targets.labels
+    labels = targets.labels.cpu()
     if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < logits.shape[-1]):
         raise ValueError(
-            f"labels must lie in [0, {logits.shape[-1]}), found {int(labels.min())} to {int(labels.max())}"
+            f"labels must lie in [0, {logits.shape[-1]}), found {int(labels.min())} to {int(labels.max())}: "
+            "predictions and annotations are of different categories"
         )
-    return boxes, logits.sigmoid()
+    objects = replace(targets, labels=labels, boxes=targets.boxes.detach().cpu(), image=targets.image.cpu())
+    return predictions, objects
 
 
 def _mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Pictures of tables: pure functions that take what ``msdetr.analysis`` makes and return matplotlib Figures."""
