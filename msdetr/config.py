@@ -12,9 +12,10 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Mapping
+from typing import Any, Literal
 
 import yaml
 
@@ -46,7 +47,9 @@ class ModelConfig:
     mixed_selection: bool = True  # Deformable DETR++: positions from proposals, contents learned
     look_forward_twice: bool = True  # Deformable DETR++: a box's gradient reaches the layer before
     variant: Literal["baseline", "a", "b", "c", "d"] = "c"  # decoder layer, Figure 4 of the paper
-    separate_heads: bool | None = None  # one-to-many predictors of their own; None: (a), (b) class head only, (c), (d) no
+    separate_heads: bool | None = (
+        None  # one-to-many predictors of their own; None: (a), (b) class head only, (c), (d) no
+    )
     candidate_ffn: bool | None = None  # additional FFN before the one-to-many predictors; None: (c) and (d) only
 
 
@@ -159,7 +162,9 @@ class RunConfig:
                     raise ConfigError(f"{path}: '{parent}' has no parts")
                 level = level[parent]
             if dataclasses.is_dataclass(_field_type(kind, name, path)):
-                raise ConfigError(f"{path}: is a section; give one of its fields, e.g. {path}.{_names(_field_type(kind, name, path))[0]}")
+                raise ConfigError(
+                    f"{path}: is a section; give one of its fields, e.g. {path}.{_names(_field_type(kind, name, path))[0]}"
+                )
             level[name] = value
         return from_dict(nested)
 
@@ -208,7 +213,9 @@ def _names(kind: type) -> list[str]:
 def _field_type(kind: type, name: str, where: str) -> Any:
     hints = typing.get_type_hints(kind)
     if name not in hints:
-        raise ConfigError(f"{where}: unknown parameter; {nearest(name, _names(kind) if kind is not RunConfig else all_paths())}")
+        raise ConfigError(
+            f"{where}: unknown parameter; {nearest(name, _names(kind) if kind is not RunConfig else all_paths())}"
+        )
     return hints[name]
 
 
@@ -317,7 +324,9 @@ def _check(config: RunConfig) -> None:
             raise ConfigError(f"{path}: must be {bounds}, got {value}")
     model = config.model
     if model.hidden_dim % model.num_heads:
-        raise ConfigError(f"model.hidden_dim: {model.hidden_dim} is not divisible by model.num_heads = {model.num_heads}")
+        raise ConfigError(
+            f"model.hidden_dim: {model.hidden_dim} is not divisible by model.num_heads = {model.num_heads}"
+        )
     if model.hidden_dim % 4:
         raise ConfigError(f"model.hidden_dim: {model.hidden_dim} is not divisible by 4 (sine position embedding)")
     if model.two_stage and not model.box_refine:

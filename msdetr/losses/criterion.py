@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -84,7 +84,9 @@ class Criterion:
                     "l1": l1_loss(predictions, of, pairs) / divisor,
                     "giou": giou_loss(predictions, of, pairs) / divisor,
                 }
-                total = total + (w.classification * values["class"] + w.l1 * values["l1"] + w.giou * values["giou"]).sum()
+                total = (
+                    total + (w.classification * values["class"] + w.l1 * values["l1"] + w.giou * values["giou"]).sum()
+                )
                 terms |= {f"{branch.name}/{term}": value.detach() for term, value in values.items()}
         return Losses(total, terms, matches)
 
@@ -95,7 +97,11 @@ class Criterion:
         if active is None:
             active = [(branch, p.float()) for branch in self.branches if (p := branch.predictions(output)) is not None]
         problems = [
-            (branch.matcher, predictions if branch.match_on is None else branch.match_on(output), branch.targets(targets))
+            (
+                branch.matcher,
+                predictions if branch.match_on is None else branch.match_on(output),
+                branch.targets(targets),
+            )
             for branch, predictions in active
         ]
         matches = {branch.name: found for (branch, _), found in zip(active, match_all(problems))}

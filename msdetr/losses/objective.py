@@ -12,7 +12,7 @@ from .criterion import Branch, Criterion, Weights
 
 def build_one_to_many_matcher(config: MatchingConfig) -> OneToManyMatcher:
     """The matcher that ``one_to_many`` names, with the configured alpha, tau and k."""
-    parameters = dict(alpha=config.alpha, threshold=config.threshold, k=config.k)
+    parameters = {"alpha": config.alpha, "threshold": config.threshold, "k": config.k}
     if config.one_to_many == "released":
         return ReleasedOneToMany(**parameters)
     return OneToManyMatcher(**parameters, exclusive=config.one_to_many == "exclusive")
@@ -25,7 +25,7 @@ def build_criterion(config: RunConfig) -> Criterion:
     Paper: silent.  Released: anchors, class cost 0, for MS-DETR and baseline alike.  Here: as released.
     """
     loss, matching = config.loss, config.matching
-    focal = dict(focal_alpha=loss.focal_alpha, focal_gamma=loss.focal_gamma)
+    focal = {"focal_alpha": loss.focal_alpha, "focal_gamma": loss.focal_gamma}
     hungarian = HungarianMatcher(matching.cost_class, matching.cost_l1, matching.cost_giou)
     branches = [
         Branch(

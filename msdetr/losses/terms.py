@@ -11,7 +11,9 @@ from .. import boxes as box_ops
 from ..structures import Matches, Predictions, Targets
 
 
-def focal_loss(predictions: Predictions, targets: Targets, matches: Matches, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def focal_loss(
+    predictions: Predictions, targets: Targets, matches: Matches, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
     """Sigmoid focal loss (Lin et al., 2017) of all K x B x Q x C logits -> [K].
 
     A matched query is a positive of its object's class and a negative of every other; an unmatched one a negative of
@@ -49,7 +51,9 @@ def last_per_query(matches: Matches, shape: torch.Size) -> Matches:
     _, num_images, num_queries = shape[:3]
     slot = (matches.layer * num_images + matches.image) * num_queries + matches.query
     number = torch.arange(len(slot), device=slot.device)
-    last = torch.full((shape[0] * num_images * num_queries,), -1, device=slot.device).scatter_reduce(0, slot, number, "amax")
+    last = torch.full((shape[0] * num_images * num_queries,), -1, device=slot.device).scatter_reduce(
+        0, slot, number, "amax"
+    )
     return matches.select(last[slot] == number)
 
 

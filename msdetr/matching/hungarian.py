@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import numpy as np
 import torch
@@ -59,6 +59,8 @@ class HungarianMatcher(Matcher):
                 rows = slice(starts[image], starts[image + 1])
                 target, query = linear_sum_assignment(cost[layer, rows])
                 order = np.argsort(query)
-                pairs.append((np.full(len(order), layer), np.full(len(order), image), query[order], target[order] + rows.start))
+                pairs.append(
+                    (np.full(len(order), layer), np.full(len(order), image), query[order], target[order] + rows.start)
+                )
         columns = [np.concatenate(column) for column in zip(*pairs)] if pairs else [np.zeros(0, dtype=np.int64)] * 4
         return Matches(*(torch.from_numpy(column.astype(np.int64)) for column in columns))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 from torch import Tensor
@@ -51,7 +51,9 @@ class OneToManyMatcher(Matcher):
         table = score(predictions, targets, self.alpha)  # [K, T, Q]
         num_queries = table.shape[-1]
         if self.k > num_queries:
-            warnings.warn(f"one-to-many matching: k = {self.k} is more than the {num_queries} queries; using all", stacklevel=5)
+            warnings.warn(
+                f"one-to-many matching: k = {self.k} is more than the {num_queries} queries; using all", stacklevel=5
+            )
         allowed = table.masked_fill(~favourite(table, targets), -1) if self.exclusive else table
         best, query = largest(allowed, min(self.k, num_queries))
         return best, query, table.sum(-1)  # the sum only tells whether the table is finite
@@ -87,7 +89,9 @@ def largest(table: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return value[..., :k].contiguous(), index[..., :k].contiguous()
 
 
-def merge_matches(one_to_many: Matches, one_to_one: Matches, num_queries: int, num_images: int, exclusive: bool = True) -> Matches:
+def merge_matches(
+    one_to_many: Matches, one_to_one: Matches, num_queries: int, num_images: int, exclusive: bool = True
+) -> Matches:
     """Adds the one-to-one pairs that one-to-many matching missed (paper: +0.1 to 0.2 AP).
 
     exclusive=True: a query serves one object; where it would serve two, the one-to-many pair stays and the one-to-one

@@ -1,0 +1,128 @@
+"""Released MS-DETR checkpoints <-> this package: one rename table, read in both directions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig
+
+# released name -> name here; {i} and {j} stand for a number, {*} for the rest of the name
+RENAMES = [
+    ("backbone.0.body.{*}", "backbone.body.{*}"),
+    ("input_proj.{*}", "projections.{*}"),
+    ("transformer.level_embed", "level_embedding"),
+    ("transformer.encoder.layers.{i}.self_attn.{*}", "encoder.layers.{i}.attention.inner.{*}"),
+    ("transformer.encoder.layers.{i}.norm1.{*}", "encoder.layers.{i}.attention.norm.{*}"),
+    ("transformer.encoder.layers.{i}.linear1.{*}", "encoder.layers.{i}.ffn.inner.linear1.{*}"),
+    ("transformer.encoder.layers.{i}.linear2.{*}", "encoder.layers.{i}.ffn.inner.linear2.{*}"),
+    ("transformer.encoder.layers.{i}.norm2.{*}", "encoder.layers.{i}.ffn.norm.{*}"),
+    ("transformer.decoder.layers.{i}.cross_attn.{*}", "decoder.layers.{i}.cross_attention.inner.{*}"),
+    ("transformer.decoder.layers.{i}.norm1.{*}", "decoder.layers.{i}.cross_attention.norm.{*}"),
+    ("transformer.decoder.layers.{i}.self_attn.{*}", "decoder.layers.{i}.self_attention.inner.attention.{*}"),
+    ("transformer.decoder.layers.{i}.norm2.{*}", "decoder.layers.{i}.self_attention.norm.{*}"),
+    ("transformer.decoder.layers.{i}.linear1.{*}", "decoder.layers.{i}.ffn.inner.linear1.{*}"),
+    ("transformer.decoder.layers.{i}.linear2.{*}", "decoder.layers.{i}.ffn.inner.linear2.{*}"),
+    ("transformer.decoder.layers.{i}.norm3.{*}", "decoder.layers.{i}.ffn.norm.{*}"),
+    ("transformer.decoder.layers.{i}.linear3.{*}", "decoder.one_to_many.ffns.{i}.inner.linear1.{*}"),
+    ("transformer.decoder.layers.{i}.linear4.{*}", "decoder.one_to_many.ffns.{i}.inner.linear2.{*}"),
+    ("transformer.decoder.layers.{i}.norm4.{*}", "decoder.one_to_many.ffns.{i}.norm.{*}"),
+    ("transformer.enc_output.{*}", "query_selection.memory_projection.{*}"),
+    ("transformer.enc_output_norm.{*}", "query_selection.memory_norm.{*}"),
+    ("transformer.pos_trans.{*}", "query_selection.position_projection.{*}"),
+    ("transformer.pos_trans_norm.{*}", "query_selection.position_norm.{*}"),
+    ("transformer.reference_points.{*}", "query_selection.reference_points.{*}"),
+    ("class_embed.{i}.{*}", "decoder.class_heads.{i}.{*}"),
+    ("bbox_embed.{i}.{*}", "decoder.box_heads.{i}.{*}"),
+    ("class_embed_o2m.{i}.{*}", "decoder.one_to_many.class_heads.{i}.{*}"),
+]
+# the released models register shared heads under several names; these repeat others
+REPEATED = ("transformer.decoder.class_embed.", "transformer.decoder.bbox_embed.", "bbox_embed_o2m.")
+
+
+def from_released(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The state dict of ``build_model(config)`` from a released one. Raises ValueError listing names it does not know."""
+    renamed, unknown = {}, []
+    for name, tensor in state.items():
+        if name.startswith(REPEATED):
+            continue
+        new_name = _from_released_name(name, config)
+        if new_name is None:
+            unknown.append(name)
+        elif new_name:
+            renamed[new_name] = tensor
+    if unknown:
+        raise ValueError(
+            f"not a released MS-DETR or Deformable DETR checkpoint; unknown names: {', '.join(unknown[:10])}"
+        )
+    return renamed
+
+
+def to_released(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """A released state dict, repeated names and all, from that of ``build_model(config)``; tensors are shared."""
+    released = {}
+    for name, tensor in state.items():
+        released[_to_released_name(name, config)] = tensor
+    layers = config.decoder_layers
+    heads = {name: t for name, t in released.items() if name.startswith(("class_embed.", "bbox_embed."))}
+    if not config.box_refine:  # all layers share the first heads
+        for name, tensor in list(heads.items()):
+            for i in range(1, layers):
+                released[name.replace(".0.", f".{i}.", 1)] = tensor
+    if config.box_refine:
+        repeated = heads if config.two_stage else {n: t for n, t in heads.items() if n.startswith("bbox_embed.")}
+        released |= {f"transformer.decoder.{name}": tensor for name, tensor in repeated.items()}
+    if any(name.startswith("class_embed_o2m.") for name in released):
+        of_layers = {n: t for n, t in heads.items() if n.startswith("bbox_embed.") and int(n.split(".")[1]) < layers}
+        released |= {name.replace("bbox_embed.", "bbox_embed_o2m.", 1): t for name, t in of_layers.items()}
+    return released
+
+
+def load_released(path: str | Path, config: ModelConfig) -> dict[str, Tensor]:
+    """Reads a released .pth file and converts its weights. Nothing in the file is executed: only tensors and plain
+    values are read, so the training arguments, an ``argparse.Namespace``, are allowed by name."""
+    import argparse
+
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    return from_released(checkpoint.get("model", checkpoint), config)
+
+
+def _from_released_name(name: str, config: ModelConfig) -> str | None:
+    """The name here; '' for a repetition, None for an unknown name."""
+    if name == "query_embed.weight":
+        return "query_selection.contents.weight" if config.two_stage else "query_selection.embedding.weight"
+    if match := re.fullmatch(r"(class|bbox)_embed\.(\d+)\.(.*)", name):
+        kind, number, rest = match.groups()
+        if config.two_stage and int(number) == config.decoder_layers:
+            return f"query_selection.{'class' if kind == 'class' else 'box'}_head.{rest}"
+        if not config.box_refine and number != "0":
+            return ""
+    return _rename(name, RENAMES)
+
+
+def _to_released_name(name: str, config: ModelConfig) -> str:
+    if name in ("query_selection.contents.weight", "query_selection.embedding.weight"):
+        return "query_embed.weight"
+    if match := re.fullmatch(r"query_selection\.(class|box)_head\.(.*)", name):
+        kind = "class_embed" if match[1] == "class" else "bbox_embed"
+        return f"{kind}.{config.decoder_layers}.{match[2]}"
+    renamed = _rename(name, [(new, old) for old, new in RENAMES])
+    if renamed is None:
+        raise ValueError(
+            f"the released code has no counterpart of {name}; only its own variants (baseline, a, c) convert"
+        )
+    return renamed
+
+
+def _rename(name: str, table: list[tuple[str, str]]) -> str | None:
+    for old, new in table:
+        pattern = re.escape(old).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{\*\}", "(?P<rest>.+)")
+        if match := re.fullmatch(pattern, name):
+            groups = match.groupdict()
+            return new.replace("{i}", groups.get("i", "")).replace("{*}", groups.get("rest", ""))
+    return None

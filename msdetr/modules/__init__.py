@@ -1,0 +1,28 @@
+"""The building blocks: attention, feed-forward, embeddings, heads, and the decoder layers of Figure 4."""
+
+from .attention import MultiScaleDeformableAttention, SelfAttention
+from .decoder_layer import VARIANTS, Baseline, DecoderLayer, VariantA, VariantB, VariantC, VariantD
+from .ffn import FFN
+from .heads import BoxHead, class_head
+from .positional import sine_embedding_2d, sine_embedding_of_boxes
+from .pyramid import Pyramid
+from .residual import Residual
+
+__all__ = [
+    "FFN",
+    "VARIANTS",
+    "Baseline",
+    "BoxHead",
+    "DecoderLayer",
+    "MultiScaleDeformableAttention",
+    "Pyramid",
+    "Residual",
+    "SelfAttention",
+    "VariantA",
+    "VariantB",
+    "VariantC",
+    "VariantD",
+    "class_head",
+    "sine_embedding_2d",
+    "sine_embedding_of_boxes",
+]

@@ -1,0 +1,102 @@
+"""The decoder layers of Figure 4: the same three sub-layers in different orders.
+
+Each forward returns (output, candidates): ``output`` goes to the one-to-one predictors and the next layer, and
+``candidates`` are the queries that the one-to-many predictors read (None: there is no such branch).
+
+    baseline  self-attention, cross-attention, FFN
+    (a)       self-attention, cross-attention, FFN *
+    (b)       cross-attention, self-attention, FFN *
+    (c)       cross-attention *, self-attention, FFN
+    (d)       self-attention *, cross-attention, FFN           * one-to-many supervision is applied here
+
+Shapes: queries and positions [B, Q, C], references [B, Q, 2 or 4] relative to the unpadded image.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .attention import MultiScaleDeformableAttention, SelfAttention
+from .ffn import FFN
+from .pyramid import Pyramid
+from .residual import Residual
+
+
+class CrossAttention(MultiScaleDeformableAttention):
+    """Deformable attention of placed queries into the encoded image."""
+
+    def forward(self, queries: Tensor, positions: Tensor, references: Tensor, memory: Pyramid) -> Tensor:
+        return super().forward(
+            queries + positions, memory.per_level(references), memory.tokens, memory.shapes, memory.mask
+        )
+
+
+class DecoderLayer(nn.Module):
+    """Owns the three sub-layers; a subclass says in which order they run."""
+
+    def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int, dropout: float):
+        super().__init__()
+        self.self_attention = Residual(SelfAttention(dim, num_heads, dropout), dim, dropout)
+        self.cross_attention = Residual(CrossAttention(dim, num_heads, num_levels, num_points), dim, dropout)
+        self.ffn = Residual(FFN(dim, ffn_dim, dropout), dim, dropout)
+
+    def forward(
+        self, queries: Tensor, positions: Tensor, references: Tensor, memory: Pyramid
+    ) -> tuple[Tensor, Tensor | None]:
+        raise NotImplementedError
+
+
+class Baseline(DecoderLayer):
+    """Deformable DETR: one-to-one supervision only."""
+
+    def forward(self, queries, positions, references, memory):
+        queries = self.self_attention(queries, positions)
+        queries = self.cross_attention(queries, positions, references, memory)
+        return self.ffn(queries), None
+
+
+class VariantA(DecoderLayer):
+    """Figure 4 (a): both kinds of supervision on the output of the usual layer."""
+
+    def forward(self, queries, positions, references, memory):
+        queries = self.self_attention(queries, positions)
+        queries = self.cross_attention(queries, positions, references, memory)
+        output = self.ffn(queries)
+        return output, output
+
+
+class VariantB(DecoderLayer):
+    """Figure 4 (b): as (a), cross-attention first."""
+
+    def forward(self, queries, positions, references, memory):
+        queries = self.cross_attention(queries, positions, references, memory)
+        queries = self.self_attention(queries, positions)
+        output = self.ffn(queries)
+        return output, output
+
+
+class VariantC(DecoderLayer):
+    """Figure 4 (c), the paper's choice: candidates are collected from the image, then self-attention sorts them out."""
+
+    def forward(self, queries, positions, references, memory):
+        candidates = self.cross_attention(queries, positions, references, memory)  # Q_ca, Eq. 1
+        queries = self.self_attention(candidates, positions)  # Q_sa, Eq. 2
+        return self.ffn(queries), candidates
+
+
+class VariantD(DecoderLayer):
+    """Figure 4 (d): one-to-many supervision after self-attention, before cross-attention."""
+
+    def forward(self, queries, positions, references, memory):
+        candidates = self.self_attention(queries, positions)
+        queries = self.cross_attention(candidates, positions, references, memory)
+        return self.ffn(queries), candidates
+
+
+VARIANTS: dict[str, type[DecoderLayer]] = {
+    "baseline": Baseline,
+    "a": VariantA,
+    "b": VariantB,
+    "c": VariantC,
+    "d": VariantD,
+}

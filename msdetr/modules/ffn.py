@@ -1,0 +1,15 @@
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+
+class FFN(nn.Module):
+    """Position-wise feed-forward network: linear, ReLU, dropout, linear; [..., dim] -> [..., dim]."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0):
+        super().__init__()
+        self.linear1 = nn.Linear(dim, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(relu(self.linear1(x))))

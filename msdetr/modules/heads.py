@@ -1,0 +1,32 @@
+"""Predictors: a linear layer for classes, a small MLP for boxes."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+PRIOR_PROBABILITY = 0.01
+
+
+def class_head(dim: int, num_classes: int) -> nn.Linear:
+    """Linear class head whose untrained probabilities are 1 % (focal loss, Section 4.1 of Lin et al., 2017)."""
+    head = nn.Linear(dim, num_classes)
+    nn.init.constant_(head.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+    return head
+
+
+class BoxHead(nn.Module):
+    """Three-layer MLP [..., dim] -> [..., 4]: offsets to a reference, in logits. Starts as zero, or with boxes whose
+    sides are sigmoid(-2), about 12 % of the image, where ``size_bias`` is -2."""
+
+    def __init__(self, dim: int, size_bias: float = 0.0):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, 4)])
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+        nn.init.constant_(self.layers[-1].bias[2:], size_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[2](relu(self.layers[1](relu(self.layers[0](x)))))

@@ -1,0 +1,40 @@
+"""The flattened feature pyramid that attention reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """All levels of a feature pyramid as one sequence of S tokens.
+
+    tokens: [B, S, C].   positions: [B, S, C] position plus level embedding.   mask: [B, S] bool, True on padding.
+    shapes: (height, width) of each of the L levels, S = sum of height x width; plain numbers, so nothing waits for
+    the device.   valid_ratios: [B, L, 2] share of each level's (width, height) that is not padding.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    mask: Tensor
+    shapes: tuple[tuple[int, int], ...]
+    valid_ratios: Tensor
+
+    def per_level(self, references: Tensor) -> Tensor:
+        """References relative to the unpadded image [B, Q, 2 or 4] -> relative to each padded level [B, Q, L, 2 or 4]."""
+        ratios = self.valid_ratios.repeat(1, 1, references.shape[-1] // 2)
+        return references[:, :, None] * ratios[:, None]
+
+    def token_centers(self) -> Tensor:
+        """[B, S, 2]: the centre (x, y) of each token, relative to the unpadded image; above 1 on padding."""
+        centers = []
+        for level, (height, width) in enumerate(self.shapes):
+            y = torch.arange(height, device=self.tokens.device, dtype=self.valid_ratios.dtype) + 0.5
+            x = torch.arange(width, device=self.tokens.device, dtype=self.valid_ratios.dtype) + 0.5
+            grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(1, -1, 2)
+            size = self.valid_ratios.new_tensor([width, height])
+            centers.append(grid / (self.valid_ratios[:, level, None] * size))
+        return torch.cat(centers, dim=1)
