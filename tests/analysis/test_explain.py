@@ -172,10 +172,15 @@ def test_released_rule_statuses_fit_its_matches(seed, k, merge):
 
 
 @settings(max_examples=100, deadline=None)
-@given(seed=st.integers(0, 10**6), threshold=st.sampled_from([0.04, 0.2, 0.5, 0.8]), most=st.integers(1, 18))
-def test_outcomes_against_loops(seed, threshold, most):
+@given(
+    seed=st.integers(0, 10**6),
+    threshold=st.sampled_from([0.04, 0.2, 0.5, 0.8]),
+    least=st.sampled_from([0.15, 0.35, 0.5]),
+    most=st.integers(1, 18),
+)
+def test_outcomes_against_loops(seed, threshold, least, most):
     predictions, targets = scene(seed, layers=1)
-    outcomes = explain_output(predictions, targets, threshold, 0.5, most)
+    outcomes = explain_output(predictions, targets, threshold, least, most)
     probability = predictions.logits[0, 0].sigmoid().tolist()
     overlap = [
         [float(iou(cxcywh_to_xyxy(c), cxcywh_to_xyxy(b))) for c in predictions.boxes[0, 0]] for b in targets.boxes
@@ -186,7 +191,7 @@ def test_outcomes_against_loops(seed, threshold, most):
         q, c = divmod(place, 3)
         if -value < threshold:
             continue
-        near = [t for t in range(3) if int(targets.labels[t]) == c and overlap[t][q] >= 0.5]
+        near = [t for t in range(3) if int(targets.labels[t]) == c and overlap[t][q] >= least]
         open_ = [t for t in near if t not in taken]
         if open_:
             taken[max(open_, key=lambda t: overlap[t][q])] = q
@@ -194,7 +199,7 @@ def test_outcomes_against_loops(seed, threshold, most):
             spare.append((max(near, key=lambda t: overlap[t][q]), q))
     for t, outcome in enumerate(outcomes):
         label = int(targets.labels[t])
-        placed = [q for q in range(6) if overlap[t][q] >= 0.5]
+        placed = [q for q in range(6) if overlap[t][q] >= least]
         if t in taken:
             copies = [q for owner, q in spare if owner == t]
             assert [q for q, _, _ in outcome.detections] == [taken[t], *copies]
@@ -228,8 +233,8 @@ def test_in_words():
         "Query 0 serves object 0 (circle): its score is 0.3 · 0.900 + 0.7 · 1.000 = 0.970, its place 1 of at most 2.",
         "Query 1 serves object 0 (circle): its score is 0.3 · 0.800 + 0.7 · 0.750 = 0.765, its place 2 of at most 2.",
         "Query 2 does not serve object 0 (circle): it is number 3 among the object's candidates and k = 2.",
-        "Query 3 does not serve object 0 (circle): its score, 0.3 · 0.600 + 0.7 · 0.000 = 0.180, is not above τ = 0.4; "
-        "it is number 4 among the object's candidates and k = 2.",
+        "Query 3 does not serve object 0 (circle): its score, 0.3 · 0.600 + 0.7 · 0.000 = 0.180, is not above τ = 0.4; it "
+        + "is number 4 among the object's candidates and k = 2.",
     ]
     ranked = found.one_to_many.candidates(0, top=3)
     assert [(c.query, c.rank, c.status) for c in ranked] == [
