@@ -62,7 +62,7 @@ class ImageBatch(_Movable):
 
 
 @dataclass(frozen=True)
-class Targets:
+class Targets(_Movable):
     """The annotated objects of a batch, flat: object t lies in image ``image[t]``. Sorted by image.
 
     labels: [T] int64 in [0, C).   boxes: [T, 4] cxcywh in [0, 1].   image: [T] int64 in [0, B), non-decreasing.
