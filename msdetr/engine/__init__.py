@@ -1,0 +1,44 @@
+"""Training, evaluation, checkpoints and ranks."""
+
+from .errors import (
+    CheckpointError,
+    EngineError,
+    EvaluationError,
+    NonFiniteError,
+    OutOfMemoryError,
+    RunDirectoryError,
+    StepError,
+    Terminated,
+    TrainingError,
+)
+from .evaluate import EvalResult, coco_metrics, evaluate
+from .optim import MovingAverage, build_optimizer, lr_factor, parameter_groups
+from .order import DataOrder, MicroBatches
+from .postprocess import nms_postprocess, postprocess
+from .train import Step, Trainer, train
+
+__all__ = [
+    "CheckpointError",
+    "DataOrder",
+    "EngineError",
+    "EvalResult",
+    "EvaluationError",
+    "MicroBatches",
+    "MovingAverage",
+    "NonFiniteError",
+    "OutOfMemoryError",
+    "RunDirectoryError",
+    "Step",
+    "StepError",
+    "Terminated",
+    "Trainer",
+    "TrainingError",
+    "build_optimizer",
+    "coco_metrics",
+    "evaluate",
+    "lr_factor",
+    "nms_postprocess",
+    "parameter_groups",
+    "postprocess",
+    "train",
+]

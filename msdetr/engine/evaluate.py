@@ -1,0 +1,307 @@
+"""Evaluation in the COCO protocol: the twelve numbers, per-class AP, and what they were computed under."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from .distributed import ALONE, World
+from .errors import EvaluationError, EvaluationStopped
+from .postprocess import postprocess
+from .progress import Progress
+from .signals import leave_signals_to_parent
+
+AREAS = {"": "all", "s": "small", "m": "medium", "l": "large"}  # suffix of AP and AR -> pycocotools' area label
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What an evaluation found. A number is None where it is undefined (no object it could be computed on).
+
+    metrics: AP, AP50, AP75, APs, APm, APl, AR1, AR10, ARmax, ARs, ARm, ARl in [0, 1].
+    per_class: class name -> AP.   protocol: what the numbers were computed under.
+    truncated: detections beyond ``max_detections`` of their image and class, which did not count.
+    """
+
+    metrics: dict[str, float | None]
+    per_class: dict[str, float | None]
+    protocol: dict[str, Any]
+    num_images: int
+    num_detections: int
+    truncated: int = 0
+    seconds: float = 0.0
+    detections: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without the detections."""
+        return {name: value for name, value in asdict(self).items() if name != "detections"}
+
+    def summary(self) -> str:
+        """The numbers and their protocol, for people."""
+        numbers = "  ".join(f"{name} {_show(value)}" for name, value in self.metrics.items())
+        protocol = ", ".join(f"{name} {value}" for name, value in self.protocol.items())
+        lines = [numbers, f"{self.num_images} images, {self.num_detections} detections; protocol: {protocol}"]
+        if self.truncated:
+            lines.append(f"{self.truncated} detections were beyond {self.protocol['max_detections']} per image and class and did not count")
+        return "\n".join(lines)
+
+
+def _show(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+@torch.inference_mode()
+def evaluate(
+    detector: nn.Module,
+    dataset,
+    *,
+    max_detections: int = 100,
+    batch_size: int = 2,
+    workers: int = 0,
+    precision: str = "fp32",
+    world: World = ALONE,
+    progress: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+) -> EvalResult:
+    """The COCO numbers of a detector on a data set, on the device the detector is on.
+
+    The ranks of ``world`` share the images, each image exactly once, and all get the result. The detector is left in
+    the mode (training or not) it was in. Raises EvaluationError for NaN or infinite predictions, naming the image, and
+    EvaluationStopped on all ranks once ``stop()`` is true on one.
+    """
+    start = time.perf_counter()
+    device = next(detector.parameters()).device
+    training = detector.training
+    detector.eval()
+    try:
+        mine = _detect(detector, dataset, max_detections, batch_size, workers, precision, device, world, progress, stop)
+    finally:
+        detector.train(training)
+    if world.sum([stop()])[0]:
+        raise EvaluationStopped("the evaluation was stopped")
+    shards = world.gather(mine)
+
+    def score() -> EvalResult:
+        seen = [image_id for image_ids, _ in shards for image_id in image_ids]
+        if sorted(seen) != sorted(dataset.image_ids):
+            raise EvaluationError(f"the ranks evaluated {len(seen)} images of {len(dataset.image_ids)}, not each exactly once")
+        detections = np.concatenate([rows for _, rows in shards])
+        return coco_metrics(dataset.coco_api(), detections, dataset.image_ids, max_detections)
+
+    result = world.on_main(score)
+    return EvalResult(**{**vars(result), "seconds": time.perf_counter() - start})
+
+
+def _detect(detector, dataset, max_detections, batch_size, workers, precision, device, world, progress, stop):
+    """This rank's image ids and detections [N, 7]: image id, x, y, w, h in pixels, score, category id."""
+    from ..data import collate
+
+    indices = list(range(world.rank, len(dataset), world.size))
+    loader = DataLoader(
+        dataset,
+        batch_sampler=[indices[i : i + batch_size] for i in range(0, len(indices), batch_size)],
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=leave_signals_to_parent,
+        generator=torch.Generator(),  # the default generator belongs to training
+    )
+    category_ids = np.asarray(dataset.categories.category_ids)
+    image_ids, rows = [], [np.zeros((0, 7))]
+    bar = Progress(len(indices), title="evaluate", unit="image", enabled=progress and world.main, brief=True)
+    for batch, targets in loader:
+        if stop():
+            break
+        with autocast(device, precision):
+            output = detector(batch.to(device, non_blocking=True))
+        for image_id, found in zip(targets.image_ids, postprocess(output.one_to_one.layer(-1), targets.sizes, max_detections)):
+            image_ids.append(image_id)
+            rows.append(coco_rows(image_id, found.to("cpu"), category_ids))
+        bar.advance(len(targets.image_ids))
+    bar.close()
+    return image_ids, np.concatenate(rows)
+
+
+def autocast(device: torch.device, precision: str):
+    """The mixed precision that ``train.precision`` names: "auto" is bf16 on CUDA and fp32 elsewhere."""
+    use_bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16)
+
+
+def coco_rows(image_id: int, detections, category_ids: np.ndarray) -> np.ndarray:
+    """Detections of one image as [N, 7] float64 rows: image id, x, y, w, h in pixels, score, category id.
+
+    Raises EvaluationError where a score or box is NaN or infinite: pycocotools would score it, even as perfect.
+    """
+    boxes, scores = detections.boxes.double().numpy(), detections.scores.double().numpy()
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise EvaluationError(
+            f"image id {image_id}: the detector predicts a NaN or infinite box or score; its weights are unusable: "
+            "evaluate an earlier checkpoint, or train with a lower learning rate"
+        )
+    labels = detections.labels.numpy()
+    if len(labels) and labels.max() >= len(category_ids):
+        raise EvaluationError(
+            f"image id {image_id}: class {labels.max()} is predicted, but the data set has {len(category_ids)} classes; "
+            "model.num_classes must be the data set's"
+        )
+    return np.column_stack(
+        [np.full(len(scores), image_id), boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, category_ids[labels]]
+    ).reshape(-1, 7)
+
+
+def coco_metrics(coco, detections: np.ndarray, image_ids: Sequence[int] | None = None, max_detections: int = 100) -> EvalResult:
+    """The twelve COCO numbers of detections against a ``pycocotools.coco.COCO`` ground truth.
+
+    detections: [N, 7] rows of image id, x, y, w, h in pixels, score, category id.
+    image_ids: the images that count, all of ``coco`` by default.
+    max_detections: detections kept per image and class, and in all by ``postprocess``: 100 in the COCO protocol, 300
+    in the released 900-query results.
+
+    Raises EvaluationError for NaN values, unknown images or categories, and duplicate image ids.
+    """
+    check_metric()
+    return _score(coco, detections, image_ids, max_detections)
+
+
+def _score(coco, detections, image_ids, max_detections) -> EvalResult:
+    start = time.perf_counter()
+    image_ids = list(coco.imgs if image_ids is None else image_ids)
+    detections = np.asarray(detections, dtype=np.float64).reshape(-1, 7)
+    _check_detections(coco, detections, image_ids)
+    name, evaluator = metric_backend()
+    max_dets = sorted({count for count in (1, 10) if count < max_detections} | {max_detections})
+    with contextlib.redirect_stdout(io.StringIO()):  # the library prints its progress
+        run = evaluator(coco, _results(coco, detections), iouType="bbox")
+        run.params.imgIds = sorted(image_ids)
+        run.params.maxDets = max_dets
+        run.evaluate()
+        run.accumulate()
+
+    precision, recall = np.asarray(run.eval["precision"]), np.asarray(run.eval["recall"])  # [T, R, C, A, M], [T, C, A, M]
+    thresholds, areas = list(np.round(run.params.iouThrs, 2)), list(run.params.areaRngLbl)
+    metrics = {"AP": _mean(precision[..., 0, -1])}
+    for percent in (50, 75):
+        metrics[f"AP{percent}"] = _mean(precision[thresholds.index(percent / 100), ..., 0, -1])
+    for suffix in "sml":
+        metrics[f"AP{suffix}"] = _mean(precision[..., areas.index(AREAS[suffix]), -1])
+    for label, count in (("1", 1), ("10", 10), ("max", max_detections)):
+        metrics[f"AR{label}"] = _mean(recall[..., 0, max_dets.index(min(count, max_detections))])
+    for suffix in "sml":
+        metrics[f"AR{suffix}"] = _mean(recall[..., areas.index(AREAS[suffix]), -1])
+
+    names = {category_id: coco.cats[category_id]["name"] for category_id in run.params.catIds}
+    counts = np.unique(detections[:, [0, 6]], axis=0, return_counts=True)[1]  # per image and class
+    return EvalResult(
+        metrics=metrics,
+        per_class={_unique(names, c): _mean(precision[:, :, i, 0, -1]) for i, c in enumerate(run.params.catIds)},
+        protocol={"metric": "COCO bbox", "max_detections": max_detections, "iou": "0.50:0.95", "computed by": name},
+        num_images=len(image_ids),
+        num_detections=len(detections),
+        truncated=int(np.maximum(counts - max_detections, 0).sum()),
+        seconds=time.perf_counter() - start,
+        detections=detections,
+    )
+
+
+def _unique(names: dict[int, str], category_id: int) -> str:
+    """The category's name, with its id where another category has the same name."""
+    name = names[category_id]
+    return name if list(names.values()).count(name) == 1 else f"{name} (id {category_id})"
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """The mean of the defined values (pycocotools marks the others -1), None where there is none."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else None
+
+
+def _check_detections(coco, detections: np.ndarray, image_ids: list[int]) -> None:
+    bad = ~np.isfinite(detections).all(axis=1)
+    if bad.any():
+        row = detections[bad][0]
+        raise EvaluationError(f"image id {row[0]:.0f}: a detection has a NaN or infinite value: {row.tolist()}")
+    unknown = set(detections[:, 6]) - set(coco.cats)
+    if unknown:
+        known = sorted(coco.cats)
+        raise EvaluationError(
+            f"detections of category id {', '.join(f'{c:.0f}' for c in sorted(unknown))}, which the annotations do not "
+            f"have (they have {len(known)}: {known[0]} to {known[-1]}); was the model trained with another class map?"
+        )
+    if len(set(image_ids)) < len(image_ids):
+        raise EvaluationError("an image id appears twice among the images to evaluate")
+    strangers = set(detections[:, 0]) - set(image_ids)
+    if strangers:
+        raise EvaluationError(f"detections of image id {min(strangers):.0f}, which is not among the images to evaluate")
+
+
+def _results(coco, detections: np.ndarray):
+    """Detections as the COCO object the evaluators take."""
+    results = type(coco)()
+    results.dataset = {
+        "images": list(coco.imgs.values()),
+        "categories": list(coco.cats.values()),
+        "annotations": [
+            {
+                "id": i + 1,
+                "image_id": int(row[0]),
+                "category_id": int(row[6]),
+                "bbox": row[1:5].tolist(),
+                "area": float(row[3] * row[4]),
+                "score": float(row[5]),
+                "iscrowd": 0,
+            }
+            for i, row in enumerate(detections)
+        ],
+    }
+    results.createIndex()
+    return results
+
+
+@functools.cache
+def metric_backend() -> tuple[str, type]:
+    """The name and class of the evaluator: faster-coco-eval where it is installed, else pycocotools, the reference."""
+    try:
+        from faster_coco_eval.core import COCOeval_faster
+    except ImportError:
+        from pycocotools.cocoeval import COCOeval
+
+        return "pycocotools", COCOeval
+    return "faster-coco-eval", COCOeval_faster
+
+
+@functools.cache
+def check_metric() -> None:
+    """Scores known answers once per process, so that a mix-up of box formats or a broken installation is caught.
+
+    Perfect detections must give AP 1, the same boxes as (x0, y0, x1, y1) must not.
+    """
+    from pycocotools.coco import COCO
+
+    boxes = np.array([[10.0, 20, 30, 40], [50, 60, 20, 10], [5, 5, 80, 90]])
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": 1, "width": 100, "height": 100}],
+        "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [
+            {"id": i + 1, "image_id": 1, "category_id": 1, "bbox": list(box), "area": box[2] * box[3], "iscrowd": 0}
+            for i, box in enumerate(boxes)
+        ],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    corners = np.column_stack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
+    for layout, perfect in ((boxes, True), (corners, False)):
+        rows = np.column_stack([np.ones(3), layout, [0.9, 0.8, 0.7], np.ones(3)])
+        if (_score(coco, rows, None, 100).metrics["AP"] == 1.0) != perfect:
+            raise EvaluationError(f"{metric_backend()[0]} fails its self-test (perfect boxes must score 1); reinstall it")
