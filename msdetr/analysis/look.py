@@ -1,0 +1,66 @@
+"""Looking inside a detector: both branches in eval mode, and where the queries sample the image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from msdetr.structures import DetectorOutput, ImageBatch
+
+
+@dataclass(frozen=True)
+class SamplingPoints:
+    """Where the queries of one image look in one decoder layer (M heads, L levels, P points).
+
+    locations: [Q, M, L, P, 2] (x, y) relative to the image without padding; outside [0, 1] nothing is there.
+    weights: [Q, M, L, P] attention weights, which sum to 1 over L and P.
+    """
+
+    locations: np.ndarray
+    weights: np.ndarray
+
+
+@contextmanager
+def evaluating(detector: nn.Module) -> Iterator[nn.Module]:
+    """The detector in eval mode without gradients; put back into the mode it was in."""
+    training = detector.training
+    detector.eval()
+    try:
+        with torch.no_grad():
+            yield detector
+    finally:
+        detector.train(training)
+
+
+def both_branches(detector: nn.Module, batch: ImageBatch) -> DetectorOutput:
+    """Predictions in eval mode, with the one-to-many branch where the detector has one. Draws no random number."""
+    with evaluating(detector):
+        return detector(batch, one_to_many=detector.decoder.one_to_many is not None)
+
+
+def sampling_points(detector: nn.Module, batch: ImageBatch, image: int = 0) -> list[SamplingPoints]:
+    """The sampling points of every decoder layer's cross-attention, for one image of a batch."""
+    found: list[SamplingPoints] = []
+
+    def record(attention: nn.Module, inputs: tuple) -> None:
+        queries, positions, references, memory = inputs
+        placed = queries + positions
+        locations = attention.sampling_locations(placed, memory.per_level(references), memory.shapes)
+        locations = locations / memory.valid_ratios[:, None, None, :, None]  # from padded levels to the image
+        weights = attention.attention_weights(placed).unflatten(-1, (attention.num_heads, -1)).softmax(-1)
+        weights = weights.unflatten(-1, (attention.num_levels, attention.num_points))
+        found.append(SamplingPoints(locations[image].cpu().numpy(), weights[image].cpu().numpy()))
+
+    hooks = [layer.cross_attention.inner.register_forward_pre_hook(record) for layer in detector.decoder.layers]
+    try:
+        with evaluating(detector):
+            detector(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

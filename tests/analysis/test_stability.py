@@ -1,0 +1,140 @@
+"""Recording matches during training, and the flip rates, against sets counted by hand."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msdetr.analysis.look import both_branches, sampling_points
+from msdetr.analysis.stability import MatchHistory, MatchRecorder, flip_rates, load_history
+from msdetr.config import MatchingConfig, ModelConfig
+from msdetr.model import build_model
+from msdetr.structures import ImageBatch, Targets
+
+
+@pytest.fixture(scope="module")
+def detector():
+    torch.manual_seed(0)
+    config = ModelConfig(
+        num_classes=3, backbone="conv", backbone_norm="group", pretrained="none", trainable_layers=5, hidden_dim=32,
+        num_heads=4, encoder_layers=1, decoder_layers=2, ffn_dim=32, num_queries=12, num_levels=3, num_points=2,
+        dropout=0.1,
+    )  # fmt: skip
+    return build_model(config)
+
+
+@pytest.fixture
+def images():
+    rng = torch.Generator().manual_seed(1)
+    batch = ImageBatch.from_images([torch.randn(3, 64, 64, generator=rng), torch.randn(3, 48, 64, generator=rng)])
+    targets = Targets.from_list(
+        [torch.tensor([0, 1]), torch.tensor([2])],
+        [torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.6, 0.6, 0.4, 0.4]]), torch.tensor([[0.5, 0.5, 0.5, 0.5]])],
+        image_ids=(7, 9),
+    )
+    return batch, targets
+
+
+def history_of(one_to_one, one_to_many=None, layers=1, objects=2):
+    def rows(sets):
+        return np.array([(k, t, q) for (k, t), qs in sets.items() for q in qs], dtype=np.int32).reshape(-1, 3)
+
+    labels = torch.zeros(objects, dtype=torch.long)
+    targets = Targets(labels, torch.zeros(objects, 4), labels, num_images=1)
+    many = None if one_to_many is None else [rows(s) for s in one_to_many]
+    number = len(one_to_one)
+    return MatchHistory(
+        np.arange(number) * 10, np.arange(number) / 2, layers, targets, MatchingConfig(), [rows(s) for s in one_to_one],
+        many, [], [], (),
+    )  # fmt: skip
+
+
+def test_flip_rates_by_hand():
+    one = [{(0, 0): {4}, (0, 1): {5}}, {(0, 0): {4}, (0, 1): {6}}, {(0, 0): {5}, (0, 1): {4}}]
+    many = [{(0, 0): {1, 2, 3}}, {(0, 0): {2, 3, 4}}, {}]
+    rates = flip_rates(history_of(one, many))
+    assert rates.one_to_one.tolist() == [[0.5], [1.0]]
+    np.testing.assert_allclose(rates.one_to_many, [[0.5], [1.0]])  # 1 - 2/4 and 1 - 0/3; the other object never counts
+    assert rates.counted_one_to_many.tolist() == [[1], [1]]
+    assert rates.per_epoch()[0].tolist() == [1] and rates.per_epoch()[1].tolist() == [[0.75]]
+    with pytest.raises(ValueError, match="needs two"):
+        flip_rates(history_of(one[:1]))
+
+
+RECORD = st.dictionaries(
+    st.tuples(st.integers(0, 1), st.integers(0, 2)), st.sets(st.integers(0, 5), min_size=1, max_size=4), max_size=6
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(RECORD, min_size=2, max_size=4))
+def test_flip_rates_are_jaccard_distances(records):
+    rates = flip_rates(history_of(records, records, layers=2, objects=3))
+    for i, (before, after) in enumerate(zip(records, records[1:], strict=False)):
+        for layer in range(2):
+            distances = []
+            for t in range(3):
+                a, b = before.get((layer, t), set()), after.get((layer, t), set())
+                if a | b:
+                    distances.append(1 - len(a & b) / len(a | b))
+            assert rates.counted_one_to_many[i, layer] == len(distances)
+            expected = np.mean(distances) if distances else np.nan
+            np.testing.assert_allclose(rates.one_to_many[i, layer], expected)
+
+
+def test_recording_leaves_the_run_as_it_was_and_comes_back(tmp_path, detector, images):
+    batch, targets = images
+    detector.train()
+    recorder = MatchRecorder(
+        tmp_path, batch, targets, MatchingConfig(threshold=0.1), every=2, class_names=["a", "b", "c"]
+    )
+    before, weights = torch.random.get_rng_state(), {k: v.clone() for k, v in detector.state_dict().items()}
+    assert [recorder(detector, step, step / 4) for step in range(5)] == [True, False, True, False, True]
+    assert detector.training and torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(weights[k], v) for k, v in detector.state_dict().items())
+    assert recorder.seconds > 0
+
+    history = load_history(tmp_path)
+    assert history.steps.tolist() == [0, 2, 4] and history.num_layers == 2 and history.class_names == ("a", "b", "c")
+    assert (flip_rates(history).one_to_one == 0).all(), "the weights did not move, so nothing flips"
+    assert (flip_rates(history).one_to_many[:, flip_rates(history).counted_one_to_many[0] > 0] == 0).all()
+    output = both_branches(detector, batch)
+    torch.testing.assert_close(history.states[1].one_to_many.boxes, output.one_to_many.boxes)
+    assert [p.shape for p in history.pictures] == [(64, 64, 3), (48, 64, 3)]
+    assert len(history.kept_targets()) == 3 and history.matching.threshold == 0.1
+    tokens = output.selected[history.targets.image]  # [T, Q]
+    for _, target, identity in history.one_to_one[0]:
+        assert identity in tokens[target], "in a two-stage detector a query is known by its token"
+
+
+def test_no_records_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="recording"):
+        load_history(tmp_path)
+
+
+def test_sampling_points_reproduce_the_attention(detector, images):
+    """Sampling the values at the reported points with the reported weights is what the cross-attention computes."""
+    batch, _ = images
+    seen = {}
+    attention = detector.decoder.layers[1].cross_attention.inner
+    hook = attention.register_forward_hook(lambda module, inputs, output: seen.update(inputs=inputs, output=output))
+    points = sampling_points(detector, batch, image=1)
+    hook.remove()
+    assert len(points) == 2 and points[0].locations.shape == (12, 4, 3, 2, 2)
+    np.testing.assert_allclose(points[1].weights.sum((-1, -2)), 1, atol=1e-5)
+    *_, memory = seen["inputs"]
+    locations = torch.from_numpy(points[1].locations) * memory.valid_ratios[1, None, None, :, None]
+    with torch.no_grad():
+        values = attention.value_proj(memory.tokens).masked_fill(memory.mask[..., None], 0)[1]
+        start, sampled = 0, 0
+        for level, (height, width) in enumerate(memory.shapes):
+            grid = values[start : start + height * width].T.reshape(4, 8, height, width)  # heads as a batch
+            start += height * width
+            at = locations[:, :, level].transpose(0, 1) * 2 - 1  # [M, Q, P, 2]
+            found = torch.nn.functional.grid_sample(grid, at, align_corners=False)  # [M, 8, Q, P]
+            sampled = sampled + (found * torch.from_numpy(points[1].weights)[:, :, level].transpose(0, 1)[:, None]).sum(
+                -1
+            )
+        expected = attention.output_proj(sampled.permute(2, 0, 1).flatten(1))
+    torch.testing.assert_close(seen["output"][1], expected, atol=1e-5, rtol=1e-4)
