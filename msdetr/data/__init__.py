@@ -1,0 +1,34 @@
+"""Data: COCO-format folders, the generated ``shapes`` set, augmentation, and loaders in a reproducible order."""
+
+from . import shapes
+from .coco import Categories, CocoDetection, Sample, collate
+from .images import ImageError, Remark, read_image
+from .loader import EpochSampler, build_dataset, build_datasets, build_eval_loader, build_train_loader
+from .transforms import IMAGE_MEAN, IMAGE_STD, eval_transform, normalized, train_transform
+from .validate import AnnotationError, Annotations, DataWarning, Report, read_annotations
+
+__all__ = [
+    "IMAGE_MEAN",
+    "IMAGE_STD",
+    "AnnotationError",
+    "Annotations",
+    "Categories",
+    "CocoDetection",
+    "DataWarning",
+    "EpochSampler",
+    "ImageError",
+    "Remark",
+    "Report",
+    "Sample",
+    "build_dataset",
+    "build_datasets",
+    "build_eval_loader",
+    "build_train_loader",
+    "collate",
+    "eval_transform",
+    "normalized",
+    "read_annotations",
+    "read_image",
+    "shapes",
+    "train_transform",
+]

@@ -110,7 +110,9 @@ def _outlines() -> dict[str, list[np.ndarray]]:
 _OUTLINES = _outlines()
 
 
-def _place(loops: list[np.ndarray], center: tuple[int, int], radius: int, degrees: int, squeeze: int) -> list[np.ndarray]:
+def _place(
+    loops: list[np.ndarray], center: tuple[int, int], radius: int, degrees: int, squeeze: int
+) -> list[np.ndarray]:
     """Squeezed across (percent), turned, scaled to a radius and moved to a centre, both in coordinate units."""
     cosine, sine = int(_SINE[(degrees + 90) % _DEGREES]), int(_SINE[degrees % _DEGREES])
     placed = []
@@ -313,7 +315,9 @@ def polygons(mask: np.ndarray, tolerance: int = 1) -> list[np.ndarray]:
     copies = 1 + saddle[y, x]  # where two cells touch at a corner, two outlines do
     y, x = y.repeat(copies), x.repeat(copies)
     second = np.append(False, (y[1:] == y[:-1]) & (x[1:] == x[:-1]))  # the first goes left, the second right ...
-    upper = np.where(saddle[y, x] & (northeast[y, x] == 1), ~second, second)  # ... and up or down on its own cell's side
+    upper = np.where(
+        saddle[y, x] & (northeast[y, x] == 1), ~second, second
+    )  # ... and up or down on its own cell's side
     row_order, column_order = np.arange(len(y)), np.lexsort((upper, y, x))
     across, down = np.empty_like(row_order), np.empty_like(row_order)
     for partner, order in ((across, row_order), (down, column_order)):  # edges join corners 0-1, 2-3, ... of a line

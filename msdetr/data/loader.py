@@ -1,0 +1,166 @@
+"""Which images a step sees, and the loaders that bring them.
+
+The order of an epoch is a pure function of (seed, epoch). Step s of an epoch is the same global batch whatever the number of
+ranks, micro-batches or workers, so a run can be stopped at any step and go on elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from ..config import RunConfig
+from ..structures import ImageBatch, Targets
+from . import shapes
+from .coco import CocoDetection, Sample, _mixed, collate
+from .transforms import eval_transform, train_transform
+
+Batch = tuple[ImageBatch, Targets]
+DEFAULT_SHAPES = {"train": 2000, "val": 500}  # images of a generated set where the configuration says 0
+_ORDER = 0x6F72646572  # keeps the stream of the order apart from those of the images
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """For each optimiser step, the (epoch, index) keys of this rank's share of the global batch.
+
+    The images are shuffled anew each epoch; the last, incomplete batch of an epoch is left out (other images each time).
+    Rank r takes the r-th of ``world_size`` near-equal runs of each batch.
+
+    start:  steps of ``epoch`` that were already done.   epochs: how many epochs to go on for.
+    shuffle: False keeps the order of the data set.
+
+    Raises ValueError where an epoch would have no step, a rank no image, or ``start`` lies beyond the epoch.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+        epochs: int = 1,
+        shuffle: bool = True,
+    ):
+        if num_images < batch_size:
+            raise ValueError(
+                f"{num_images} images are fewer than one batch of {batch_size}: there would be no step to take; "
+                "lower train.batch_size or add images"
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is not within world size {world_size}")
+        if batch_size < world_size:
+            raise ValueError(f"a batch of {batch_size} cannot be shared by {world_size} ranks; raise train.batch_size")
+        self.num_images, self.batch_size, self.seed, self.shuffle = num_images, batch_size, seed, shuffle
+        self.epoch, self.epochs, self.start = epoch, epochs, start
+        self.rank, self.world_size = rank, world_size
+        if not 0 <= start <= self.steps_per_epoch:
+            raise ValueError(f"start {start} is not within the {self.steps_per_epoch} steps of an epoch")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_images // self.batch_size
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.epochs - self.start
+
+    def order(self, epoch: int) -> list[int]:
+        """The images of an epoch in the order in which they are seen."""
+        if not self.shuffle:
+            return list(range(self.num_images))
+        generator = torch.Generator().manual_seed(_mixed(self.seed, epoch, _ORDER))
+        return torch.randperm(self.num_images, generator=generator).tolist()
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        low = self.rank * self.batch_size // self.world_size
+        high = (self.rank + 1) * self.batch_size // self.world_size
+        for epoch in range(self.epoch, self.epoch + self.epochs):
+            order = self.order(epoch)
+            for step in range(self.start if epoch == self.epoch else 0, self.steps_per_epoch):
+                first = step * self.batch_size
+                yield [(epoch, index) for index in order[first + low : first + high]]
+
+
+class _MicroBatches:
+    """Collates the share of a step into micro-batches."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, samples: list[Sample | None]) -> list[Batch]:
+        samples = [sample for sample in samples if sample is not None]
+        if not samples:
+            raise ValueError("a step without any readable image on this rank; see the warnings about unreadable images")
+        return [collate(samples[i : i + self.size]) for i in range(0, len(samples), self.size)]
+
+
+def build_train_loader(
+    dataset: CocoDetection,
+    config: RunConfig,
+    rank: int = 0,
+    world_size: int = 1,
+    epoch: int = 0,
+    start_step: int = 0,
+    epochs: int = 1,
+) -> DataLoader:
+    """Yields, per optimiser step, the list of micro-batches (ImageBatch, Targets) of this rank.
+
+    Goes on from step ``start_step`` of ``epoch``, for ``epochs`` epochs: over several, the worker processes stay alive.
+    Raises ValueError as EpochSampler does.
+    """
+    train = config.train
+    sampler = EpochSampler(
+        len(dataset), train.batch_size, dataset.seed, epoch, rank, world_size, start=start_step, epochs=epochs
+    )
+    return _loader(dataset, config.data.workers, batch_sampler=sampler, collate_fn=_MicroBatches(train.micro_batch))
+
+
+def build_eval_loader(
+    dataset: CocoDetection, batch_size: int = 1, rank: int = 0, world_size: int = 1, workers: int = 0
+) -> DataLoader:
+    """Yields (ImageBatch, Targets); over all ranks each image comes exactly once, none is padded in."""
+    share = range(rank, len(dataset), world_size)
+    batches = [list(share[i : i + batch_size]) for i in range(0, len(share), batch_size)]
+    return _loader(dataset, workers, batch_sampler=batches, collate_fn=collate)
+
+
+def _loader(dataset: CocoDetection, workers: int, **arguments) -> DataLoader:
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # the loader draws its workers' seeds here, not from the global generator
+        **arguments,
+    )
+
+
+def build_datasets(config: RunConfig) -> tuple[CocoDetection, CocoDetection]:
+    """The training and the validation set of a configuration; a generated set is made where it is missing.
+
+    Raises AnnotationError, ImageError, shapes.ShapesError.
+    """
+    data = config.data
+    if data.generate == "shapes":
+        shapes.generate(data.root, data.num_train or DEFAULT_SHAPES["train"], data.num_val or DEFAULT_SHAPES["val"])
+    return build_dataset(config, "train"), build_dataset(config, "val")
+
+
+def build_dataset(config: RunConfig, split: str) -> CocoDetection:
+    """One of the two, "train" with augmentation or "val" without; nothing is generated."""
+    data = config.data
+    train = split == "train"
+    folder = data.train_split if train else data.val_split
+    return CocoDetection(
+        f"{data.root}/{folder}",
+        f"{data.root}/annotations/instances_{folder}.json",
+        train_transform(data) if train else eval_transform(data),
+        raw_category_ids=data.raw_category_ids,
+        on_bad=data.on_bad_annotation,
+        limit=data.num_train if train else data.num_val,
+        cache=data.cache,
+        seed=config.seed,
+    )
