@@ -29,7 +29,7 @@ from torch import Tensor
 from .validate import AnnotationError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit of suspicion
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")  # none that runs another program
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")  # none that runs another program
 _LISTED = 1000
 
 Image.init()  # registers every format, so that FORMATS can be asked for
