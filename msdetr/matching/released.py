@@ -25,7 +25,7 @@ class ReleasedOneToMany(OneToManyMatcher):
        the ones that voted for it: a query can serve two objects, and an object can go without any.
 
     Paper: Algorithm 1.  Released: the above, and a crash for k > N.  Here: the above, k clamped.
-    ``exclusive`` has no meaning here. Pairs of a layer are sorted by ascending score.
+    Ties: of several best queries the one with the lowest index counts. ``exclusive`` has no meaning here. Pairs of a layer are sorted by ascending score.
     """
 
     exclusive: bool = False
@@ -34,12 +34,14 @@ class ReleasedOneToMany(OneToManyMatcher):
     def prepare(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, ...]:
         table = score(predictions, targets, self.alpha)  # [K, T, Q]
         best, query = largest(table, min(self.k, table.shape[-1]))
-        top = table.amax(-1, keepdim=True) if table.numel() else table
         vote = favourite(table, targets)
         # a query is in the running through its highest score, or as the best query of any object of its image
-        image = targets.image[None, :, None].expand_as(table)
         slots = (len(table), targets.num_images, table.shape[-1])
-        is_best = torch.zeros(slots, device=table.device).scatter_reduce(1, image, (table == top).float(), "amax") > 0
+        image = targets.image[None].expand(table.shape[:2])
+        is_best = torch.zeros(slots, dtype=torch.bool, device=table.device)
+        if len(targets):
+            layer = torch.arange(len(table), device=table.device)[:, None].expand_as(image)
+            is_best[layer, image, query[..., 0]] = True
         positive = vote & ((table >= self.threshold) | is_best[:, targets.image])
         return best, query, table.sum(-1), positive
 

@@ -1,0 +1,621 @@
+"""Compares the package with numbers of the published reference implementation.
+
+    python tests/conformance.py DIR
+
+DIR holds one folder per item (op, module, hungarian, o2m, criterion, model, fullsize, keys, trajectory, postprocess),
+each with a manifest.json that lists its cases and tolerances. Prints a line per case, ends in "N passed, M failed" and
+exits with 1 if a case failed.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+import golden
+
+from msdetr.boxes import iou  # noqa: F401  (imported early: a broken installation fails here, not in every case)
+from msdetr.engine.optim import group_of
+from msdetr.engine.postprocess import nms_postprocess, postprocess
+from msdetr.losses import build_criterion
+from msdetr.matching import HungarianMatcher, OneToManyMatcher, ReleasedOneToMany, match_all, merge_matches, score
+from msdetr.model import build_model, from_released, to_released
+from msdetr.modules import MultiScaleDeformableAttention
+from msdetr.ops import ms_deform_attn
+from msdetr.ops.reference import ms_deform_attn_loop
+from msdetr.structures import DetectorOutput, EncoderOutput, Matches, Predictions, Targets
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+class Case:
+    """Collects the comparisons of one case; the worst, relative to what is allowed, is what gets printed."""
+
+    def __init__(self):
+        self.worst, self.report, self.count = -1.0, "nothing compared", 0
+
+    def close(self, name: str, got, want, rtol: float = 0.0, atol: float = 0.0) -> None:
+        got, want = (
+            torch.as_tensor(np.asarray(x.detach() if isinstance(x, Tensor) else x)).double() for x in (got, want)
+        )
+        self.count += 1
+        if got.shape != want.shape:
+            self._record(float("inf"), f"{name}: shape {tuple(got.shape)}, expected {tuple(want.shape)}")
+            return
+        error = (got - want).abs()
+        allowed = atol + rtol * want.abs()
+        ratio = (
+            torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=float("inf")).max().item()
+            if error.numel()
+            else 0.0
+        )
+        if not torch.isfinite(got).eq(torch.isfinite(want)).all():
+            ratio = float("inf")
+        largest = error.nan_to_num(nan=float("inf")).max().item() if error.numel() else 0.0
+        self._record(ratio, f"{name}: error {largest:.1e}, tolerance rtol {rtol:.0e} atol {atol:.0e}")
+
+    def equal(self, name: str, got, want) -> None:
+        self.count += 1
+        same = got == want
+        self._record(
+            0.0 if same else float("inf"), f"{name}: " + ("exact" if same else f"got {got}, expected {want}"[:300])
+        )
+
+    def _record(self, ratio: float, report: str) -> None:
+        if ratio > self.worst:
+            self.worst, self.report = ratio, report
+
+    @property
+    def passed(self) -> bool:
+        return 0 <= self.worst <= 1
+
+
+Cases = Iterator[tuple[str, Callable[[Case], None]]]
+
+
+# ---------------------------------------------------------------- operator and module
+
+
+def op_cases(folder: Path) -> Cases:
+    manifest = golden.read_json(folder / "manifest.json")
+    implementations = {"": ms_deform_attn, " loop": ms_deform_attn_loop}
+    for name in manifest["cases"]:
+        for dtype in DTYPES:
+            for label, function in implementations.items():
+                yield (
+                    f"{name} {dtype}{label}",
+                    lambda case, n=name, d=dtype, f=function: op_case(case, folder, manifest, n, d, f),
+                )
+
+
+def op_case(case: Case, folder: Path, manifest: dict, name: str, dtype: str, function: Callable) -> None:
+    arrays = golden.read_arrays(folder / f"{name}.npz")
+    tolerance = {k: v for k, v in manifest["tolerance"][dtype].items() if k in ("rtol", "atol")}
+    inputs = {
+        key: torch.from_numpy(arrays[key]).to(DTYPES[dtype]).requires_grad_()
+        for key in ("value", "sampling_locations", "attention_weights")
+    }
+    shapes = [tuple(row) for row in arrays["spatial_shapes"].tolist()]
+    output = function(inputs["value"], shapes, inputs["sampling_locations"], inputs["attention_weights"])
+    case.close("output", output, arrays["output"], **tolerance)
+    if "grad_output" not in arrays or not output.requires_grad or function is ms_deform_attn_loop:
+        return  # the loop is forward only
+    output.backward(torch.from_numpy(arrays["grad_output"]).to(output))
+    for key, tensor in inputs.items():
+        want, allowed = arrays[f"grad_{key}"], dict(tolerance)
+        if dtype == "float64" and want.dtype == np.float32:
+            allowed = {"rtol": 1e-6, "atol": 1e-7}
+        elif dtype == "float32" and key == "sampling_locations":
+            allowed["atol"] = 1e-3 * float(np.abs(want).max())
+        case.close(f"grad_{key}", tensor.grad, want, **allowed)
+
+
+def module_cases(folder: Path) -> Cases:
+    manifest = golden.read_json(folder / "manifest.json")
+    for name, spec in manifest["cases"].items():
+        for dtype in DTYPES:
+            yield f"{name} {dtype}", lambda case, n=name, s=spec, d=dtype: module_case(case, folder, manifest, n, s, d)
+
+
+def module_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
+    arrays = golden.read_arrays(folder / f"{name}.npz")
+    kind, tolerance = DTYPES[dtype], manifest["tolerance"][dtype]
+    module = MultiScaleDeformableAttention(spec["d_model"], spec["n_heads"], spec["n_levels"], spec["n_points"]).to(
+        kind
+    )
+    module.load_state_dict({k[3:]: torch.from_numpy(v).to(kind) for k, v in arrays.items() if k.startswith("sd/")})
+    inputs = {
+        k: torch.from_numpy(arrays[k]).to(kind).requires_grad_() for k in ("query", "reference_points", "input_flatten")
+    }
+    mask = torch.from_numpy(arrays["padding_mask"]) if "padding_mask" in arrays else None
+    shapes = tuple(tuple(row) for row in arrays["spatial_shapes"].tolist())
+    output = module(*inputs.values(), shapes, mask)
+    case.close("output", output, arrays["output"], **tolerance)
+    output.backward(torch.from_numpy(arrays["grad_output"]).to(output))
+    stored = {"rtol": 1e-6, "atol": 1e-7} if dtype == "float64" else tolerance
+    gradients = {f"grad/{k}": t.grad for k, t in inputs.items()}
+    gradients |= {f"gradp/{k}": p.grad for k, p in module.named_parameters() if f"gradp/{k}" in arrays}
+    for key, gradient in gradients.items():
+        case.close(key, gradient, arrays[key], **stored)
+
+
+# ---------------------------------------------------------------- matching
+
+
+def per_image(matches: Matches, targets: Targets, layer: int = 0) -> list[list[tuple[int, int]]]:
+    """(query, object of the image) pairs of each image, sorted."""
+    starts = np.cumsum([0, *targets.counts.tolist()])
+    pairs = [[] for _ in range(targets.num_images)]
+    for k, image, query, target in zip(
+        *(x.tolist() for x in (matches.layer, matches.image, matches.query, matches.target))
+    ):
+        if k == layer:
+            pairs[image].append((query, target - int(starts[image])))
+    return [sorted(p) for p in pairs]
+
+
+def as_pairs(array: np.ndarray) -> list[tuple[int, int]]:
+    return sorted(tuple(row) for row in array.tolist())
+
+
+def matching_inputs(arrays: dict, dtype: str) -> tuple[Predictions, Targets]:
+    predictions = golden.read_predictions(arrays, [""], DTYPES[dtype])
+    return predictions, golden.read_targets(arrays, predictions.logits.shape[1], DTYPES[dtype])
+
+
+def hungarian_cases(folder: Path) -> Cases:
+    manifest = golden.read_json(folder / "manifest.json")
+    for name, spec in manifest["cases"].items():
+        for dtype in DTYPES:
+            yield f"{name} {dtype}", lambda case, n=name, s=spec, d=dtype: hungarian_case(case, folder, n, s, d)
+
+
+def hungarian_case(case: Case, folder: Path, name: str, spec: dict, dtype: str) -> None:
+    arrays = golden.read_arrays(folder / f"{name}.npz")
+    predictions, targets = matching_inputs(arrays, dtype)
+    matcher = HungarianMatcher(spec["cost_class"], spec["cost_bbox"], spec["cost_giou"])
+    for image, pairs in enumerate(per_image(matcher(predictions, targets), targets)):
+        want = np.stack([arrays[f"indices/{image}/0"], arrays[f"indices/{image}/1"]], -1)
+        case.equal(f"image {image}", pairs, as_pairs(want))
+
+
+def o2m_cases(folder: Path) -> Cases:
+    manifest = golden.read_json(folder / "manifest.json")
+    for name, spec in manifest["cases"].items():
+        for dtype in DTYPES:
+            check = o2m_random_case if spec.get("informational") else o2m_case
+            yield f"{name} {dtype}", lambda case, n=name, s=spec, d=dtype, c=check: c(case, folder, n, s, d)
+
+
+def o2m_case(case: Case, folder: Path, name: str, spec: dict, dtype: str) -> None:
+    arrays = golden.read_arrays(folder / f"{name}.npz")
+    predictions, targets = matching_inputs(arrays, dtype)
+    num_images, num_queries = predictions.logits.shape[1:3]
+    settings = {"threshold": spec["threshold"], "k": spec["k"]}
+    released = ReleasedOneToMany(**settings)(predictions, targets)
+    literal = OneToManyMatcher(**settings, exclusive=False)(predictions, targets)
+    one_to_one = HungarianMatcher()(predictions, targets)
+    merged = merge_matches(released, one_to_one, num_queries, num_images)
+    starts = np.cumsum([0, *targets.counts.tolist()])
+    table = score(predictions, targets, 0.3)[0]
+    for image in range(num_images):
+        want = arrays[f"scores/{image}"]
+        case.close(
+            f"scores {image}",
+            table[starts[image] : starts[image + 1]],
+            want,
+            atol=1e-6 if dtype == "float32" else 1e-12,
+        )
+        case.equal(f"released {image}", per_image(released, targets)[image], as_pairs(arrays[f"indices/{image}/pairs"]))
+        case.equal(f"literal {image}", per_image(literal, targets)[image], as_pairs(arrays[f"paper/{image}/pairs"]))
+        if f"merged/{image}/pairs" in arrays:
+            skip = set(spec.get("merged_ambiguous_queries", [[]] * num_images)[image])
+            got, expected = per_image(merged, targets)[image], as_pairs(arrays[f"merged/{image}/pairs"])
+            case.equal(
+                f"merged {image}", [p for p in got if p[0] not in skip], [p for p in expected if p[0] not in skip]
+            )
+
+
+def o2m_random_case(case: Case, folder: Path, name: str, spec: dict, dtype: str) -> None:
+    """The random cap of the released code: every pair comes from the recorded union, counts within the recorded range."""
+    arrays = golden.read_arrays(folder / f"{name}.npz")
+    predictions, targets = matching_inputs(arrays, dtype)
+    matcher = ReleasedOneToMany(threshold=spec["threshold"], k=spec["k"])
+    allowed = set(as_pairs(arrays["union_pairs"]))
+    low, high = spec["num_pairs_over_200_seeds"]
+    for seed in range(50):
+        torch.manual_seed(seed)
+        pairs = per_image(matcher(predictions, targets), targets)[0]
+        case.equal(f"seed {seed}: all from the union", set(pairs) <= allowed, True)
+        case.equal(f"seed {seed}: {len(pairs)} pairs", low <= len(pairs) <= high, True)
+
+
+# ---------------------------------------------------------------- criterion
+
+
+def loss_name(branch: str, term: str, layer: int, last: int) -> str:
+    """The released name of a loss entry, e.g. loss_bbox_0_o2m."""
+    term = {"class": "loss_ce", "l1": "loss_bbox", "giou": "loss_giou"}.get(term, term)
+    depth = "" if layer == last else f"_{layer}"
+    return term + {"one_to_one": depth, "one_to_many": f"{depth}_o2m", "encoder": "_enc"}[branch]
+
+
+def loss_entries(config, output: DetectorOutput, targets: Targets, losses) -> dict[str, float]:
+    """Every entry of the released loss dictionary, also those it only logs."""
+    predictions = {"one_to_one": output.one_to_one, "one_to_many": output.one_to_many}
+    if output.encoder is not None:
+        predictions["encoder"] = output.encoder.predictions
+    entries = {}
+    for key, values in losses.terms.items():
+        branch, term = key.split("/")
+        for layer, value in enumerate(values.tolist()):
+            entries[loss_name(branch, term, layer, len(values) - 1)] = value
+    for branch, matches in losses.matches.items():
+        logits = predictions[branch].logits
+        for layer in range(len(logits)):
+            named = (logits[layer].argmax(-1) != logits.shape[-1] - 1).sum(1)
+            entries[loss_name(branch, "cardinality_error", layer, len(logits) - 1)] = (
+                (named - targets.counts).abs().double().mean().item()
+            )
+        if branch != "encoder":
+            pairs = matches.select(matches.layer == len(logits) - 1)
+            hit = logits[pairs.layer, pairs.image, pairs.query].argmax(-1) == targets.labels[pairs.target]
+            name = loss_name(branch, "class_error", len(logits) - 1, len(logits) - 1)
+            entries[name] = 100 - 100 * hit.double().mean().item() if len(hit) else 100.0
+    return entries
+
+
+def unmerged(config, output: DetectorOutput, targets: Targets) -> dict[str, Matches]:
+    """Matches of every branch before one-to-one pairs are merged in, as recorded."""
+    branches = [b for b in build_criterion(config).branches if b.predictions(output) is not None]
+    problems = [(b.matcher, (b.match_on or b.predictions)(output), b.targets(targets)) for b in branches]
+    return dict(zip([b.name for b in branches], match_all(problems)))
+
+
+def in_call_order(matches: dict[str, Matches], targets: Targets, num_layers: int) -> list:
+    """Matchings in the order of the released code: last layer, then the others; one-to-one, one-to-many, encoder."""
+    order = [num_layers - 1, *range(num_layers - 1)]
+    kinds = [("o2o", "one_to_one", order), ("o2m", "one_to_many", order), ("enc", "encoder", [0])]
+    return [
+        (kind, per_image(matches[name], targets, k)) for kind, name, layers in kinds if name in matches for k in layers
+    ]
+
+
+def recorded_matchings(entries: list) -> list:
+    return [(kind, [sorted(tuple(pair) for pair in image) for image in images]) for kind, images in entries]
+
+
+def criterion_cases(folder: Path) -> Cases:
+    manifest = golden.read_json(folder / "manifest.json")
+    for name, spec in manifest["cases"].items():
+        for dtype in DTYPES:
+            yield (
+                f"{name} {dtype}",
+                lambda case, n=name, s=spec, d=dtype: criterion_case(case, folder, manifest, n, s, d),
+            )
+
+
+def criterion_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
+    arrays, kind = golden.read_arrays(folder / f"{name}.npz"), DTYPES[dtype]
+    targets = golden.read_targets(arrays, spec["B"], kind)
+    layers = sum(key.startswith("o2o/") and key.endswith("/pred_logits") for key in arrays)
+
+    def predictions(prefix: str, count: int) -> Predictions | None:
+        names = [f"{prefix}/{i}/" for i in range(count)] if prefix != "enc" else ["enc/"]
+        if f"{names[0]}pred_logits" not in arrays:
+            return None
+        found = golden.read_predictions(arrays, names, kind)
+        return Predictions(found.logits.requires_grad_(), found.boxes.requires_grad_())
+
+    branches = {"o2o": predictions("o2o", layers), "o2m": predictions("o2m", layers), "enc": predictions("enc", 1)}
+    encoder = None
+    if branches["enc"] is not None:
+        encoder = EncoderOutput(branches["enc"], torch.from_numpy(arrays["enc/anchors"]).to(kind))
+    output = DetectorOutput(branches["o2o"], branches["o2m"], encoder)
+    config = golden.run_config(
+        golden.model_config(spec["arch"], spec["flags"], {"num_classes": spec["num_classes"]}), spec["flags"], spec
+    )
+    losses = build_criterion(config)(output, targets)
+    losses.total.backward()
+
+    tolerance = manifest["tolerance"][dtype]
+    entries = loss_entries(config, output, targets, losses)
+    for key, want in spec["losses"].items():
+        case.close(key, entries[key], want, rtol=tolerance["losses_rtol"], atol=1e-5 if "error" in key else 1e-12)
+    case.close("total", losses.total, spec["total"], rtol=tolerance["losses_rtol"])
+    matchings = in_call_order(unmerged(config, output, targets), targets, layers)
+    case.equal("matchings", matchings, recorded_matchings(spec["matchings"]))
+    allowed = {"rtol": 2e-6, "atol": 1e-9} if dtype == "float64" else {"rtol": 1e-4, "atol": 1e-6}
+    for prefix, found in branches.items():
+        if found is None:
+            continue
+        for layer in range(len(found.logits)):
+            stem = "grad/enc/" if prefix == "enc" else f"grad/{prefix}/{layer}/"
+            for leaf, tensor in (("pred_logits", found.logits), ("pred_boxes", found.boxes)):
+                if stem + leaf in arrays:
+                    gradient = tensor.grad[layer] if tensor.grad is not None else torch.zeros_like(tensor[layer])
+                    case.close(stem + leaf, gradient, arrays[stem + leaf], **allowed)
+
+
+# ---------------------------------------------------------------- whole models
+
+
+def load_model(folder: Path, variant: str, spec: dict, config: dict, dtype: torch.dtype):
+    config = golden.model_config(spec["arch"], spec["flags"], config)
+    model = build_model(config).to(dtype)
+    model.load_state_dict(from_released(golden.released_state(folder, variant, dtype), config))
+    return model
+
+
+def model_cases(folder: Path) -> Cases:
+    manifest = golden.read_json(folder / "manifest.json")
+    for name, spec in manifest["variants"].items():
+        for dtype in DTYPES:
+            yield f"{name} {dtype}", lambda case, n=name, s=spec, d=dtype: model_case(case, folder, manifest, n, s, d)
+
+
+def model_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
+    kind, tolerance = DTYPES[dtype], manifest["tolerance"][dtype]
+    images = golden.read_arrays(folder / manifest["images"]["file"])
+    batch = golden.read_images(images, sorted(k for k in images if k.startswith("u8/")), kind)
+    model = load_model(folder, name, spec, manifest["config"], kind).eval()
+    arrays = golden.read_arrays(folder / spec["file"])
+    with torch.no_grad():
+        output = model(batch, one_to_many=model.decoder.one_to_many is not None)
+
+    last = len(output.one_to_one.logits) - 1
+    for stem, found in (("", output.one_to_one), ("o2m_outputs/", output.one_to_many)):
+        if found is None:
+            continue
+        for layer in range(last + 1):
+            name = stem if layer == last else f"{stem}aux_outputs/{layer}/"
+            case.close(
+                f"{name}pred_logits", found.logits[layer], arrays[f"{name}pred_logits"], atol=tolerance["pred_logits"]
+            )
+            case.close(
+                f"{name}pred_boxes", found.boxes[layer], arrays[f"{name}pred_boxes"], atol=tolerance["pred_boxes"]
+            )
+    start = arrays["debug/init_reference"]
+    case.close("init_reference", output.references[0, ..., : start.shape[-1]], start, atol=tolerance["pred_boxes"])
+    if output.encoder is not None:
+        case.equal("topk_proposals", output.selected.tolist(), arrays["debug/topk_proposals"].tolist())
+        encoder, proposals = golden.read_arrays(folder / "enc_outputs.npz"), output.encoder.predictions
+        case.close(
+            "encoder logits", proposals.logits[0][..., 0], encoder["pred_logits_class0"], atol=tolerance["pred_logits"]
+        )
+        case.close(
+            "encoder logits", proposals.logits[0][:, ::4], encoder["pred_logits_every4"], atol=tolerance["pred_logits"]
+        )
+        case.close("encoder boxes", proposals.boxes[0], encoder["pred_boxes"], atol=tolerance["pred_boxes"])
+        case.close("anchors", output.encoder.anchors, encoder["anchors"], atol=tolerance["pred_boxes"])
+
+
+def fullsize_cases(folder: Path) -> Cases:
+    manifest = golden.read_json(folder / "manifest.json")
+    for name, spec in manifest["variants"].items():
+        yield f"{name} float64", lambda case, n=name, s=spec: fullsize_case(case, folder, manifest, n, s)
+
+
+def fullsize_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict) -> None:
+    tolerance = manifest["tolerance"]["float64"]
+    images = golden.read_arrays(folder / "inputs.npz")
+    batch = golden.read_images(images, sorted(k for k in images if k.startswith("u8/")), torch.float64)
+    model = load_model(folder, name, spec, manifest["config"], torch.float64).eval()
+    arrays = golden.read_arrays(folder / spec["file"])
+    with torch.no_grad():
+        output = model(batch, one_to_many=model.decoder.one_to_many is not None)
+    for stem, found in (("", output.one_to_one), ("o2m_outputs/", output.one_to_many)):
+        if found is None:
+            continue
+        logits, boxes = found.logits[-1], found.boxes[-1]
+        case.close(
+            f"{stem}pred_logits", logits[:, ::6], arrays[f"{stem}pred_logits_every6"], atol=tolerance["pred_logits"]
+        )
+        case.close(
+            f"{stem}pred_logits_max", logits.amax(-1), arrays[f"{stem}pred_logits_max"], atol=tolerance["pred_logits"]
+        )
+        case.close(f"{stem}pred_boxes", boxes, arrays[f"{stem}pred_boxes"], atol=tolerance["pred_boxes"])
+    case.equal("topk_proposals", output.selected.tolist(), arrays["debug/topk_proposals"].tolist())
+
+
+def keys_cases(folder: Path) -> Cases:
+    manifest = golden.read_json(folder / "manifest.json")
+    for name, spec in manifest["configs"].items():
+        yield name, lambda case, n=name, s=spec: keys_case(case, folder, s)
+
+
+def keys_case(case: Case, folder: Path, spec: dict) -> None:
+    """Names, shapes, shared tensors, optimiser groups, frozen parameters and buffers, and the way back."""
+    record = golden.read_json(folder / spec["file"])
+    config = golden.model_config(spec["arch"], spec["flags"], {})
+    with torch.device("meta"):
+        model = build_model(config)
+    state = model.state_dict(keep_vars=True)
+    released = to_released(state, config)
+    shapes = {name: list(tensor.shape) for name, tensor in released.items()}
+    case.equal("names", sorted(shapes), sorted(record["keys"]))
+    case.equal("shapes", shapes, record["keys"])
+    aliases = {name: first for name, first in record["alias_of_first"].items()}
+    case.equal("shared tensors", all(released[a] is released[b] for a, b in aliases.items()), True)
+
+    originals = {id(t): name for name, t in released.items() if name not in aliases}
+    groups: dict[str, set[str]] = {"rest": set(), "backbone": set(), "projection": set()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[group_of(name)].add(originals[id(parameter)])
+    for (kind, names), want in zip(groups.items(), record["optimizer_groups"]):
+        case.equal(f"optimizer group {kind}", names, {aliases.get(n, n) for n in want})
+    frozen = {originals[id(p)] for p in model.parameters() if not p.requires_grad}
+    case.equal("frozen", frozen, set(record["frozen_params"]))
+    buffers = {originals[id(t)] for t in state.values() if not isinstance(t, torch.nn.Parameter)}
+    case.equal("buffers", buffers, set(record["buffers"]))
+    case.equal("parameters", sum(p.numel() for p in model.parameters()), spec["params_total"])
+    back = from_released(released, config)
+    case.equal("round trip", {n: id(t) for n, t in back.items()}, {n: id(t) for n, t in state.items()})
+
+
+# ---------------------------------------------------------------- training
+
+
+def trajectory_cases(folder: Path) -> Cases:
+    manifest = golden.read_json(folder / "manifest.json")
+    for name, spec in manifest["variants"].items():
+        yield f"{name} float64", lambda case, n=name, s=spec: trajectory_case(case, folder, manifest, n, s)
+
+
+def trajectory_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict) -> None:
+    kind, tolerance = torch.float64, spec["suggested_tolerance_float64"]
+    inputs = golden.read_arrays(folder / "inputs.npz")
+    model = load_model(folder.parent / "model", name, spec, manifest["config"], kind).train()
+    config = golden.run_config(model.config, spec["flags"], spec)
+    criterion = build_criterion(config)
+    optimizer = released_optimizer(model, spec)
+    batches = 1 + max(int(key.split("/")[0]) for key in inputs)
+    for number, step in enumerate(spec["steps"]):
+        prefix = f"{number % batches}/"
+        images = sorted(k for k in inputs if k.startswith(prefix) and k.endswith("/u8"))
+        batch = golden.read_images(inputs, images, kind)
+        targets = golden.read_targets(inputs, len(images), kind, prefix + "{}")
+        output = model(batch)
+        losses = criterion(output, targets)
+        optimizer.zero_grad()
+        losses.total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), spec["clip_max_norm"])
+
+        where = f"step {number} "
+        case.close(where + "total", losses.total, step["total"], rtol=tolerance["total_rtol"])
+        case.close(where + "grad_norm", norm, step["grad_norm"], rtol=tolerance["grad_norm_rtol"])
+        entries = loss_entries(config, output, targets, losses)
+        for key, want in step["losses"].items():
+            case.close(where + key, entries[key], want, rtol=tolerance["losses_rtol"], atol=1e-6)
+        num_layers = len(output.one_to_one.logits)
+        got = in_call_order(unmerged(config, output, targets), targets, num_layers)
+        want = recorded_matchings(step["matchings"])
+        case.equal(where + "matchings", without_copies(got, output), without_copies(want, output))
+
+        optimizer.step()
+        state = to_released(model.state_dict(), model.config)
+        for key, (total, length) in step["params"].items():
+            value = state[key].double()
+            case.close(where + f"|{key}|", value.norm(), length, rtol=tolerance["params_L2_rtol"])
+            case.close(where + f"sum {key}", value.sum(), total, atol=tolerance["params_sum_abs_over_L2"] * length)
+
+
+def without_copies(matchings: list, output: DetectorOutput) -> list:
+    """Matchings with each query named by the first one that makes the same prediction: queries chosen from padding are
+    copies of each other, and which copy is matched makes no difference to anything."""
+    num_layers = len(output.one_to_one.logits)
+    order = [num_layers - 1, *range(num_layers - 1)]
+    layers = {"o2o": iter(order), "o2m": iter(order), "enc": iter([0])}
+    predictions = {"o2o": output.one_to_one, "o2m": output.one_to_many}
+    renamed = []
+    for kind, images in matchings:
+        layer = next(layers[kind])
+        if kind in predictions:
+            made = torch.cat([predictions[kind].logits[layer], predictions[kind].boxes[layer]], -1)  # [B, Q, C + 4]
+            first = ((made[:, :, None] - made[:, None]).abs().amax(-1) < 1e-9).int().argmax(-1).tolist()
+            images = [sorted((first[b][q], t) for q, t in pairs) for b, pairs in enumerate(images)]
+        renamed.append((kind, images))
+    return renamed
+
+
+def released_optimizer(model: torch.nn.Module, spec: dict) -> torch.optim.Optimizer:
+    rates = {
+        "rest": spec["lr"],
+        "backbone": spec["lr_backbone"],
+        "projection": spec["lr"] * spec["lr_linear_proj_mult"],
+    }
+    groups = {name: {"params": [], "lr": rate} for name, rate in rates.items()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[group_of(name)]["params"].append(parameter)
+    return torch.optim.AdamW(list(groups.values()), lr=spec["lr"], weight_decay=spec["weight_decay"])
+
+
+# ---------------------------------------------------------------- post-processing
+
+
+def postprocess_cases(folder: Path) -> Cases:
+    manifest = golden.read_json(folder / "manifest.json")
+    for name, spec in manifest["cases"].items():
+        for dtype in DTYPES:
+            yield (
+                f"{name} {dtype}",
+                lambda case, n=name, s=spec, d=dtype: postprocess_case(case, folder, manifest, n, s, d),
+            )
+
+
+def postprocess_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
+    arrays, tolerance = golden.read_arrays(folder / f"{name}.npz"), manifest["tolerance"]
+    predictions = golden.read_predictions(arrays, [""], DTYPES[dtype])
+    sizes = torch.from_numpy(arrays["target_sizes"])
+    for kind in spec["counts"]:  # topk100, nms07_top300: threshold 0.7, 300 kept
+        count = int(kind.split("top")[-1].removeprefix("k"))
+        if kind.startswith("nms"):
+            detections = nms_postprocess(predictions, sizes, count, float(f"0.{kind[3:].split('_')[0].lstrip('0')}"))
+        else:
+            detections = postprocess(predictions, sizes, count)
+        for image, found in enumerate(detections):
+            stem = f"{kind}/{image}/"
+            case.equal(stem + "labels", found.labels.tolist(), arrays[stem + "labels"].tolist())
+            case.close(stem + "scores", found.scores, arrays[stem + "scores"], atol=tolerance["scores"])
+            case.close(stem + "boxes", found.boxes, arrays[stem + "boxes"], atol=tolerance["boxes"])
+
+
+ITEMS: dict[str, Callable[[Path], Cases]] = {
+    "op": op_cases,
+    "module": module_cases,
+    "hungarian": hungarian_cases,
+    "o2m": o2m_cases,
+    "criterion": criterion_cases,
+    "model": model_cases,
+    "fullsize": fullsize_cases,
+    "keys": keys_cases,
+    "trajectory": trajectory_cases,
+    "postprocess": postprocess_cases,
+}
+
+
+def run(directory: Path, items: list[str] | None = None) -> tuple[int, int]:
+    """Runs every case of a directory, printing a line each; (passed, failed)."""
+    passed = failed = 0
+    for item, cases in ITEMS.items():
+        if not (directory / item).is_dir() or (items and item not in items):
+            continue
+        for name, check in cases(directory / item):
+            case, start = Case(), time.perf_counter()
+            try:
+                check(case)
+            except Exception:  # noqa: BLE001  (a case that raises has failed; the others go on)
+                case.worst, case.report = float("inf"), traceback.format_exc(limit=-3)
+            passed, failed = passed + case.passed, failed + (not case.passed)
+            verdict = "pass" if case.passed else "FAIL"
+            print(
+                f"{verdict}  {item:11} {name:34} {case.report}  ({case.count} comparisons, {time.perf_counter() - start:.1f} s)",
+                flush=True,
+            )
+    return passed, failed
+
+
+def main() -> int:
+    if len(sys.argv) < 2 or not Path(sys.argv[1]).is_dir():
+        print(__doc__ if len(sys.argv) < 2 else f"{sys.argv[1]} is not a directory", file=sys.stderr)
+        return 2
+    passed, failed = run(Path(sys.argv[1]), sys.argv[2:])
+    if passed + failed == 0:
+        print(f"{sys.argv[1]} holds none of {', '.join(ITEMS)}", file=sys.stderr)
+        return 2
+    print(f"{passed} passed, {failed} failed")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
