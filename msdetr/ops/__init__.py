@@ -1,5 +1,7 @@
-"""Multi-scale deformable attention."""
+"""Multi-scale deformable attention: one operator, three backends (native CPU, native CUDA, plain PyTorch)."""
 
+from . import registration as registration  # makes torch.ops.msdetr.ms_deform_attn known
+from .backends import backend
 from .functional import ms_deform_attn
 
-__all__ = ["ms_deform_attn"]
+__all__ = ["backend", "ms_deform_attn"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import plain
+from . import backends, plain
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -40,8 +40,25 @@ def ms_deform_attn(
             are fine), tensors on different devices.
     """
     shapes = as_shapes(spatial_shapes)
+    value, sampling_locations, attention_weights = autocast(value, sampling_locations, attention_weights)
     check(value, shapes, sampling_locations, attention_weights)
-    return plain.forward(value, shapes, sampling_locations, attention_weights)
+    if torch.onnx.is_in_onnx_export() or backends.asked() == "plain":
+        return plain.forward(value, shapes, sampling_locations, attention_weights)
+    flat = [size for shape in shapes for size in shape]
+    return torch.ops.msdetr.ms_deform_attn(value, flat, sampling_locations, attention_weights)
+
+
+def autocast(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Under autocast, value in the lower precision and the rest in fp32: a location needs more than bf16's 8 bits.
+
+    Double precision is left alone, as autocast does elsewhere.
+    """
+    device = value.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return value, locations, weights
+    if torch.float64 in (value.dtype, locations.dtype, weights.dtype) or not value.is_floating_point():
+        return value, locations, weights
+    return value.to(torch.get_autocast_dtype(device)), locations.float(), weights.float()
 
 
 def as_shapes(spatial_shapes: Shapes | Tensor) -> tuple[tuple[int, int], ...]:

@@ -1,0 +1,140 @@
+// C interface of the CPU library: picks the instruction set and shares tasks among threads.
+
+#include "ms_deform_attn.h"
+
+#include <atomic>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "ms_deform_attn_plan.h"
+
+#define MSDETR_DECLARE(isa)                                                                           \
+  namespace msdetr::isa {                                                                             \
+  bool run(const MsdetrDeformAttn& problem, int dtype, bool backward, const Plan& plan, int64_t task); \
+  }
+MSDETR_DECLARE(baseline)
+#ifdef MSDETR_X86
+MSDETR_DECLARE(avx2)
+MSDETR_DECLARE(avx512)
+#endif
+
+namespace msdetr {
+namespace {
+
+int best_instruction_set() {
+#ifdef MSDETR_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+    return wide ? MSDETR_AVX512 : MSDETR_AVX2;
+  }
+#endif
+  return MSDETR_BASELINE;
+}
+
+std::atomic<int> instruction_set{-1};
+std::atomic<MsdetrParallel> host_parallel{nullptr};
+
+int current_instruction_set() {
+  const int isa = instruction_set.load(std::memory_order_relaxed);
+  return isa < 0 ? best_instruction_set() : isa;
+}
+
+struct Work {
+  const MsdetrDeformAttn& problem;
+  int dtype;
+  bool backward;
+  int isa;
+  Plan plan;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+
+  bool run(int64_t task) const {
+    switch (isa) {
+#ifdef MSDETR_X86
+      case MSDETR_AVX512: return avx512::run(problem, dtype, backward, plan, task);
+      case MSDETR_AVX2: return avx2::run(problem, dtype, backward, plan, task);
+#endif
+      default: return baseline::run(problem, dtype, backward, plan, task);
+    }
+  }
+
+  // Tasks are handed out in order; they write to different places, so it does not matter who runs which.
+  static void loop(void* argument) {
+    Work& work = *static_cast<Work*>(argument);
+    for (;;) {
+      const int64_t task = work.next.fetch_add(1, std::memory_order_relaxed);
+      if (task >= work.plan.tasks || work.failed.load(std::memory_order_relaxed)) return;
+      if (!work.run(task)) work.failed = true;
+    }
+  }
+};
+
+// Head by head, the value of one head is copied so that it lies dense: worth it when many queries share it and all
+// heads together do not stay in the cache. Query by query, locations and outputs are read and written in order.
+Plan make_plan(const MsdetrDeformAttn& problem, int dtype, bool backward, int threads) {
+  const int64_t size = dtype == MSDETR_DOUBLE ? 8 : 4;
+  const int64_t image_bytes = problem.tokens * problem.heads * problem.channels * size;
+  const int64_t reads_per_token = 4 * problem.queries * problem.levels * problem.points / problem.tokens;
+  Plan plan;
+  plan.by_head = image_bytes > (int64_t(1) << 20) && reads_per_token > 8 &&
+                 (backward || problem.batch * problem.heads >= threads);
+  const int64_t wanted = threads == 1 ? 1 : (4 * threads + problem.batch - 1) / problem.batch;
+  const int64_t most = plan.by_head || backward ? problem.heads : problem.queries;
+  plan.splits = plan.by_head ? problem.heads : wanted < most ? wanted : most;
+  plan.tasks = plan.splits * problem.batch;
+  return plan;
+}
+
+int execute(const MsdetrDeformAttn& problem, int dtype, bool backward, int threads) {
+  if (dtype != MSDETR_FLOAT && dtype != MSDETR_DOUBLE) return MSDETR_UNSUPPORTED;
+  if (problem.tokens > INT32_MAX || problem.heads * problem.levels * problem.points > INT32_MAX / 16) {
+    return MSDETR_UNSUPPORTED;  // tokens and the points of one query are counted in 32 bits
+  }
+  if (threads < 1) threads = 1;
+  const int isa = current_instruction_set();
+  Work work{problem, dtype, backward, isa, make_plan(problem, dtype, backward, threads)};
+  if (threads > work.plan.tasks) threads = static_cast<int>(work.plan.tasks);
+  if (threads <= 1) {
+    Work::loop(&work);
+  } else if (const MsdetrParallel parallel = host_parallel) {
+    parallel(Work::loop, &work, static_cast<unsigned>(threads), 0);
+  } else {
+    std::vector<std::thread> others;
+    try {
+      for (int i = 1; i < threads; ++i) others.emplace_back(Work::loop, &work);
+    } catch (const std::exception&) {  // fewer threads than asked for: the others do all the work
+    }
+    Work::loop(&work);
+    for (std::thread& other : others) other.join();
+  }
+  return work.failed ? MSDETR_NO_MEMORY : MSDETR_OK;
+}
+
+}  // namespace
+}  // namespace msdetr
+
+extern "C" {
+
+int msdetr_interface_version(void) { return MSDETR_INTERFACE; }
+
+int msdetr_deform_attn_forward(const MsdetrDeformAttn* problem, int dtype, int threads) {
+  return msdetr::execute(*problem, dtype, false, threads);
+}
+
+int msdetr_deform_attn_backward(const MsdetrDeformAttn* problem, int dtype, int threads) {
+  return msdetr::execute(*problem, dtype, true, threads);
+}
+
+int msdetr_best_instruction_set(void) { return msdetr::best_instruction_set(); }
+
+int msdetr_set_instruction_set(int isa) {
+  const int best = msdetr::best_instruction_set();
+  msdetr::instruction_set = isa < 0 || isa > best ? best : isa;
+  return msdetr::instruction_set;
+}
+
+void msdetr_set_parallel(MsdetrParallel parallel) { msdetr::host_parallel = parallel; }
+}

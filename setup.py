@@ -1,0 +1,105 @@
+"""Builds the CPU library of the deformable attention operator beside the package, where there is a C++ compiler.
+
+The library has a plain C interface and knows nothing of Python or PyTorch. It is optional: whatever goes wrong here is
+reported and the installation goes on, the operator then runs in plain PyTorch (``msdetr doctor`` says so).
+``MSDETR_BUILD=0`` leaves the library out; ``CXX`` picks the compiler.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+SOURCES = Path(__file__).parent / "csrc"
+LIBRARY = "libms_deform_attn.so"
+FLAGS = [
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+]
+AVX2 = ["-mavx2", "-mfma"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mprefer-vector-width=512"]
+INSTRUCTION_SETS = {"baseline": [], "avx2": AVX2, "avx512": AVX512}
+
+
+def compile_library(output: Path, extra: tuple[str, ...] = ()) -> None:
+    """Compiles csrc/ into one shared library: the kernels once per instruction set, and the C interface."""
+    candidates = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    compiler = next((path for name in candidates if name and (path := shutil.which(name))), None)
+    if compiler is None:
+        raise RuntimeError("no C++ compiler found; install g++ or clang++, or name one in CXX")
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    flags = [*FLAGS, *(["-DMSDETR_X86"] if x86 else []), *extra]
+    units = [("interface", SOURCES / "ms_deform_attn_cpu.cpp", [])]
+    for name, options in (INSTRUCTION_SETS if x86 else {"baseline": []}).items():
+        units.append((name, SOURCES / "ms_deform_attn_kernel.cpp", [*options, f"-DMSDETR_ISA={name}"]))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max_workers=len(units)) as pool:
+        objects = [f"{folder}/{name}.o" for name, _, _ in units]
+        commands = [
+            [compiler, *flags, *options, "-c", str(source), "-o", target]
+            for (_, source, options), target in zip(units, objects, strict=True)
+        ]
+        list(pool.map(_call, commands))
+        linked = f"{folder}/{LIBRARY}"
+        _call([compiler, *extra, "-shared", "-pthread", "-o", linked, *objects])
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staged = output.with_suffix(".new")
+        shutil.copyfile(linked, staged)
+        os.replace(staged, output)  # a process that has the old library loaded keeps it
+
+
+def _call(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed with exit code {done.returncode}:\n{done.stderr[-2000:]}")
+
+
+class BuildLibrary(build_ext):
+    """Stands in for the compilation of a Python extension: a plain shared library, and no failure."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")[:-1]) / LIBRARY)
+
+    def get_outputs(self) -> list[str]:
+        paths = [self.get_ext_fullpath(extension.name) for extension in self.extensions]
+        return [path for path in paths if Path(path).exists()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+    def run(self) -> None:
+        if os.environ.get("MSDETR_BUILD", "1") == "0":
+            self.warn("MSDETR_BUILD=0: the CPU library is left out, deformable attention runs in plain PyTorch")
+            return
+        try:
+            for extension in self.extensions:
+                compile_library(Path(self.get_ext_fullpath(extension.name)))
+        except (RuntimeError, OSError) as error:
+            self.warn(f"the CPU library was not built, deformable attention runs in plain PyTorch: {error}")
+
+
+class CopyKernels(build_py):
+    """Takes the CUDA sources along: NVRTC compiles them on the user's machine."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for name in ("sampling.h", "ms_deform_attn.cu"):
+                target = Path(self.build_lib) / "msdetr" / "ops" / "csrc" / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(SOURCES / name, target)
+
+
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("msdetr.ops.libms_deform_attn", sources=[], optional=True)],
+        cmdclass={"build_ext": BuildLibrary, "build_py": CopyKernels},
+    )
