@@ -13,17 +13,14 @@ from .errors import (
 )
 from .evaluate import EvalResult, coco_metrics, evaluate
 from .optim import MovingAverage, build_optimizer, lr_factor, parameter_groups
-from .order import DataOrder, MicroBatches
 from .postprocess import nms_postprocess, postprocess
 from .train import Step, Trainer, train
 
 __all__ = [
     "CheckpointError",
-    "DataOrder",
     "EngineError",
     "EvalResult",
     "EvaluationError",
-    "MicroBatches",
     "MovingAverage",
     "NonFiniteError",
     "OutOfMemoryError",

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from .distributed import ALONE, World
 from .errors import EvaluationError, EvaluationStopped
@@ -104,21 +103,13 @@ def evaluate(
 
 def _detect(detector, dataset, max_detections, batch_size, workers, precision, device, world, progress, stop):
     """This rank's image ids and detections [N, 7]: image id, x, y, w, h in pixels, score, category id."""
-    from ..data import collate
+    from ..data import build_eval_loader
 
-    indices = list(range(world.rank, len(dataset), world.size))
-    loader = DataLoader(
-        dataset,
-        batch_sampler=[indices[i : i + batch_size] for i in range(0, len(indices), batch_size)],
-        collate_fn=collate,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=leave_signals_to_parent,
-        generator=torch.Generator(),  # the default generator belongs to training
-    )
+    loader = build_eval_loader(dataset, batch_size, world.rank, world.size, workers)
+    loader.worker_init_fn = leave_signals_to_parent
     category_ids = np.asarray(dataset.categories.category_ids)
     image_ids, rows = [], [np.zeros((0, 7))]
-    bar = Progress(len(indices), title="evaluate", unit="image", enabled=progress and world.main, brief=True)
+    bar = Progress(len(range(world.rank, len(dataset), world.size)), title="evaluate", unit="image", enabled=progress and world.main, brief=True)
     for batch, targets in loader:
         if stop():
             break

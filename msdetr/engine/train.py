@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from ..config import ConfigError, RunConfig, TrainConfig
 from ..structures import ImageBatch, Targets
@@ -32,7 +32,6 @@ from .errors import (
 )
 from .evaluate import EvalResult, autocast, evaluate
 from .optim import MovingAverage, build_optimizer, global_norm, lr_factor, set_learning_rates
-from .order import DataOrder, MicroBatches, seed_from
 from .progress import Progress
 from .run import RunDirectory, write_json
 from .signals import StopRequest, leave_signals_to_parent
@@ -214,7 +213,7 @@ class Trainer:
             states = {kind: generators[key] for kind in ("cpu", "cuda") if (key := f"{kind}.{self.world.rank}") in generators}
             _restore_generators(states, self.world.device)
         else:  # dropout masks belong to a rank, so another number of ranks draws others
-            torch.manual_seed(seed_from(self.steps_done, self.world.rank))
+            torch.manual_seed(_seed(self.steps_done, self.world.rank))
 
 
 def _generator_states(device: torch.device) -> dict[str, Tensor]:
@@ -340,7 +339,7 @@ def _train(config, run, world, resume, progress, init_from, reset_class_head, in
         run.write_config(config)
     started = run.write_results(status="running", error=None, recipe=config.recipe, seed=config.seed)
 
-    train_set, val_set, trainer, order = _build(config, world)
+    train_set, val_set, trainer = _build(config, world)
     detector = trainer.detector
     seconds, evaluations = 0.0, []
     if start is not None:
@@ -357,12 +356,9 @@ def _train(config, run, world, resume, progress, init_from, reset_class_head, in
         started = run.write_results(init_from={"path": str(init_from), "report": taken.report(), **asdict(taken)})
         run.log("init", step=0, path=str(init_from), report=taken.report())
 
-    batches = MicroBatches(
-        order, trainer.steps_done, trainer.total_steps, config.train.micro_batch, world.rank, world.size
-    )
-    loader = _loader(train_set, batches, config, world)
-    eval_every = _interval(config.train.eval_every, order)
-    save_every = _interval(config.train.checkpoint_every, order)
+    epoch_steps = trainer.steps_per_epoch
+    eval_every = _interval(config.train.eval_every, epoch_steps)
+    save_every = _interval(config.train.checkpoint_every, epoch_steps)
     bar = Progress(trainer.total_steps, trainer.steps_done, title=run.path.name, enabled=progress and world.main)
     if init_from is not None and start is None:
         bar.say(f"initialised from {init_from}: {taken.report()}")
@@ -376,7 +372,7 @@ def _train(config, run, world, resume, progress, init_from, reset_class_head, in
                 trainer.steps_done,
                 files,
                 {
-                    "epoch": trainer.steps_done / order.steps_per_epoch,
+                    "epoch": trainer.steps_done / epoch_steps,
                     "config": config.to_dict(),
                     "class_names": list(train_set.class_names),
                     "category_ids": [int(c) for c in train_set.categories.category_ids],
@@ -397,7 +393,7 @@ def _train(config, run, world, resume, progress, init_from, reset_class_head, in
             progress=progress,
             stop=lambda: stop.signal is not None,
         )
-        record = {"step": trainer.steps_done, "epoch": trainer.steps_done / order.steps_per_epoch, **result.metrics}
+        record = {"step": trainer.steps_done, "epoch": trainer.steps_done / epoch_steps, **result.metrics}
         evaluations.append(record)
         run.log("eval", **record, seconds=result.seconds, num_detections=result.num_detections)
         bar.say(f"epoch {record['epoch']:.2f}, step {trainer.steps_done}: {result.summary().splitlines()[0]}")
@@ -406,9 +402,9 @@ def _train(config, run, world, resume, progress, init_from, reset_class_head, in
     result, saved_at = None, trainer.steps_done if start is not None else -1
     window = _Window(world)
     with StopRequest(watchdog=world.size > 1) as stop:
-        data = iter(loader)
+        data = iter(_loader(train_set, config, trainer))
         while trainer.steps_done < trainer.total_steps:
-            micro_batches = _next(data, batches.per_step, window)
+            micro_batches = _next(data, window)
             objects, stopping = world.sum([sum(len(t) for _, t in micro_batches), stop.signal is not None])
             if stopping:
                 if saved_at != trainer.steps_done:
@@ -424,7 +420,7 @@ def _train(config, run, world, resume, progress, init_from, reset_class_head, in
                 with _written_down(run, world):
                     trainer.check()
                 summary = window.summary()
-                run.log("train", step=done, epoch=done / order.steps_per_epoch, lr=lr, **summary)
+                run.log("train", step=done, epoch=done / epoch_steps, lr=lr, **summary)
                 text = f"loss {summary['loss']:.3f}"
                 window.clear()
             bar.advance(1, text)
@@ -460,7 +456,7 @@ def _train(config, run, world, resume, progress, init_from, reset_class_head, in
         "best": max(scored, key=lambda e: (e["AP"], e["step"])) if scored else None,
         "evaluations": evaluations,
         "steps": trainer.steps_done,
-        "epochs": trainer.steps_done / order.steps_per_epoch,
+        "epochs": trainer.steps_done / epoch_steps,
         "seconds": time.perf_counter() - began,
         "parameters": count_parameters(detector),
         "world_size": world.size,
@@ -508,38 +504,47 @@ def _build(config: RunConfig, world: World):
             f"model.num_classes: is {config.model.num_classes}, but {config.data.root} ({config.data.train_split}) has "
             f"{len(train_set.class_names)} classes; set model.num_classes={len(train_set.class_names)}"
         )
-    order = DataOrder(len(train_set), config.train.batch_size, config.seed)
-    total_steps = max(1, round(config.train.epochs * order.steps_per_epoch)) if config.train.epochs > 0 else 0
-    torch.manual_seed(seed_from(config.seed, 0))
+    epoch_steps = len(train_set) // config.train.batch_size
+    if epoch_steps == 0:
+        raise ConfigError(
+            f"train.batch_size: {config.train.batch_size} images per step, but the training set has {len(train_set)}; "
+            "lower train.batch_size or give more data"
+        )
+    if config.train.batch_size < world.size:
+        raise ConfigError(
+            f"train.batch_size: {config.train.batch_size} images per step cannot be shared by {world.size} ranks"
+        )
+    total_steps = max(1, round(config.train.epochs * epoch_steps)) if config.train.epochs > 0 else 0
+    torch.manual_seed(_seed(config.seed, 0))
     detector = build_model(config.model)
     criterion = build_criterion(config)
-    trainer = Trainer(detector, criterion, config.train, total_steps, order.steps_per_epoch, world)
-    torch.manual_seed(seed_from(config.seed, 1, world.rank))  # dropout differs from rank to rank
-    return train_set, val_set, trainer, order
+    trainer = Trainer(detector, criterion, config.train, total_steps, epoch_steps, world)
+    torch.manual_seed(_seed(config.seed, 1, world.rank))  # dropout differs from rank to rank
+    return train_set, val_set, trainer
 
 
 def _initialize(detector: nn.Module, path, reset_class_head: bool, partial: bool) -> checkpoints.TakenOver:
     return checkpoints.load_weights(detector, checkpoints.find(path).weights(), reset_class_head, partial)
 
 
-def _loader(dataset, batches: MicroBatches, config: RunConfig, world: World) -> DataLoader:
-    from ..data import collate
+def _loader(dataset, config: RunConfig, trainer: Trainer) -> torch.utils.data.DataLoader:
+    """The lists of micro-batches of this rank, from the trainer's next step to the end of its last epoch."""
+    from ..data import build_train_loader
 
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=config.data.workers,
-        pin_memory=world.device.type == "cuda",
-        worker_init_fn=leave_signals_to_parent,
-        generator=torch.Generator(),  # the default generator belongs to dropout, and is part of a checkpoint
-    )
+    epoch, step = divmod(trainer.steps_done, trainer.steps_per_epoch)
+    epochs = max(-(-trainer.total_steps // trainer.steps_per_epoch) - epoch, 1)
+    try:
+        loader = build_train_loader(dataset, config, trainer.world.rank, trainer.world.size, epoch, step, epochs)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    loader.worker_init_fn = leave_signals_to_parent
+    return loader
 
 
-def _next(data: Iterator[MicroBatch], count: int, window: _Window) -> list[MicroBatch]:
+def _next(data: Iterator[list[MicroBatch]], window: _Window) -> list[MicroBatch]:
     start = time.perf_counter()
     try:
-        micro_batches = [next(data) for _ in range(count)]
+        micro_batches = next(data)
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
             raise TrainingError(
@@ -571,9 +576,14 @@ def _stop(stop: StopRequest, writer: checkpoints.Writer | None, trainer: Trainer
     raise Terminated(message)
 
 
-def _interval(epochs: float, order: DataOrder) -> int:
+def _interval(epochs: float, epoch_steps: int) -> int:
     """Epochs as steps, 0 for never."""
-    return max(1, round(epochs * order.steps_per_epoch)) if epochs > 0 else 0
+    return max(1, round(epochs * epoch_steps)) if epochs > 0 else 0
+
+
+def _seed(*numbers: int) -> int:
+    """One well-mixed seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def count_parameters(detector: nn.Module) -> dict[str, int]:
