@@ -1,6 +1,7 @@
 """Data: COCO-format folders, the generated ``shapes`` set, augmentation, and loaders in a reproducible order."""
 
 from . import shapes
+from .check import DataReport, SplitReport, Suspicion, check
 from .coco import Categories, CocoDetection, Sample, collate
 from .images import ImageError, Remark, read_image
 from .loader import EpochSampler, build_dataset, build_datasets, build_eval_loader, build_train_loader
@@ -14,16 +15,20 @@ __all__ = [
     "Annotations",
     "Categories",
     "CocoDetection",
+    "DataReport",
     "DataWarning",
     "EpochSampler",
     "ImageError",
     "Remark",
     "Report",
     "Sample",
+    "SplitReport",
+    "Suspicion",
     "build_dataset",
     "build_datasets",
     "build_eval_loader",
     "build_train_loader",
+    "check",
     "collate",
     "eval_transform",
     "normalized",

@@ -31,17 +31,17 @@ class DataWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Note:
-    """One kind of thing that was put right or left out, how often, and the ids of the first few."""
+    """One kind of thing that was put right or left out, with the ids it happened to."""
 
     kind: str
-    count: int
-    examples: tuple = ()
+    ids: tuple
+
+    @property
+    def count(self) -> int:
+        return len(self.ids)
 
     def __str__(self) -> str:
-        shown = ", ".join(map(str, self.examples))
-        return f"{self.count} × {self.kind}" + (
-            f" ({shown}{', …' if self.count > len(self.examples) else ''})" if shown else ""
-        )
+        return f"{self.count} × {self.kind} {_listing(self.ids)}"
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Report:
 
     def add(self, kind: str, ids: Sequence) -> None:
         if len(ids):
-            self.notes.append(Note(kind, len(ids), tuple(ids[:_LISTED])))
+            self.notes.append(Note(kind, tuple(ids)))
 
     def __bool__(self) -> bool:
         return bool(self.notes)
@@ -318,15 +318,15 @@ class _Reader:
         if good.all():
             return entries
         bad = np.nonzero(~good)[0].tolist()
-        where = [_name(entries[i], i) for i in bad[:_LISTED]]
+        where = [_name(entries[i], i) for i in bad]
         if self.on_bad == "error":
-            shown = "; ".join(f"{name}: {_show(value(entries[i]))}" for name, i in zip(where, bad))
-            more = f"; and {len(bad) - len(where)} more" if len(bad) > len(where) else ""
+            shown = "; ".join(f"{name}: {_show(value(entries[i]))}" for name, i in zip(where[:_LISTED], bad))
+            more = f"; and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
             self.fail(
                 f"annotation with {kind}: {shown}{more}",
                 "mend the file, or leave such annotations out with on_bad='drop' (data.on_bad_annotation=drop)",
             )
-        self.report.notes.append(Note(f"annotation with {kind} dropped", len(bad), tuple(where)))
+        self.report.add(f"annotation with {kind} dropped:", where)
         return [entry for entry, fine in zip(entries, good.tolist()) if fine]
 
 
@@ -388,4 +388,6 @@ def _show(value: Any, width: int = 80) -> str:
 
 
 def _listing(values: Sequence) -> str:
-    return ", ".join(map(_show, values[:_LISTED])) + (", …" if len(values) > _LISTED else "")
+    return ", ".join(v if isinstance(v, str) else _show(v) for v in values[:_LISTED]) + (
+        ", …" if len(values) > _LISTED else ""
+    )

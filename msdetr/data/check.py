@@ -1,0 +1,237 @@
+"""Looking over a COCO-format data set before training on it: what ``msdetr check-data`` says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .images import ImageError, check_files, open_image, read_image, upright_size
+from .validate import AnnotationError, Annotations, Report, read_annotations
+
+SMALL, MEDIUM = 32**2, 96**2  # pixels: COCO's limits of small and medium objects
+THIN = 2.0  # pixels; a box with a shorter side is suspicious
+ELONGATED = 25.0  # ratio of the sides
+_LISTED = 12  # lines of a section
+_BARS = 100  # lines of a histogram
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """An annotation worth a look. annotation_id is None where the whole image is meant."""
+
+    image_id: int
+    annotation_id: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        which = "" if self.annotation_id is None else f", annotation {self.annotation_id}"
+        return f"image {self.image_id}{which}: {self.reason}"
+
+
+@dataclass
+class SplitReport:
+    """What one annotation file and its images hold. ``errors`` would stop a run, ``notes`` would not.
+
+    class_counts: objects per class name, crowds not counted. size_counts: objects that are small, medium and large by
+    COCO's limits. objects_per_image: quantiles 0, 1/2 and 1. sides: quantiles 0, 1/4, 1/2, 3/4, 1 of the square root of the
+    box area in pixels.
+    """
+
+    file: Path
+    images_dir: Path
+    errors: list[str] = field(default_factory=list)
+    notes: Report | None = None
+    images: int = 0
+    empty_images: int = 0
+    objects: int = 0
+    crowds: int = 0
+    class_counts: dict[str, int] = field(default_factory=dict)
+    size_counts: dict[str, int] = field(default_factory=dict)
+    objects_per_image: tuple[float, ...] = ()
+    sides: tuple[float, ...] = ()
+    image_sizes: tuple[int, ...] = ()
+    suspicions: list[Suspicion] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{self.file}  (images in {self.images_dir})"]
+        if self.images:
+            low_h, low_w, high_h, high_w = self.image_sizes
+            lines.append(
+                f"  images   {self.images}, {self.empty_images} of them without objects; "
+                f"{low_w}–{high_w} × {low_h}–{high_h} pixels"
+            )
+            lines.append(f"  objects  {self.objects}, and {self.crowds} crowds; {len(self.class_counts)} classes")
+        if self.objects:
+            low, middle, high = self.objects_per_image
+            lines += [
+                f"  objects per image   {low:g} to {high:g}, median {middle:g}",
+                "  box side, pixels    " + " · ".join(f"{side:.0f}" for side in self.sides) + "  (quartiles)",
+                "  by COCO size        " + ", ".join(f"{name} {count}" for name, count in self.size_counts.items()),
+                *_bars(self.class_counts),
+            ]
+        lines += _section("errors: these stop a run", self.errors)
+        lines += _section("put right or left out", [str(note) for note in self.notes.notes] if self.notes else [])
+        lines += _section("worth a look", [str(suspicion) for suspicion in self.suspicions])
+        return "\n".join(lines)
+
+
+@dataclass
+class DataReport:
+    """The reports of all splits; ``str`` renders them for a terminal."""
+
+    path: Path
+    splits: list[SplitReport]
+
+    @property
+    def ok(self) -> bool:
+        """Whether a run would accept the data as it is."""
+        return not any(split.errors for split in self.splits)
+
+    def __str__(self) -> str:
+        verdict = "ready to train on" if self.ok else "NOT usable as it is: see the errors above"
+        return "\n\n".join([*map(str, self.splits), f"{self.path}: {verdict}"])
+
+
+def check(path: str | Path, images_dir: str | Path | None = None, *, decode: bool = False) -> DataReport:
+    """Checks a COCO-format folder (every annotations/instances_SPLIT.json with the images in SPLIT), or one annotation file
+    with its ``images_dir``. Opens the header of every image, and with ``decode`` decodes it.
+
+    Never raises for bad data: the report lists it. Raises FileNotFoundError where there is nothing to check.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(path.glob("annotations/instances_*.json"))
+        if not files:
+            raise FileNotFoundError(
+                f"{path / 'annotations'}: no instances_*.json; name an annotation file, with its image folder"
+            )
+        pairs = [(file, Path(images_dir or path / file.stem.removeprefix("instances_"))) for file in files]
+    elif path.is_file():
+        default = path.parent.parent / path.stem.removeprefix("instances_")
+        pairs = [(path, Path(images_dir or default))]
+    else:
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    return DataReport(path, [_check_split(file, folder, decode) for file, folder in pairs])
+
+
+def _check_split(file: Path, images_dir: Path, decode: bool) -> SplitReport:
+    report = SplitReport(file, images_dir)
+    try:
+        table, report.notes = read_annotations(file)
+    except (AnnotationError, OSError) as error:
+        report.errors.append(str(error))
+        try:
+            table, report.notes = read_annotations(file, on_bad="drop")
+        except (AnnotationError, OSError):
+            return report
+    _describe(table, report)
+    report.suspicions += _suspicions(table)
+    try:
+        check_files(images_dir, table.file_names, table.image_ids.tolist(), file)
+    except (AnnotationError, ImageError) as error:
+        report.errors.append(str(error))
+    report.errors += _check_images(table, images_dir, decode)
+    return report
+
+
+def _describe(table: Annotations, report: SplitReport) -> None:
+    objects = ~table.crowd
+    counts = np.bincount(table.category[objects], minlength=len(table.category_ids)).tolist()
+    per_image = np.bincount(table.image[objects], minlength=len(table))
+    areas = table.areas[objects]
+    report.images, report.objects, report.crowds = len(table), int(objects.sum()), int(table.crowd.sum())
+    report.empty_images = int((per_image == 0).sum())
+    report.image_sizes = (*table.sizes.min(axis=0).tolist(), *table.sizes.max(axis=0).tolist())
+    names = table.category_names
+    unique = len(set(names)) == len(names)
+    report.class_counts = {
+        name if unique else f"{name} ({i})": n for name, i, n in zip(names, table.category_ids.tolist(), counts)
+    }
+    report.size_counts = {
+        "small": int((areas < SMALL).sum()),
+        "medium": int(((areas >= SMALL) & (areas < MEDIUM)).sum()),
+        "large": int((areas >= MEDIUM).sum()),
+    }
+    if report.objects:
+        sides = np.sqrt(table.boxes[objects, 2] * table.boxes[objects, 3])
+        report.objects_per_image = tuple(np.quantile(per_image, (0, 0.5, 1)).tolist())
+        report.sides = tuple(np.quantile(sides, (0, 0.25, 0.5, 0.75, 1)).tolist())
+
+
+def _suspicions(table: Annotations) -> list[Suspicion]:
+    """The worst first within each reason."""
+    found = []
+
+    def add(mask: np.ndarray, badness: np.ndarray, describe) -> None:
+        rows = np.nonzero(mask & ~table.crowd)[0]
+        for row in rows[np.argsort(-badness[rows], kind="stable")].tolist():
+            found.append(Suspicion(int(table.image_ids[table.image[row]]), int(table.ids[row]), describe(row)))
+
+    width, height = table.boxes[:, 2], table.boxes[:, 3]
+    shorter, longer = np.minimum(width, height), np.maximum(width, height)
+    add(shorter < THIN, -shorter, lambda i: f"box of {width[i]:g} × {height[i]:g} pixels, hardly visible")
+    ratio = longer / shorter
+    elongated = (ratio > ELONGATED) & (shorter >= THIN)
+    add(elongated, ratio, lambda i: f"box of {width[i]:g} × {height[i]:g} pixels, very elongated")
+    excess = table.areas / (width * height)
+    add(excess > 1.05, excess, lambda i: f"area {table.areas[i]:g} exceeds that of its box, {width[i] * height[i]:g}")
+    add(table.areas <= 0, shorter, lambda i: "area 0: counts as small in every evaluation")
+    keys = np.concatenate([table.image[:, None], table.category[:, None], np.rint(table.boxes)], axis=1).astype(
+        np.int64
+    )
+    _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    original = first[inverse.ravel()]
+    copies = original != np.arange(len(keys))
+    add(copies, shorter, lambda i: f"same class and box as annotation {table.ids[original[i]]}")
+    names: dict[str, int] = {}
+    for image_id, name in zip(table.image_ids.tolist(), table.file_names):
+        if name in names:
+            found.append(Suspicion(image_id, None, f"same file as image {names[name]}: {name}"))
+        names.setdefault(name, image_id)
+    return found
+
+
+def _check_images(table: Annotations, images_dir: Path, decode: bool) -> list[str]:
+    errors = []
+    for image_id, name, size in zip(table.image_ids.tolist(), table.file_names, table.sizes.tolist()):
+        path = images_dir / name
+        if not path.exists():
+            continue  # listed already
+        try:
+            if decode:
+                found = tuple(read_image(path)[0].shape[1:])
+            else:
+                with open_image(path) as image:
+                    found = upright_size(image)
+        except ImageError as error:
+            errors.append(f"image {image_id}: {error}")
+            continue
+        if found != tuple(size):
+            errors.append(
+                f"image {image_id}: {path} is {found[1]} × {found[0]} pixels upright, annotated as {size[1]} × {size[0]}"
+            )
+    return errors
+
+
+def _bars(counts: dict[str, int], width: int = 30) -> list[str]:
+    """The class histogram, most frequent first."""
+    most = max(max(counts.values()), 1)
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    column = min(max(map(len, counts)), 24)
+    bars = [f"    {name[:24]:{column}} {count:>8} {'█' * -(-count * width // most)}" for name, count in ordered[:_BARS]]
+    rest = ordered[_BARS:]
+    if rest:
+        bars.append(
+            f"    … and {len(rest)} rarer classes, {sum(count == 0 for _, count in rest)} of them without objects"
+        )
+    return bars
+
+
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    if not lines:
+        return []
+    more = [f"    … and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+    return [f"  {title} ({len(lines)})", *(f"    {line}" for line in lines[:_LISTED]), *more]
