@@ -7,10 +7,12 @@ or annotation, the value and the remedy; what can be put right is, and is counte
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -18,6 +20,8 @@ import numpy as np
 
 TOLERANCE = 0.02  # pixels a box may stick out without being reported: COCO rounds coordinates to hundredths
 _MISSING = type("Missing", (), {"__repr__": lambda self: "missing"})()
+_FIELDS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+_HUGE = 1e300  # numbers below it survive float arithmetic
 _LISTED = 5  # examples named in a message
 
 
@@ -152,8 +156,10 @@ class _Reader:
         raise AnnotationError(f"{self.file}: {problem}; {remedy}")
 
     def parse(self) -> dict[str, list]:
+        data = self.file.read_bytes()
         try:
-            content = json.loads(self.file.read_bytes())
+            with _no_garbage_collection():
+                content = json.loads(data)
         except json.JSONDecodeError as error:
             self.fail(
                 f"not valid JSON at offset {error.pos} (line {error.lineno}): {error.msg}",
@@ -241,108 +247,107 @@ class _Reader:
     def annotations(
         self, entries: list, image_ids: np.ndarray, sizes: np.ndarray, category_ids: np.ndarray
     ) -> dict[str, np.ndarray]:
-        entries = self.keep(entries, [type(e) is dict for e in entries], "not a JSON object", lambda e: e)
-        values = _column(entries, "id")
-        entries = self.keep(
-            entries, _whole(values), "id that is missing or no whole number", lambda e: e.get("id", _MISSING)
-        )
-        ids = np.array(_column(entries, "id"), dtype=np.int64)
-        _, firsts = np.unique(ids, return_index=True)
-        if len(firsts) < len(ids):
-            first = np.zeros(len(ids), dtype=bool)
-            first[firsts] = True
-            entries = self.keep(entries, first, "id used twice", lambda e: e["id"])
+        objects = [type(entry) is dict for entry in entries]
+        rows = {"entry": entries, "position": range(len(entries))}
+        rows = self.keep(rows, objects, "entry", "not a JSON object")
+        rows |= {name: _column(rows["entry"], name) for name in _FIELDS}
+        rows = self.keep(rows, _whole(rows["id"]), "id", "id that is missing or no whole number")
+        rows = self.keep(rows, _first_of_each(rows["id"]), "id", "id used twice")
         for name, known in (("image_id", image_ids), ("category_id", category_ids)):
-            entries = self.keep(
-                entries, _whole(_column(entries, name)), f"{name} that is missing or no whole number", _getter(name)
-            )
-            present = np.isin(np.array(_column(entries, name), dtype=np.int64), known)
-            entries = self.keep(entries, present, f"{name} that the file does not define", _getter(name))
-        entries = self.keep(
-            entries,
-            _four_numbers(_column(entries, "bbox")),
-            "bbox that is missing or not four numbers",
-            _getter("bbox"),
-        )
-        boxes = np.array(_column(entries, "bbox"), dtype=np.float64).reshape(-1, 4)
-        finite = np.isfinite(boxes).all(axis=1)
-        entries, boxes = self.keep(entries, finite, "NaN or infinite bbox", _getter("bbox")), boxes[finite]
-        areas = _column(entries, "area")
-        good = [v is _MISSING or v is None or (type(v) in (int, float) and 0 <= v < 1e300) for v in areas]
-        entries, boxes = (
-            self.keep(entries, good, "area that is no size", _getter("area")),
-            boxes[np.array(good, dtype=bool)],
-        )
-        crowds = _column(entries, "iscrowd")
-        good = [v is _MISSING or v is None or (type(v) in (int, bool, float) and v in (0, 1)) for v in crowds]
-        entries, boxes = (
-            self.keep(entries, good, "iscrowd that is neither 0 nor 1", _getter("iscrowd")),
-            boxes[np.array(good, dtype=bool)],
-        )
+            rows = self.keep(rows, _whole(rows[name]), name, f"{name} that is missing or no whole number")
+            present = np.isin(np.array(rows[name], dtype=np.int64), known)
+            rows = self.keep(rows, present, name, f"{name} that the file does not define")
+        rows = self.keep(rows, _four_numbers(rows["bbox"]), "bbox", "bbox that is missing or not four numbers")
+        finite = np.isfinite(np.array(rows["bbox"], dtype=np.float64).reshape(-1, 4)).all(axis=1)
+        rows = self.keep(rows, finite, "bbox", "NaN or infinite bbox")
+        measured = [_absent(v) or (type(v) in (int, float) and 0 <= v < _HUGE) for v in rows["area"]]
+        rows = self.keep(rows, measured, "area", "area that is no size")
+        flags = [_absent(v) or (type(v) in (int, bool, float) and v in (0, 1)) for v in rows["iscrowd"]]
+        rows = self.keep(rows, flags, "iscrowd", "iscrowd that is neither 0 nor 1")
 
-        ids, image_id, category_id = (
-            np.array(_column(entries, name), dtype=np.int64) for name in ("id", "image_id", "category_id")
-        )
-        image, category = np.searchsorted(image_ids, image_id), np.searchsorted(category_ids, category_id)
-        crowd = np.array([v is not _MISSING and bool(v) for v in _column(entries, "iscrowd")], dtype=bool)
-        areas = _column(entries, "area")
-        unknown = np.array([v is _MISSING or v is None for v in areas], dtype=bool)
-        areas = np.array([0.0 if lacking else v for v, lacking in zip(areas, unknown)], dtype=np.float64)
+        ids = np.array(rows["id"], dtype=np.int64)
+        image = np.searchsorted(image_ids, np.array(rows["image_id"], dtype=np.int64))
+        category = np.searchsorted(category_ids, np.array(rows["category_id"], dtype=np.int64))
+        boxes = np.array(rows["bbox"], dtype=np.float64).reshape(-1, 4)
+        crowd = np.array([not _absent(v) and bool(v) for v in rows["iscrowd"]], dtype=bool)
+        unknown = np.array([_absent(v) for v in rows["area"]], dtype=bool)
+        areas = np.array([0 if _absent(v) else v for v in rows["area"]], dtype=np.float64)
 
         empty = (boxes[:, 2:] <= 0).any(axis=1)
         limits = sizes[image][:, ::-1]  # (width, height)
         low, high = np.clip(boxes[:, :2], 0, limits), np.clip(boxes[:, :2] + boxes[:, 2:], 0, limits)
         outside = ~empty & (high <= low).any(axis=1)
         overhang = np.maximum(-boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - limits).max(axis=1, initial=0)
-        keep = ~empty & ~outside
-        clipped = keep & (overhang > TOLERANCE)
+        kept = ~empty & ~outside
+        clipped = kept & (overhang > TOLERANCE)
         boxes[clipped] = np.concatenate([low, high - low], axis=1)[clipped]
         areas = np.where(unknown, boxes[:, 2] * boxes[:, 3], areas)
         self.report.add("box of zero or negative size left out, annotation", ids[empty].tolist())
         self.report.add("box outside the image left out, annotation", ids[outside].tolist())
         self.report.add("box partly outside the image clipped, annotation", ids[clipped].tolist())
-        self.report.add("missing area computed from the box, annotation", ids[unknown & keep].tolist())
+        self.report.add("missing area computed from the box, annotation", ids[unknown & kept].tolist())
 
-        order = np.nonzero(keep)[0][np.argsort(image[keep], kind="stable")]
+        order = np.nonzero(kept)[0][np.argsort(image[kept], kind="stable")]
         columns = {"ids": ids, "image": image, "category": category, "boxes": boxes, "areas": areas, "crowd": crowd}
         columns = {name: values[order] for name, values in columns.items()}
-        if len(order) and (columns["ids"].min() < 1 or columns["ids"].max() > 2**53):
-            unfit = columns["ids"][(columns["ids"] < 1) | (columns["ids"] > 2**53)]
-            self.report.add("annotation id that pycocotools would misread, all re-indexed from 1", unfit.tolist())
+        unfit = (columns["ids"] < 1) | (columns["ids"] > 2**53)
+        if unfit.any():
+            self.report.add(
+                "annotation id that pycocotools would misread, all re-indexed from 1, id",
+                columns["ids"][unfit].tolist(),
+            )
             columns["ids"] = np.arange(1, len(order) + 1)
         return columns
 
-    def keep(self, entries: list, good: Sequence[bool], kind: str, value: Callable[[Any], Any]) -> list:
-        """The good entries; the others raise AnnotationError or are counted as dropped."""
+    def keep(self, rows: dict[str, Sequence], good: Sequence[bool], field: str, kind: str) -> dict[str, Sequence]:
+        """The good rows of all columns; the others raise AnnotationError or are counted as dropped."""
         good = np.asarray(good, dtype=bool)
         if good.all():
-            return entries
+            return rows
         bad = np.nonzero(~good)[0].tolist()
-        where = [_name(entries[i], i) for i in bad]
         if self.on_bad == "error":
-            shown = "; ".join(f"{name}: {_show(value(entries[i]))}" for name, i in zip(where[:_LISTED], bad))
+            shown = "; ".join(f"{_name(rows, i)}: {_show(rows[field][i])}" for i in bad[:_LISTED])
             more = f"; and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
             self.fail(
                 f"annotation with {kind}: {shown}{more}",
                 "mend the file, or leave such annotations out with on_bad='drop' (data.on_bad_annotation=drop)",
             )
-        self.report.add(f"annotation with {kind} dropped:", where)
-        return [entry for entry, fine in zip(entries, good.tolist()) if fine]
+        self.report.add(f"annotation with {kind} dropped:", [_name(rows, i) for i in bad])
+        return {name: list(compress(values, good)) for name, values in rows.items()}
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Building millions of objects that all stay makes the collector search in vain, for half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _column(entries: list[dict], name: str) -> list:
     return [entry.get(name, _MISSING) for entry in entries]
 
 
-def _getter(name: str) -> Callable[[dict], Any]:
-    return lambda entry: entry.get(name, _MISSING)
+def _absent(value: Any) -> bool:
+    return value is _MISSING or value is None
 
 
-def _name(entry: Any, index: int) -> str:
-    if isinstance(entry, dict) and type(entry.get("id")) is int:
-        image = f" (image {entry['image_id']})" if type(entry.get("image_id")) is int else ""
-        return f"annotation {_show(entry['id'])}{image}"
-    return f"annotations[{index}]"
+def _name(rows: dict[str, Sequence], i: int) -> str:
+    annotation_id, image_id = (rows[name][i] if name in rows else _MISSING for name in ("id", "image_id"))
+    if type(annotation_id) is not int:
+        return f"annotations[{rows['position'][i]}]"
+    return f"annotation {_show(annotation_id)}" + (f" (image {_show(image_id)})" if type(image_id) is int else "")
+
+
+def _first_of_each(ids: list[int]) -> np.ndarray:
+    values = np.array(ids, dtype=np.int64)
+    first = np.zeros(len(values), dtype=bool)
+    first[np.unique(values, return_index=True)[1]] = True
+    return first
 
 
 def _whole(values: list) -> Sequence[bool]:
@@ -360,7 +365,7 @@ def _four_numbers(values: list) -> Sequence[bool]:
     return [
         type(box) is list
         and len(box) == 4
-        and all(type(v) is float or (type(v) is int and abs(v) < 10**300) for v in box)
+        and all(type(v) is float or (type(v) is int and abs(v) < _HUGE) for v in box)
         for box in values
     ]
 
