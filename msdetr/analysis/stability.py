@@ -15,6 +15,7 @@ Shape legend: R records, K layers, T objects, S images kept in full, Q queries.
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -237,7 +238,7 @@ def _changes(records: Sequence[np.ndarray], num_layers: int, num_objects: int) -
     slots = num_layers * num_objects
     rates = np.full((len(records) - 1, num_layers), np.nan)
     counts = np.zeros((len(records) - 1, num_layers), dtype=np.int64)
-    for i, (before, after) in enumerate(zip(records, records[1:], strict=False)):
+    for i, (before, after) in enumerate(itertools.pairwise(records)):
         # one number per (layer, object, query identity), so that set operations do the rest
         width = 1 + max((int(rows[:, 2].max()) for rows in (before, after) if len(rows)), default=0)
         old, new = (

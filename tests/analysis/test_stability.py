@@ -1,5 +1,7 @@
 """Recording matches during training, and the flip rates, against sets counted by hand."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -71,7 +73,7 @@ RECORD = st.dictionaries(
 @given(st.lists(RECORD, min_size=2, max_size=4))
 def test_flip_rates_are_jaccard_distances(records):
     rates = flip_rates(history_of(records, records, layers=2, objects=3))
-    for i, (before, after) in enumerate(zip(records, records[1:], strict=False)):
+    for i, (before, after) in enumerate(itertools.pairwise(records)):
         for layer in range(2):
             distances = []
             for t in range(3):

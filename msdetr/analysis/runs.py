@@ -1,0 +1,272 @@
+"""Run directories as data: reading them, grouping seeds, and comparing groups.
+
+A run directory holds config.yaml, metrics.jsonl and results.json (see ``msdetr.engine``). Runs that differ in nothing but
+the seed, and in settings that do not change what is computed, are one group.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from msdetr import config as configuration
+from msdetr.config import RunConfig
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+BESIDE_THE_POINT = {"recipe", "seed", "data.root", "data.workers", "data.cache", "train.log_every", "train.micro_batch",
+                    "train.eval_every", "train.checkpoint_every", "train.gradient_checkpointing"}  # fmt: skip
+
+
+class RunError(RuntimeError):
+    """A run directory that cannot be read or used; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. steps: the "train" lines of metrics.jsonl; evaluations: its "eval" lines; results: results.json."""
+
+    path: Path
+    config: RunConfig
+    results: dict[str, Any]
+    steps: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def finished(self) -> bool:
+        return self.results.get("status") == "finished"
+
+    def metric(self, name: str) -> float | None:
+        """A final number ("AP", "AP50", ...), None where it is undefined."""
+        value = self.results.get("metrics", {}).get(name)
+        return None if value is None else float(value)
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A number over the runs of a group: those that define it, their mean and sample standard deviation (None for
+    fewer than two), and how many runs leave it undefined."""
+
+    values: tuple[float, ...]
+    undefined: int = 0
+
+    @property
+    def mean(self) -> float | None:
+        return float(np.mean(self.values)) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean, "std": self.std, "values": list(self.values), "undefined": self.undefined}
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Statistic:
+        values = list(values)
+        kept = tuple(float(v) for v in values if v is not None)
+        return cls(kept, len(values) - len(kept))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group in the comparison: COCO metrics in [0, 1], parameters in total, training time in seconds."""
+
+    name: str
+    seeds: tuple[int, ...]
+    metrics: dict[str, Statistic]
+    parameters: int | None
+    seconds: Statistic
+    steps: int | None
+    device: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "seeds": list(self.seeds),
+            "metrics": {name: value.to_dict() for name, value in self.metrics.items()},
+            "parameters": self.parameters,
+            "training_seconds": self.seconds.to_dict(),
+            "steps": self.steps,
+            "device": self.device,
+        }
+
+
+def read_run(path: str | Path, finished: bool = True) -> Run:
+    """Reads a run directory. ``finished``: insist on a run that came to its end.
+
+    Raises RunError where there is no run, a file is damaged, or the run is unfinished.
+    """
+    path = Path(path)
+    if not (path / "config.yaml").exists():
+        raise RunError(f"{path}: no run here (config.yaml is missing); give a directory that `msdetr train` wrote")
+    try:
+        config = configuration.load(path / "config.yaml")
+        results = json.loads((path / "results.json").read_text()) if (path / "results.json").exists() else {}
+    except (configuration.ConfigError, json.JSONDecodeError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from error
+    lines = _lines(path / "metrics.jsonl")
+    run = Run(
+        path,
+        config,
+        results,
+        steps=[line for line in lines if line.get("kind") == "train"],
+        evaluations=[line for line in lines if line.get("kind") == "eval"],
+    )
+    if finished and not run.finished:
+        status = results.get("status", "unknown")
+        raise RunError(f"{path}: this run is not finished (status: {status}); resume it, or leave it out")
+    return run
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl. The last may be cut off while a run goes on; a damaged one before it is an error."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    values = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise RunError(f"{path}, line {number}: not JSON: {error}") from error
+    return values
+
+
+def read_runs(paths: Sequence[str | Path], finished: bool = True) -> list[Run]:
+    """Several run directories; a directory twice is an error, and so is no directory at all."""
+    if isinstance(paths, str | Path):
+        paths = [paths]
+    if not paths:
+        raise RunError("no run directories given")
+    resolved = [Path(path).resolve() for path in paths]
+    for i, path in enumerate(resolved):
+        if path in resolved[:i]:
+            raise RunError(f"{paths[i]}: given twice; each run counts once")
+    return [read_run(path, finished) for path in paths]
+
+
+def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs by configuration, seeds together, in order of appearance; the names say what differs.
+
+    Raises RunError where two runs of a group have the same seed: they are one result, not two.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(_settings(run.config), sort_keys=True, default=str), []).append(run)
+    for members in groups.values():
+        for i, run in enumerate(members):
+            for other in members[:i]:
+                if run.config.seed == other.config.seed:
+                    raise RunError(f"{other.path} and {run.path}: same configuration and seed; give one of them")
+    return dict(zip(_names([members[0].config for members in groups.values()]), groups.values(), strict=True))
+
+
+def title(config: RunConfig) -> str:
+    """'MS-DETR (c)', 'Deformable DETR++' or 'Deformable DETR'."""
+    model = config.model
+    plus = model.two_stage and model.mixed_selection and model.look_forward_twice
+    return f"MS-DETR ({model.variant})" if model.variant != "baseline" else f"Deformable DETR{'++' if plus else ''}"
+
+
+def differences(groups: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
+    """Settings in which groups differ: dotted path -> {group name: value}. What a fair comparison must show."""
+    settings = {name: _settings(members[0].config) for name, members in groups.items()}
+    paths = [p for p in configuration.all_paths() if p not in BESIDE_THE_POINT]
+    return {
+        path: {name: values[path] for name, values in settings.items()}
+        for path in paths
+        if len({repr(values[path]) for values in settings.values()}) > 1
+    }
+
+
+def compare(groups: Mapping[str, Sequence[Run]], metrics: Sequence[str] = METRICS) -> list[Row]:
+    """One row per group: metrics, parameters and training time over its runs."""
+    rows = []
+    for name, members in groups.items():
+        results = [run.results for run in members]
+        rows.append(
+            Row(
+                name,
+                seeds=tuple(run.config.seed for run in members),
+                metrics={metric: Statistic.of(run.metric(metric) for run in members) for metric in metrics},
+                parameters=results[0].get("parameters", {}).get("total"),
+                seconds=Statistic.of(result.get("seconds") for result in results),
+                steps=results[0].get("steps"),
+                device=" / ".join(sorted({str(result.get("device", "?")) for result in results})),
+            )
+        )
+    return rows
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The comparison as a Markdown table; AP in percent points, mean ± sample standard deviation over seeds."""
+    names = list(rows[0].metrics) if rows else []
+    lines = [
+        "| model | runs | " + " | ".join(names) + " | parameters (M) | training time (min) |",
+        "|---|---|" + "---|" * (len(names) + 2),
+    ]
+    for row in rows:
+        cells = [_cell(row.metrics[name], 100, 1) for name in names]
+        parameters = "–" if row.parameters is None else f"{row.parameters / 1e6:.2f}"
+        label = row.name.replace("|", "\\|")
+        lines.append(
+            f"| {label} | {len(row.seeds)} | "
+            + " | ".join(cells)
+            + f" | {parameters} | {_cell(row.seconds, 1 / 60, 1)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def learning_curves(
+    members: Sequence[Run], metric: str = "AP", kind: str = "evaluations", at: str = "epoch"
+) -> tuple[np.ndarray, np.ndarray]:
+    """(x [n], values [runs, n]) of a group, at the points that all its runs have.
+
+    kind: "evaluations" (metric "AP", ...) or "steps" (metric "loss", "grad_norm", ...). at: "epoch" or "step".
+    """
+    curves = []
+    for run in members:
+        records = getattr(run, kind)
+        curves.append({round(float(r[at]), 6): r[metric] for r in records if r.get(metric) is not None})
+    common = sorted(set.intersection(*(set(curve) for curve in curves)))
+    return np.array(common), np.array([[curve[x] for x in common] for curve in curves], dtype=np.float64)
+
+
+def _cell(value: Statistic, factor: float, digits: int) -> str:
+    if value.mean is None:
+        return "undefined"
+    text = f"{value.mean * factor:.{digits}f}"
+    return text if value.std is None else f"{text} ± {value.std * factor:.{digits}f}"
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Dotted path -> value, without what does not change the result."""
+    flat = {}
+    for path in configuration.all_paths():
+        value: Any = config
+        for name in path.split("."):
+            value = getattr(value, name)
+        flat[path] = value
+    return {path: value for path, value in flat.items() if path not in BESIDE_THE_POINT}
+
+
+def _names(configs: Sequence[RunConfig]) -> list[str]:
+    """A title for each, told apart by the settings in which configurations of the same title differ."""
+    titles = [title(config) for config in configs]
+    names = []
+    for config, own in zip(configs, titles, strict=True):
+        alike = [_settings(other) for other, name in zip(configs, titles, strict=True) if name == own]
+        mine = _settings(config)
+        told = [f"{p.split('.')[-1]} {v}" for p, v in mine.items() if any(other[p] != v for other in alike)]
+        names.append(f"{own}, {', '.join(told)}" if told else own)
+    return names

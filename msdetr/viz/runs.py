@@ -1,0 +1,146 @@
+"""Comparing runs in pictures: learning curves, losses, final numbers. Groups of runs in, Figures out.
+
+``groups`` is what ``msdetr.analysis.runs.group_runs`` returns: a name to the runs (seeds) of one configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from msdetr.analysis.runs import METRICS, Row, Run, Statistic, compare, learning_curves
+from msdetr.viz.style import colours, finish, run_label, safe, spread, subplots
+
+Groups = Mapping[str, Sequence[Run]]
+
+
+def learning_curve_figure(groups: Groups, metrics: Sequence[str] = ("AP", "AP50"), how: str = "std") -> Figure:
+    """Evaluation results over epochs, in percent points: a line for the mean of a group's runs and a band for their
+    spread."""
+    figure, axes = subplots(len(metrics), height=4.0)
+    for ax, metric in zip(axes, metrics, strict=True):
+        for name, (colour, marker) in colours(groups).items():
+            x, values = learning_curves(groups[name], metric)
+            if not len(x):
+                continue
+            mean, low, high = spread(100 * values, how)
+            label = run_label(name, len(values), how)
+            ax.plot(x, mean, color=colour, marker=marker, markersize=4, linewidth=1.8, label=label)
+            if len(values) > 1:
+                ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        finish(ax, f"{metric} while training", "epoch", f"{metric} (%)", legend=False)
+        ax.set_ylim(0)
+    _legend_below(figure, axes[0])
+    return figure
+
+
+def loss_figure(groups: Groups) -> Figure:
+    """Training loss and gradient norm over steps, one thin line per run (losses of models with different branches are
+    not comparable in height)."""
+    figure, axes = subplots(2, height=3.8)
+    for ax, metric, label in zip(axes, ("loss", "grad_norm"), ("loss", "gradient norm before clipping"), strict=True):
+        for name, (colour, _) in colours(groups).items():
+            for i, run in enumerate(groups[name]):
+                x = [line["step"] for line in run.steps]
+                y = [line[metric] for line in run.steps]
+                legend = f"{safe(name)} ({len(groups[name])} run{'s' * (len(groups[name]) > 1)})" if i == 0 else None
+                ax.plot(x, y, color=colour, linewidth=0.9, alpha=0.85, label=legend)
+        ax.set_yscale("log")
+        ax.yaxis.set_minor_formatter("")
+        finish(ax, label.capitalize(), "step", f"{label} (log scale)", legend=False)
+    _legend_below(figure, axes[0])
+    return figure
+
+
+def comparison_figure(groups: Groups, metrics: Sequence[str] = METRICS) -> Figure:
+    """Final numbers: one dot per run, a bar at the mean of each group, whiskers for ± one sample standard deviation."""
+    rows = compare(groups, metrics)
+    figure, (ax,) = subplots(height=4.2)
+    palette = colours([row.name for row in rows])
+    width = 0.8 / max(len(rows), 1)
+    for i, row in enumerate(rows):
+        colour, marker = palette[row.name]
+        place = np.arange(len(metrics)) + (i - (len(rows) - 1) / 2) * width
+        ax.bar(
+            place,
+            [100 * (row.metrics[m].mean or 0) for m in metrics],
+            0.9 * width,
+            color=colour,
+            alpha=0.35,
+            label=run_label(row.name, len(row.seeds)),
+        )
+        for x, metric in zip(place, metrics, strict=True):
+            _dots(ax, x, row.metrics[metric], colour, marker, width)
+    ax.set_xticks(np.arange(len(metrics)), metrics)
+    finish(ax, "Results at the end of training (COCO metrics)", "", "%", legend=False)
+    ax.set_ylim(0)
+    _legend_below(figure, ax)
+    return figure
+
+
+def cost_figure(groups: Groups) -> Figure:
+    """What each group costs: parameters and training time."""
+    rows: list[Row] = compare(groups)
+    figure, (left, right) = subplots(2, height=1.4 + 0.45 * len(rows))
+    place = np.arange(len(rows))[::-1]
+    shades = [colour for colour, _ in colours([row.name for row in rows]).values()]
+    millions = [(row.parameters or 0) / 1e6 for row in rows]
+    minutes = [(row.seconds.mean or 0) / 60 for row in rows]
+    left.bar_label(left.barh(place, millions, color=shades, alpha=0.6), fmt="%.2f", padding=3, fontsize=9)
+    right.barh(place, minutes, color=shades, alpha=0.6)
+    for y, row in zip(place, rows, strict=True):
+        seconds = np.array(row.seconds.values) / 60
+        right.plot(seconds, np.full(len(seconds), y), "o", color="k", markersize=3)
+    right.set_yticks(place, [])
+    left.set_yticks(place, [safe(row.name) for row in rows])
+    left.margins(x=0.18)
+    finish(left, "Parameters, one-to-many branch included", "millions", "", legend=False)
+    finish(right, "Training time (bar: mean, dots: runs)", "minutes", "", legend=False)
+    return figure
+
+
+def class_figure(groups: Groups) -> Figure:
+    """AP of every class at the end of training: one dot per run."""
+    classes = sorted({name for runs in groups.values() for run in runs for name in run.results.get("per_class", {})})
+    figure, (ax,) = subplots(height=1.6 + 0.28 * len(classes))
+    palette = colours(groups)
+    for i, (name, runs) in enumerate(groups.items()):
+        colour, marker = palette[name]
+        shift = ((len(groups) - 1) / 2 - i) * 0.7 / max(len(groups), 1)
+        points = [
+            (100 * ap, classes.index(label) + shift)
+            for run in runs
+            for label, ap in run.results.get("per_class", {}).items()
+            if ap is not None
+        ]
+        x, y = zip(*points, strict=True) if points else ((), ())
+        label = safe(name) if len(runs) == 1 else f"{safe(name)}, one mark per run"
+        ax.plot(x, y, marker, color=colour, markersize=5, alpha=0.8, label=label)
+    ax.set_yticks(range(len(classes)), [safe(name) for name in classes])
+    ax.invert_yaxis()
+    finish(ax, "AP per class", "AP (%)", "", legend=False)
+    ax.set_xlim(0)
+    _legend_below(figure, ax)
+    return figure
+
+
+def _dots(ax, x: float, value: Statistic, colour: str, marker: str, width: float) -> None:
+    if value.mean is None:
+        ax.text(x, 0.5, "undefined", rotation=90, ha="center", va="bottom", fontsize=8)
+        return
+    spots = x + width * 0.12 * (np.arange(len(value.values)) - (len(value.values) - 1) / 2)
+    ax.plot(spots, 100 * np.array(value.values), marker, color=colour, markersize=4, markeredgecolor="white", zorder=3)
+    if value.std is not None:
+        ax.errorbar(
+            x, 100 * value.mean, 100 * value.std, fmt="none", ecolor="#2b2b2b", capsize=3, linewidth=1, zorder=2
+        )
+    top = max(100 * max(value.values), 100 * (value.mean + (value.std or 0)))
+    ax.annotate(f"{100 * value.mean:.1f}", (x, top), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+
+
+def _legend_below(figure: Figure, ax) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(2, len(labels)), fontsize=9)

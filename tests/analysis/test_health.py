@@ -1,0 +1,63 @@
+"""The health report finds planted faults, and stays quiet on a healthy run."""
+
+import json
+
+import pytest
+from run_directories import make_run, train_line
+
+from msdetr.analysis.health import Level, health
+
+
+def report(path):
+    return {finding.check: finding for finding in health(path)}
+
+
+def lines(change=lambda step: {}, loss=lambda step: 20 - step / 3):
+    return [train_line(step, loss(step), **change(step)) for step in range(1, 41)]
+
+
+def test_healthy_run_is_all_fine(tmp_path):
+    findings = health(make_run(tmp_path / "run", per_class={"cat": 0.5, "dog": 0.3}))
+    assert {finding.level for finding in findings} == {Level.FINE}
+    assert len({finding.check for finding in findings}) >= 10 and all(not finding.cause for finding in findings)
+
+
+def terms(**values):
+    return lambda step: {"terms": train_line(step, 20 - step / 3)["terms"] | values}
+
+
+FAULTS = {
+    "loss falls": {"lines": lines(loss=lambda step: 20 + step / 10)},
+    "loss scale": {"lines": lines(terms(**{"one_to_one/class": [900.0, 900.0]}))},
+    "gradient norm": {"lines": lines(lambda step: {"grad_norm": 1e-7})},
+    "boxes learn": {"lines": lines(terms(**{"one_to_one/l1": [1.0, 1.0], "one_to_one/giou": [1.3, 1.3]}))},
+    "every object has a query": {
+        "lines": lines(lambda step: {"positives_per_object": {"one_to_one": 0.8, "one_to_many": 4}})
+    },
+    "one-to-many positives": {
+        "lines": lines(lambda step: {"positives_per_object": {"one_to_one": 1.0, "one_to_many": 0.1}})
+    },
+    "layers refine": {"lines": lines(terms(**{"one_to_one/giou": [0.3, 0.6]}))},
+    "classes found": {"per_class": {"cat": 0.5, "dog": 0.0}},
+    "data keeps up": {"lines": lines(lambda step: {"data_seconds_per_step": 0.15})},
+    "finite numbers": {"lines": lines(lambda step: {"grad_norm": float("nan")} if step == 9 else {})},
+}
+
+
+@pytest.mark.parametrize("check", FAULTS)
+def test_planted_fault_is_found_with_its_cause(tmp_path, check):
+    finding = report(make_run(tmp_path / "run", **FAULTS[check]))[check]
+    assert finding.level in (Level.BAD, Level.WARN) and finding.cause
+
+
+def test_other_signs(tmp_path):
+    crowded = lines(lambda step: {"objects_per_image": 60.0})
+    assert "of the queries" in report(make_run(tmp_path / "a", lines=crowded))["one-to-many positives"].text
+    assert report(tmp_path / "a")["one-to-many positives"].level is Level.WARN
+    assert "one-to-many positives" not in report(make_run(tmp_path / "b", variant="baseline"))
+    assert report(make_run(tmp_path / "c", lines=[]))["loss falls"].level is Level.UNKNOWN
+    failed = make_run(tmp_path / "d", status="failed")
+    (failed / "failed_step_7_rank0.json").write_text(json.dumps({"step": 7, "image_ids": [3, 4], "error": "NaN"}))
+    assert "step 7 failed on images [3, 4]" in health(failed)[0].text
+    spiky = lines(lambda step: {"grad_norm": 5000.0 if step == 30 else 5.0})
+    assert report(make_run(tmp_path / "e", lines=spiky))["gradient norm"].level is Level.WARN

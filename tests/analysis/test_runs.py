@@ -1,0 +1,81 @@
+"""Reading run directories, grouping seeds, comparing."""
+
+import json
+
+import numpy as np
+import pytest
+from run_directories import make_run
+
+from msdetr.analysis.runs import (
+    RunError,
+    compare,
+    differences,
+    group_runs,
+    learning_curves,
+    markdown_table,
+    read_run,
+    read_runs,
+)
+
+
+def test_groups_compares_and_says_what_differs(tmp_path):
+    paths = [make_run(tmp_path / f"c{seed}", seed=seed, ap=0.5 + seed / 10) for seed in range(3)]
+    paths.append(make_run(tmp_path / "base", variant="baseline", ap=0.4))
+    groups = group_runs(read_runs(paths))
+    assert {name: len(runs) for name, runs in groups.items()} == {"MS-DETR (c)": 3, "Deformable DETR++": 1}
+    assert differences(groups) == {"model.variant": {"MS-DETR (c)": "c", "Deformable DETR++": "baseline"}}
+    ours, base = compare(groups)
+    assert ours.metrics["AP"].mean == pytest.approx(0.6) and ours.metrics["AP"].std == pytest.approx(0.1)
+    assert base.metrics["AP"].std is None and ours.seeds == (0, 1, 2) and ours.seconds.mean == 121
+    table = markdown_table([ours, base])
+    assert "| MS-DETR (c) | 3 | 60.0 ± 10.0 |" in table and "| Deformable DETR++ | 1 | 40.0 |" in table
+    json.dumps([row.to_dict() for row in (ours, base)], allow_nan=False)
+    x, values = learning_curves(groups["MS-DETR (c)"])
+    assert x.tolist() == [2, 4] and values.shape == (3, 2)
+    np.testing.assert_allclose(values[:, 1], [0.5, 0.6, 0.7])
+
+
+def test_configurations_of_one_title_are_told_apart(tmp_path):
+    few = make_run(tmp_path / "few", **{"model.num_queries": 60})
+    many = make_run(tmp_path / "many", **{"model.num_queries": 200})
+    assert list(group_runs(read_runs([few, many]))) == ["MS-DETR (c), num_queries 60", "MS-DETR (c), num_queries 200"]
+
+
+def test_what_does_not_change_the_result_does_not_split_a_group(tmp_path):
+    one = make_run(tmp_path / "one", **{"data.workers": 0})
+    two = make_run(tmp_path / "two", seed=1, **{"data.workers": 2, "train.log_every": 3})
+    assert len(group_runs(read_runs([one, two]))) == 1
+
+
+@pytest.mark.fault("F80")
+def test_undefined_is_said_never_a_number(tmp_path):
+    (row,) = compare(group_runs(read_runs([make_run(tmp_path / "run")])))
+    assert row.metrics["APl"].mean is None and row.metrics["APl"].undefined == 1
+    assert "undefined" in markdown_table([row])
+
+
+def test_unusable_directories_are_named(tmp_path):
+    with pytest.raises(RunError, match="config.yaml"):
+        read_run(tmp_path / "nothing")
+    running = make_run(tmp_path / "running", status="running")
+    with pytest.raises(RunError, match="status: running"):
+        read_run(running)
+    assert not read_run(running, finished=False).finished
+    with pytest.raises(RunError, match="twice"):
+        read_runs([running, tmp_path / "." / "running"])
+    with pytest.raises(RunError, match="no run directories"):
+        read_runs([])
+    same = read_runs([make_run(tmp_path / "a"), make_run(tmp_path / "b")])
+    with pytest.raises(RunError, match="same configuration and seed"):
+        group_runs(same)
+
+
+def test_a_line_being_written_is_left_out_a_damaged_one_is_an_error(tmp_path):
+    path = make_run(tmp_path / "run")
+    with open(path / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "tra')
+    assert len(read_run(path).steps) == 40
+    with open(path / "metrics.jsonl", "a") as file:
+        file.write('\n{"kind": "train"}\n')
+    with pytest.raises(RunError, match="line 43"):
+        read_run(path)
