@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,15 +47,26 @@ def match_all(problems: Sequence[tuple[Matcher, Predictions, Targets]]) -> list[
             )
         if targets.labels.device.type == "cpu":
             check_labels(targets, predictions.logits.shape[-1])
-    prepared = [matcher.prepare(predictions, targets) for matcher, predictions, targets in problems]
+    prepared = [
+        (all_finite(predictions, targets), *matcher.prepare(predictions, targets))
+        for matcher, predictions, targets in problems
+    ]
     on_gpu = any(p.logits.is_cuda for _, p, _ in problems)
     host = [[t.to("cpu", non_blocking=True) for t in tensors] for tensors in prepared]
     if on_gpu:
         torch.cuda.current_stream().synchronize()
-    return [
-        matcher.assign(tensors, predictions, targets).to(predictions.logits.device, non_blocking=True)
-        for (matcher, predictions, targets), tensors in zip(problems, host)
-    ]
+    matches = []
+    for (matcher, predictions, targets), (finite, *tensors) in zip(problems, host):
+        if not finite:
+            raise ValueError(_not_finite(predictions, targets))
+        found = matcher.assign(tensors, predictions, targets)
+        matches.append(found.to(predictions.logits.device, non_blocking=True))
+    return matches
+
+
+def all_finite(predictions: Predictions, targets: Targets) -> Tensor:
+    """0-d bool, on the device: no NaN and no infinity in scores and boxes."""
+    return torch.stack([x.isfinite().all() for x in (predictions.logits, predictions.boxes, targets.boxes)]).all()
 
 
 def check_labels(targets: Targets, num_classes: int) -> None:
@@ -70,18 +80,18 @@ def check_labels(targets: Targets, num_classes: int) -> None:
         )
 
 
-def check_finite(table: np.ndarray, predictions: Predictions, targets: Targets) -> None:
-    """Raises ValueError naming image, layer and query if a table of pairs [K, T, ...] has a NaN or an infinity (F48)."""
-    if np.isfinite(table).all():
-        return
-    bad = ~torch.isfinite(predictions.boxes).all(-1) | ~torch.isfinite(predictions.logits).all(-1)
-    layer, image, query = (int(i) for i in bad.nonzero()[0]) if bad.any() else (-1, 0, -1)
-    detail = (
-        f"box {predictions.boxes[layer, image, query].tolist()}" if bad.any() else "an object's box is NaN or infinite"
-    )
-    raise ValueError(
-        f"matching needs finite scores and boxes, but layer {layer}, {image_name(targets, image)}, query {query} "
-        f"has a NaN or infinite prediction ({detail}); lower the learning rate or look at the images of this step"
+def _not_finite(predictions: Predictions, targets: Targets) -> str:
+    """Says which layer, image and query have a NaN or an infinity (F48)."""
+    bad = ~predictions.boxes.isfinite().all(-1) | ~predictions.logits.isfinite().all(-1)
+    if not bad.any():
+        t = int((~targets.boxes.isfinite().all(-1)).nonzero()[0])
+        where = image_name(targets, int(targets.image[t]))
+        return f"object {t} in {where} has a NaN or infinite box {targets.boxes[t].tolist()}; correct its annotation"
+    layer, image, query = (int(i) for i in bad.nonzero()[0])
+    return (
+        f"layer {layer}, {image_name(targets, image)}, query {query} has a NaN or infinite prediction: box "
+        f"{predictions.boxes[layer, image, query].tolist()}, highest logit {predictions.logits[layer, image, query].max()}; "
+        "lower the learning rate, or look at the images of this step"
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..structures import Matches, Predictions, Targets
-from .base import Matcher, check_finite
+from .base import Matcher
 from .score import score
 
 
@@ -56,11 +56,10 @@ class OneToManyMatcher(Matcher):
             )
         allowed = table.masked_fill(~favourite(table, targets), -1) if self.exclusive else table
         best, query = largest(allowed, min(self.k, num_queries))
-        return best, query, table.sum(-1)  # the sum only tells whether the table is finite
+        return best, query
 
     def assign(self, host: Sequence[Tensor], predictions: Predictions, targets: Targets) -> Matches:
-        best, query, total = host
-        check_finite(total.numpy(), predictions, targets)
+        best, query = host
         layer, target, rank = (best > self.threshold).nonzero(as_tuple=True)
         query, value = query[layer, target, rank], best[layer, target, rank]
         order = value.sort(stable=True).indices

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..structures import Matches, Predictions, Targets
-from .base import check_finite
 from .one_to_many import OneToManyMatcher, favourite, largest
 from .score import score
 
@@ -43,11 +42,10 @@ class ReleasedOneToMany(OneToManyMatcher):
             layer = torch.arange(len(table), device=table.device)[:, None].expand_as(image)
             is_best[layer, image, query[..., 0]] = True
         positive = vote & ((table >= self.threshold) | is_best[:, targets.image])
-        return best, query, table.sum(-1), positive
+        return best, query, positive
 
     def assign(self, host: Sequence[Tensor], predictions: Predictions, targets: Targets) -> Matches:
-        best, query, total, positive = host
-        check_finite(total.numpy(), predictions, targets)
+        best, query, positive = host
         image = targets.image.cpu()
         votes = self._capped(positive, image, targets.num_images).sum(-1)  # [K, T]
         rank = torch.arange(best.shape[-1])

@@ -1,0 +1,75 @@
+import itertools
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_one_to_many import pairs_of, scene
+
+from msdetr.matching import HungarianMatcher, class_probability, hungarian_cost, match_all, pair_iou
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 3), min_size=1, max_size=3), st.integers(3, 6))
+def test_total_cost_is_least(seed, counts, num_queries):
+    """Against all injective assignments of objects to queries."""
+    predictions, targets = scene(seed, counts=tuple(counts), num_queries=num_queries)
+    matches = HungarianMatcher()(predictions, targets)
+    cost = hungarian_cost(predictions, targets)
+    for layer in range(2):
+        for image, count in enumerate(counts):
+            table = cost[layer][targets.image == image]
+            pairs = pairs_of(matches, targets, layer, image)
+            assert [q for q, _ in pairs] == sorted({q for q, _ in pairs})
+            assert sorted(t for _, t in pairs) == list(range(count))
+            found = sum(table[t, q].item() for q, t in pairs)
+            least = min(
+                sum(table[t, q].item() for t, q in enumerate(queries))
+                for queries in itertools.permutations(range(num_queries), count)
+            )
+            assert found == pytest.approx(least)
+
+
+def test_tables_against_a_loop():
+    predictions, targets = scene(1)
+    probability, overlap = class_probability(predictions, targets), pair_iou(predictions, targets)
+    for layer, t, q in [(0, 0, 0), (1, 2, 19), (0, 7, 5), (1, 4, 11)]:
+        image, label = int(targets.image[t]), int(targets.labels[t])
+        logit = predictions.logits[layer, image, q, label].item()
+        assert probability[layer, t, q].item() == pytest.approx(1 / (1 + np.exp(-logit)))
+        expected = oracles.iou(predictions.boxes[layer, image, q].tolist(), targets.boxes[t].tolist())
+        assert overlap[layer, t, q].item() == pytest.approx(expected)
+
+
+@pytest.mark.fault("F45")
+def test_more_objects_than_queries():
+    predictions, targets = scene(0, counts=(5, 2), num_queries=3)
+    with pytest.warns(UserWarning, match="2 objects of this batch stay unmatched"):
+        matches = HungarianMatcher()(predictions, targets)
+    assert len(pairs_of(matches, targets, 0, 0)) == 3
+    assert len(pairs_of(matches, targets, 0, 1)) == 2
+
+
+def test_images_do_not_influence_each_other():
+    """The pairs of an image are the same alone and in a batch."""
+    predictions, targets = scene(3, counts=(3, 4))
+    together = HungarianMatcher()(predictions, targets)
+    for image in range(2):
+        alone = type(predictions)(predictions.logits[:, image : image + 1], predictions.boxes[:, image : image + 1])
+        single = targets.of_image(image)
+        assert pairs_of(HungarianMatcher()(alone, single), single, 1, 0) == pairs_of(together, targets, 1, image)
+
+
+def test_several_problems_at_once():
+    problems = [(HungarianMatcher(), *scene(s)) for s in range(3)]
+    for (matcher, predictions, targets), found in zip(problems, match_all(problems)):
+        alone = matcher(predictions, targets)
+        assert all(torch.equal(getattr(alone, f), getattr(found, f)) for f in ("layer", "image", "query", "target"))
+
+
+def test_batch_sizes_must_agree():
+    predictions, targets = scene(0)
+    with pytest.raises(ValueError, match="predictions are of 3 images, targets of 1"):
+        HungarianMatcher()(predictions, targets.of_image(0))
