@@ -72,18 +72,23 @@ struct Work {
   }
 };
 
-// Head by head, the value of one head is copied so that it lies dense: worth it when many queries share it and all
-// heads together do not stay in the cache. Query by query, locations and outputs are read and written in order.
-Plan make_plan(const MsdetrDeformAttn& problem, int dtype, bool backward, int threads) {
+// A task goes through its queries in order, and for each through its heads.
+//
+// Where many queries share the tokens, a copy pays: of one head at a time when all heads together do not stay in the
+// cache, or of several when the channels of one do not fill the registers. The backward of different heads writes to
+// different places, so only heads are shared out there.
+Plan make_plan(const MsdetrDeformAttn& problem, int dtype, bool backward, int isa, int threads) {
   const int64_t size = dtype == MSDETR_DOUBLE ? 8 : 4;
   const int64_t image_bytes = problem.tokens * problem.heads * problem.channels * size;
-  const int64_t reads_per_token = 4 * problem.queries * problem.levels * problem.points / problem.tokens;
-  Plan plan;
-  plan.by_head = image_bytes > (int64_t(1) << 20) && reads_per_token > 8 &&
-                 (backward || problem.batch * problem.heads >= threads);
+  const bool large = image_bytes > (int64_t(1) << 20);
+  const bool ragged = isa == MSDETR_AVX512 && problem.channels * size % 64 != 0;
+  const bool shared = 4 * problem.queries * problem.levels * problem.points > 8 * problem.tokens;
   const int64_t wanted = threads == 1 ? 1 : (4 * threads + problem.batch - 1) / problem.batch;
-  const int64_t most = plan.by_head || backward ? problem.heads : problem.queries;
-  plan.splits = plan.by_head ? problem.heads : wanted < most ? wanted : most;
+  Plan plan;
+  plan.copied = shared && (large || ragged || backward) && (backward || problem.batch * problem.heads >= threads);
+  plan.split_heads = backward || plan.copied;
+  const int64_t most = plan.split_heads ? problem.heads : problem.queries;
+  plan.splits = plan.copied && large ? problem.heads : wanted < most ? wanted : most;
   plan.tasks = plan.splits * problem.batch;
   return plan;
 }
@@ -95,7 +100,7 @@ int execute(const MsdetrDeformAttn& problem, int dtype, bool backward, int threa
   }
   if (threads < 1) threads = 1;
   const int isa = current_instruction_set();
-  Work work{problem, dtype, backward, isa, make_plan(problem, dtype, backward, threads)};
+  Work work{problem, dtype, backward, isa, make_plan(problem, dtype, backward, isa, threads)};
   if (threads > work.plan.tasks) threads = static_cast<int>(work.plan.tasks);
   if (threads <= 1) {
     Work::loop(&work);

@@ -124,58 +124,116 @@ MSDETR_INLINE void sum_lanes(const typename Simd<T, W>::Vector (&v)[W], T* sums)
 
 // -------------------------------------------------------------------------------------------------- sampling points
 
-// The points of a query's heads: level sizes per point, and what `locate` finds. One array per quantity; per corner c:
-// row (its token) and weight (attention times bilinear), and in the backward its dot product with the output gradient.
+template <typename T>
+struct IntegerOf;
+template <>
+struct IntegerOf<float> {
+  using type = int32_t;
+};
+template <>
+struct IntegerOf<double> {
+  using type = int64_t;
+};
+template <typename T>
+using Integer = typename IntegerOf<T>::type;
+
+// As many points as a register holds.
+template <typename T>
+constexpr int kPoints = kRegisterBytes / int(sizeof(T));
+template <typename T>
+using Reals = typename Simd<T, kPoints<T>>::Vector;
+
+// The points of a query's heads: level sizes per point, and what `locate` finds. One array per quantity, padded to full
+// registers; per corner (y low x low, y low x high, y high x low, y high x high) its row, that is its token, its weight
+// (attention times bilinear), and in the backward its dot product with the output gradient.
 template <typename T>
 struct Points {
   int64_t count;
-  int32_t *width, *height, *start;
-  int32_t* row[4];
+  Integer<T> *width, *height, *start;
+  Integer<T>* row[4];
   T* weight[4];
   T* dot[4];
 };
 
+// The lanes of one register of points, read from the call's tensors. Those past a query's points are not used; past the
+// end of the tensors, which have `rest` points from here on, they are not read either.
 template <typename T>
-void locate(Points<T>& points, const T* __restrict locations, const T* __restrict attention) {
-  const int32_t* __restrict width = points.width;
-  const int32_t* __restrict height = points.height;
-  const int32_t* __restrict start = points.start;
-  int32_t *__restrict row0 = points.row[0], *__restrict row1 = points.row[1], *__restrict row2 = points.row[2],
-          *__restrict row3 = points.row[3];
-  T *__restrict weight0 = points.weight[0], *__restrict weight1 = points.weight[1],
-    *__restrict weight2 = points.weight[2], *__restrict weight3 = points.weight[3];
-  for (int64_t i = 0; i < points.count; ++i) {
-    const Axis<T> x = sample_axis(locations[2 * i], width[i]);
-    const Axis<T> y = sample_axis(locations[2 * i + 1], height[i]);
-    const int32_t low = start[i] + y.low * width[i], high = start[i] + y.high * width[i];
-    const T weight_low = attention[i] * y.weight_low, weight_high = attention[i] * y.weight_high;
-    row0[i] = low + x.low;
-    row1[i] = low + x.high;
-    row2[i] = high + x.low;
-    row3[i] = high + x.high;
-    weight0[i] = weight_low * x.weight_low;
-    weight1[i] = weight_low * x.weight_high;
-    weight2[i] = weight_high * x.weight_low;
-    weight3[i] = weight_high * x.weight_high;
+struct Lanes {
+  T x[kPoints<T>], y[kPoints<T>], attention[kPoints<T>];
+
+  MSDETR_INLINE Lanes(const T* locations, const T* weights, int64_t rest) {
+    if (rest >= kPoints<T>) {
+      for (int i = 0; i < kPoints<T>; ++i) {
+        x[i] = locations[2 * i];
+        y[i] = locations[2 * i + 1];
+        attention[i] = weights[i];
+      }
+    } else {
+      for (int i = 0; i < kPoints<T>; ++i) {
+        x[i] = i < rest ? locations[2 * i] : T(-1);
+        y[i] = i < rest ? locations[2 * i + 1] : T(-1);
+        attention[i] = i < rest ? weights[i] : T(0);
+      }
+    }
+  }
+};
+
+template <typename T>
+void locate(const Points<T>& points, const T* locations, const T* attention, int64_t rest) {
+  using Real = Simd<T, kPoints<T>>;
+  using Int = Simd<Integer<T>, kPoints<T>>;
+  for (int64_t i = 0; i < points.count; i += kPoints<T>) {
+    const Lanes<T> lanes(locations + 2 * i, attention + i, rest - i);
+    const auto width = Int::load(points.width + i), height = Int::load(points.height + i);
+    const auto start = Int::load(points.start + i);
+    const auto x = sample_axis<T>(Real::load(lanes.x), width), y = sample_axis<T>(Real::load(lanes.y), height);
+    const auto low = start + y.low * width, high = start + y.high * width;
+    const auto weight_low = Real::load(lanes.attention) * y.weight_low;
+    const auto weight_high = Real::load(lanes.attention) * y.weight_high;
+    Int::store(points.row[0] + i, low + x.low);
+    Int::store(points.row[1] + i, low + x.high);
+    Int::store(points.row[2] + i, high + x.low);
+    Int::store(points.row[3] + i, high + x.high);
+    Real::store(points.weight[0] + i, weight_low * x.weight_low);
+    Real::store(points.weight[1] + i, weight_low * x.weight_high);
+    Real::store(points.weight[2] + i, weight_high * x.weight_low);
+    Real::store(points.weight[3] + i, weight_high * x.weight_high);
   }
 }
 
 // From the dot products to the gradients of locations and attention weights.
 template <typename T>
-void point_gradients(const Points<T>& points, const T* __restrict locations, const T* __restrict attention,
-                     T* __restrict grad_locations, T* __restrict grad_attention) {
-  const int32_t* __restrict width = points.width;
-  const int32_t* __restrict height = points.height;
-  const T *__restrict dot0 = points.dot[0], *__restrict dot1 = points.dot[1], *__restrict dot2 = points.dot[2],
-          *__restrict dot3 = points.dot[3];
-  for (int64_t i = 0; i < points.count; ++i) {
-    const Axis<T> x = sample_axis(locations[2 * i], width[i]);
-    const Axis<T> y = sample_axis(locations[2 * i + 1], height[i]);
-    const PointGradient<T> gradient =
-        point_gradient(x, y, width[i], height[i], attention[i], dot0[i], dot1[i], dot2[i], dot3[i]);
-    grad_attention[i] = gradient.attention;
-    grad_locations[2 * i] = gradient.x;
-    grad_locations[2 * i + 1] = gradient.y;
+void point_gradients(const Points<T>& points, const T* locations, const T* attention, int64_t rest, T* grad_locations,
+                     T* grad_attention) {
+  using Real = Simd<T, kPoints<T>>;
+  using Int = Simd<Integer<T>, kPoints<T>>;
+  for (int64_t i = 0; i < points.count; i += kPoints<T>) {
+    Lanes<T> lanes(locations + 2 * i, attention + i, rest - i);
+    const auto width = Int::load(points.width + i), height = Int::load(points.height + i);
+    const auto x = sample_axis<T>(Real::load(lanes.x), width), y = sample_axis<T>(Real::load(lanes.y), height);
+    Reals<T> real_width, real_height;
+    to_real(width, real_width);
+    to_real(height, real_height);
+    const auto gradient = point_gradient(
+        x, y, real_width, real_height, Real::load(lanes.attention), Real::load(points.dot[0] + i),
+        Real::load(points.dot[1] + i), Real::load(points.dot[2] + i), Real::load(points.dot[3] + i));
+    Real::store(lanes.x, gradient.x);
+    Real::store(lanes.y, gradient.y);
+    Real::store(lanes.attention, gradient.attention);
+    T* to = grad_locations + 2 * i;
+    if (points.count - i >= kPoints<T>) {
+      for (int lane = 0; lane < kPoints<T>; ++lane) {
+        to[2 * lane] = lanes.x[lane];
+        to[2 * lane + 1] = lanes.y[lane];
+        grad_attention[i + lane] = lanes.attention[lane];
+      }
+    } else {
+      for (int lane = 0; lane < points.count - i; ++lane) {
+        to[2 * lane] = lanes.x[lane];
+        to[2 * lane + 1] = lanes.y[lane];
+        grad_attention[i + lane] = lanes.attention[lane];
+      }
+    }
   }
 }
 
@@ -203,14 +261,14 @@ struct Kernel {
     }
   };
 
-  // output = sum over points and corners of weight * row.
-  template <int NV, bool PARTIAL>
+  // output = sum over points and corners of weight * row. Rows of a copy are PADDED to whole vectors.
+  template <int NV, bool PARTIAL, bool PADDED>
   static void gather(const Points<T>& points, int64_t first, int64_t count, const T* value, int64_t stride,
                      const Last& last, T* output) {
     constexpr int kSets = NV <= 2 ? 4 : 2;  // independent sums, so that additions do not wait for each other
     V sum[kSets][NV] = {};
-    const int32_t *row0 = points.row[0] + first, *row1 = points.row[1] + first, *row2 = points.row[2] + first,
-                  *row3 = points.row[3] + first;
+    const Integer<T> *row0 = points.row[0] + first, *row1 = points.row[1] + first, *row2 = points.row[2] + first,
+                     *row3 = points.row[3] + first;
     const T *weight0 = points.weight[0] + first, *weight1 = points.weight[1] + first,
             *weight2 = points.weight[2] + first, *weight3 = points.weight[3] + first;
     for (int64_t i = 0; i < count; ++i) {
@@ -219,7 +277,7 @@ struct Kernel {
       const T weights[4] = {weight0[i], weight1[i], weight2[i], weight3[i]};
       for (int corner = 0; corner < 4; ++corner) {
         for (int k = 0; k < NV; ++k) {
-          sum[corner % kSets][k] += weights[corner] * Block<NV, PARTIAL>::load(rows[corner], k, last);
+          sum[corner % kSets][k] += weights[corner] * Block<NV, PARTIAL && !PADDED>::load(rows[corner], k, last);
         }
       }
     }
@@ -231,7 +289,7 @@ struct Kernel {
   }
 
   // One group of at most kGroup points: dot products of the rows with `grad`, and weight * grad added to their gradients.
-  template <int NV, bool PARTIAL, bool VALUE, bool DOTS, bool FULL>
+  template <int NV, bool PARTIAL, bool VALUE, bool DOTS, bool FULL>  // PARTIAL: of the rows
   static MSDETR_INLINE void scatter_group(const Points<T>& points, int64_t i, int64_t count, const T* value,
                                           T* grad_value, int64_t stride, const Last& last, const V (&grad)[NV],
                                           bool add) {
@@ -275,7 +333,7 @@ struct Kernel {
     }
   }
 
-  template <int NV, bool PARTIAL, bool VALUE, bool DOTS>
+  template <int NV, bool PARTIAL, bool PADDED, bool VALUE, bool DOTS>
   static void scatter(const Points<T>& points, int64_t first, int64_t count, const T* value, T* grad_value,
                       int64_t stride, const Last& last, const T* grad_output, bool add) {
     V grad[NV];
@@ -285,11 +343,11 @@ struct Kernel {
     }
     int64_t i = 0;
     for (; i + kGroup <= count; i += kGroup) {
-      scatter_group<NV, PARTIAL, VALUE, DOTS, true>(
+      scatter_group<NV, PARTIAL && !PADDED, VALUE, DOTS, true>(
           points, first + i, kGroup, value, grad_value, stride, last, grad, add);
     }
     if (i < count) {
-      scatter_group<NV, PARTIAL, VALUE, DOTS, false>(
+      scatter_group<NV, PARTIAL && !PADDED, VALUE, DOTS, false>(
           points, first + i, count - i, value, grad_value, stride, last, grad, add);
     }
   }
@@ -331,19 +389,19 @@ struct Kernel {
   const MsdetrDeformAttn& problem;
   const int64_t M, D, S, Q, n;    // heads, channels, tokens, queries, points of one head and query
   Points<T> points;
-  T* value_copy = nullptr;        // by_head: the value of one head, [S, stride]
+  T* value_copy = nullptr;        // copied: the value of the task's heads, [heads, S, stride]
   T* grad_copy = nullptr;
   int64_t stride;
   void* memory = nullptr;
 
-  Kernel(const MsdetrDeformAttn& p, bool by_head, bool backward, int64_t heads)
+  Kernel(const MsdetrDeformAttn& p, bool copied, bool backward, int64_t heads)
       : problem(p), M(p.heads), D(p.channels), S(p.tokens), Q(p.queries), n(p.levels * p.points), stride(M * D) {
     constexpr int64_t kAlign = 64;
     const int64_t count = heads * n;
     const int64_t padded = (count + 15) / 16 * 16;
-    const int64_t arrays = 7 * padded * int64_t(sizeof(int32_t)) + (backward ? 8 : 4) * padded * int64_t(sizeof(T));
-    if (by_head) stride = D * int64_t(sizeof(T)) % kAlign == 0 || !kMasks ? D : (D * int64_t(sizeof(T)) + kAlign - 1) / kAlign * kAlign / int64_t(sizeof(T));
-    const int64_t copy = by_head ? (S * stride * int64_t(sizeof(T)) + kAlign - 1) / kAlign * kAlign : 0;
+    const int64_t arrays = 7 * padded * int64_t(sizeof(Integer<T>)) + (backward ? 8 : 4) * padded * int64_t(sizeof(T));
+    if (copied) stride = kMasks ? (D + W - 1) / W * W : D;
+    const int64_t copy = copied ? (heads * S * stride * int64_t(sizeof(T)) + kAlign - 1) / kAlign * kAlign : 0;
     const int64_t copies = copy * (backward && p.grad_value ? 2 : 1);
     if (posix_memalign(&memory, kAlign, size_t(copies + arrays))) memory = nullptr;
     if (!memory) return;
@@ -353,26 +411,26 @@ struct Kernel {
       at += bytes;
       return taken;
     };
-    if (by_head) value_copy = reinterpret_cast<T*>(take(copy));
-    if (by_head && copies > copy) grad_copy = reinterpret_cast<T*>(take(copy));
+    if (copied) value_copy = reinterpret_cast<T*>(take(copy));
+    if (copied && copies > copy) grad_copy = reinterpret_cast<T*>(take(copy));
     points.count = count;
     for (T*& array : points.weight) array = reinterpret_cast<T*>(take(padded * sizeof(T)));
     for (T*& array : points.dot) array = backward ? reinterpret_cast<T*>(take(padded * sizeof(T))) : nullptr;
-    for (int32_t*& array : points.row) array = reinterpret_cast<int32_t*>(take(padded * sizeof(int32_t)));
-    points.width = reinterpret_cast<int32_t*>(take(padded * sizeof(int32_t)));
-    points.height = reinterpret_cast<int32_t*>(take(padded * sizeof(int32_t)));
-    points.start = reinterpret_cast<int32_t*>(take(padded * sizeof(int32_t)));
+    for (Integer<T>*& array : points.row) array = reinterpret_cast<Integer<T>*>(take(padded * sizeof(Integer<T>)));
+    points.width = reinterpret_cast<Integer<T>*>(take(padded * sizeof(Integer<T>)));
+    points.height = reinterpret_cast<Integer<T>*>(take(padded * sizeof(Integer<T>)));
+    points.start = reinterpret_cast<Integer<T>*>(take(padded * sizeof(Integer<T>)));
     int64_t i = 0, start = 0;
     for (int64_t level = 0; level < p.levels; ++level) {
       const int64_t height = p.shapes[2 * level], width = p.shapes[2 * level + 1];
       for (int64_t point = 0; point < p.points; ++point, ++i) {
-        points.height[i] = int32_t(height);
-        points.width[i] = int32_t(width);
-        points.start[i] = int32_t(start);
+        points.height[i] = Integer<T>(height);
+        points.width[i] = Integer<T>(width);
+        points.start[i] = Integer<T>(start);
       }
       start += height * width;
     }
-    for (; i < count; ++i) {
+    for (; i < padded; ++i) {  // the other heads, and the padding
       points.height[i] = points.height[i - n];
       points.width[i] = points.width[i - n];
       points.start[i] = points.start[i - n];
@@ -386,89 +444,115 @@ struct Kernel {
   int64_t point_offset(int64_t b, int64_t q, int64_t m) const { return ((b * Q + q) * M + m) * n; }
   int64_t output_offset(int64_t b, int64_t q, int64_t m) const { return ((b * Q + q) * M + m) * D; }
 
-  void copy_head(const T* from) {
-    for (int64_t s = 0; s < S; ++s) memcpy(value_copy + s * stride, from + s * M * D, size_t(D) * sizeof(T));
+  void copy_heads(const T* value, int64_t first_head, int64_t last_head) {
+    T* to = value_copy;
+    for (int64_t m = first_head; m < last_head; ++m) {
+      for (int64_t s = 0; s < S; ++s, to += stride) {
+        memcpy(to, value + (s * M + m) * D, size_t(D) * sizeof(T));
+        for (int64_t c = D; c < stride; ++c) to[c] = T(0);
+      }
+    }
   }
 
+  void copy_gradient_back(T* grad_value, int64_t first_head, int64_t last_head) const {
+    const T* from = grad_copy;
+    for (int64_t m = first_head; m < last_head; ++m) {
+      for (int64_t s = 0; s < S; ++s, from += stride) {
+        memcpy(grad_value + (s * M + m) * D, from, size_t(D) * sizeof(T));
+      }
+    }
+  }
+
+  template <bool PADDED>
   void forward_query(int64_t b, int64_t q, int64_t first_head, int64_t last_head, const T* value) {
     const T* locations = static_cast<const T*>(problem.locations) + 2 * point_offset(b, q, first_head);
     const T* attention = static_cast<const T*>(problem.weights) + point_offset(b, q, first_head);
-    locate(points, locations, attention);
+    const int64_t rest = point_offset(problem.batch, 0, 0) - point_offset(b, q, first_head);
+    locate(points, locations, attention, rest);
     for (int64_t m = first_head; m < last_head; ++m) {
-      const T* head = value_copy ? value_copy : value + m * D;
+      const T* head = value_copy ? value_copy + (m - first_head) * S * stride : value + m * D;
       T* output = static_cast<T*>(problem.output) + output_offset(b, q, m);
       for_blocks(D, [&](auto shape, int64_t c, const Last& last) {
-        gather<shape.vectors, shape.partial>(points, (m - first_head) * n, n, head + c, stride, last, output + c);
+        gather<shape.vectors, shape.partial, PADDED>(points, (m - first_head) * n, n, head + c, stride, last, output + c);
       });
     }
   }
 
+  template <bool PADDED>
   void forward(int64_t b, int64_t first_head, int64_t last_head, int64_t first_query, int64_t last_query) {
     const T* value = static_cast<const T*>(problem.value) + b * S * M * D;
-    if (value_copy) copy_head(value + first_head * D);
-    for (int64_t q = first_query; q < last_query; ++q) forward_query(b, q, first_head, last_head, value);
+    if (value_copy) copy_heads(value, first_head, last_head);
+    for (int64_t q = first_query; q < last_query; ++q) forward_query<PADDED>(b, q, first_head, last_head, value);
   }
 
-  template <bool VALUE, bool DOTS>
+  template <bool PADDED, bool VALUE, bool DOTS>
   void backward_query(int64_t b, int64_t q, int64_t first_head, int64_t last_head, const T* value, T* grad_value) {
     const int64_t offset = point_offset(b, q, first_head);
     const T* locations = static_cast<const T*>(problem.locations) + 2 * offset;
     const T* attention = static_cast<const T*>(problem.weights) + offset;
-    locate(points, locations, attention);
+    const int64_t rest = point_offset(problem.batch, 0, 0) - offset;
+    locate(points, locations, attention, rest);
     for (int64_t m = first_head; m < last_head; ++m) {
-      const T* head = value_copy ? value_copy : value + m * D;
-      T* grad_head = !VALUE ? nullptr : grad_copy ? grad_copy : grad_value + m * D;
+      const T* head = value_copy ? value_copy + (m - first_head) * S * stride : value + m * D;
+      T* grad_head = !VALUE ? nullptr : grad_copy ? grad_copy + (m - first_head) * S * stride : grad_value + m * D;
       const T* grad_output = static_cast<const T*>(problem.grad_output) + output_offset(b, q, m);
       for_blocks(D, [&](auto shape, int64_t c, const Last& last) {
-        scatter<shape.vectors, shape.partial, VALUE, DOTS>(
+        scatter<shape.vectors, shape.partial, PADDED, VALUE, DOTS>(
             points, (m - first_head) * n, n, head + c, VALUE ? grad_head + c : nullptr, stride, last, grad_output + c,
             c > 0);
       });
     }
     if constexpr (DOTS) {
-      point_gradients(points, locations, attention, static_cast<T*>(problem.grad_locations) + 2 * offset,
+      point_gradients(points, locations, attention, rest, static_cast<T*>(problem.grad_locations) + 2 * offset,
                       static_cast<T*>(problem.grad_weights) + offset);
     }
   }
 
-  template <bool VALUE, bool DOTS>
+  template <bool PADDED, bool VALUE, bool DOTS>
   void backward(int64_t b, int64_t first_head, int64_t last_head) {
     const T* value = static_cast<const T*>(problem.value) + b * S * M * D;
     T* grad_value = VALUE ? static_cast<T*>(problem.grad_value) + b * S * M * D : nullptr;
-    if (value_copy) copy_head(value + first_head * D);
+    if (value_copy) copy_heads(value, first_head, last_head);
     if (VALUE && grad_copy) {
-      memset(grad_copy, 0, size_t(S * stride) * sizeof(T));
+      memset(grad_copy, 0, size_t((last_head - first_head) * S * stride) * sizeof(T));
     } else if (VALUE) {
       for (int64_t s = 0; s < S; ++s) {
         memset(grad_value + (s * M + first_head) * D, 0, size_t((last_head - first_head) * D) * sizeof(T));
       }
     }
-    for (int64_t q = 0; q < Q; ++q) backward_query<VALUE, DOTS>(b, q, first_head, last_head, value, grad_value);
-    if (VALUE && grad_copy) {
-      T* to = grad_value + first_head * D;
-      for (int64_t s = 0; s < S; ++s) memcpy(to + s * M * D, grad_copy + s * stride, size_t(D) * sizeof(T));
-    }
+    for (int64_t q = 0; q < Q; ++q) backward_query<PADDED, VALUE, DOTS>(b, q, first_head, last_head, value, grad_value);
+    if (VALUE && grad_copy) copy_gradient_back(grad_value, first_head, last_head);
   }
 
   static bool run(const MsdetrDeformAttn& problem, bool backward, const Plan& plan, int64_t task) {
     const int64_t b = task / plan.splits, split = task % plan.splits;
     const auto cut = [&](int64_t total, int64_t i) { return total * i / plan.splits; };
-    const bool split_heads = plan.by_head || backward;
-    const int64_t first_head = split_heads ? cut(problem.heads, split) : 0;
-    const int64_t last_head = split_heads ? cut(problem.heads, split + 1) : problem.heads;
-    Kernel kernel(problem, plan.by_head, backward, last_head - first_head);
+    const int64_t first_head = plan.split_heads ? cut(problem.heads, split) : 0;
+    const int64_t last_head = plan.split_heads ? cut(problem.heads, split + 1) : problem.heads;
+    Kernel kernel(problem, plan.copied, backward, last_head - first_head);
     if (!kernel.memory) return false;
-    if (!backward) {
-      kernel.forward(b, first_head, last_head, split_heads ? 0 : cut(problem.queries, split),
-                     split_heads ? problem.queries : cut(problem.queries, split + 1));
-    } else if (problem.grad_value && problem.grad_weights) {
-      kernel.template backward<true, true>(b, first_head, last_head);
-    } else if (problem.grad_value) {
-      kernel.template backward<true, false>(b, first_head, last_head);
-    } else if (problem.grad_weights) {
-      kernel.template backward<false, true>(b, first_head, last_head);
+    const int64_t first_query = plan.split_heads ? 0 : cut(problem.queries, split);
+    const int64_t last_query = plan.split_heads ? problem.queries : cut(problem.queries, split + 1);
+    if (kMasks && plan.copied) {
+      kernel.template run_padded<kMasks>(backward, b, first_head, last_head, first_query, last_query);
+    } else {
+      kernel.template run_padded<false>(backward, b, first_head, last_head, first_query, last_query);
     }
     return true;
+  }
+
+  template <bool PADDED>
+  void run_padded(bool is_backward, int64_t b, int64_t first_head, int64_t last_head, int64_t first_query,
+                  int64_t last_query) {
+    if (!is_backward) {
+      forward<PADDED>(b, first_head, last_head, first_query, last_query);
+    } else if (problem.grad_value && problem.grad_weights) {
+      this->template backward<PADDED, true, true>(b, first_head, last_head);
+    } else if (problem.grad_value) {
+      this->template backward<PADDED, true, false>(b, first_head, last_head);
+    } else if (problem.grad_weights) {
+      this->template backward<PADDED, false, true>(b, first_head, last_head);
+    }
   }
 };
 

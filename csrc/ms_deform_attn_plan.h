@@ -6,8 +6,9 @@
 namespace msdetr {
 
 struct Plan {
-  bool by_head = false;     // head by head over a copy of its value, [tokens, stride]; else query by query, in place
-  int64_t splits = 1;       // tasks per image: of its queries (forward) or of its heads (backward and by_head)
+  bool copied = false;      // the task's heads of value are copied, [heads, tokens, channels padded to whole vectors]
+  bool split_heads = false; // an image's tasks are ranges of its heads, else of its queries
+  int64_t splits = 1;       // tasks per image
   int64_t tasks = 0;
 };
 

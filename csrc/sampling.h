@@ -3,6 +3,9 @@
 // A level of `size` pixels spans [0, 1]; pixel centres lie at (i + 0.5) / size. Bilinear interpolation is the product
 // of two linear ones, so everything is said for one axis. Pixels outside the level have the value zero: their weight
 // is zero here and their index clamped, so that callers read and multiply without branching.
+//
+// Real is float or double. T and I are Real and int for one point (CUDA), or vectors of equally many lanes of Real and
+// of a signed integer of its width for many points (CPU); `select`, `to_int` and `to_real` tell the two apart.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -13,52 +16,87 @@
 
 namespace msdetr {
 
+#if defined(__CUDACC__)
 template <typename T>
+MSDETR_INLINE T select(bool mask, T yes, T no) {
+  return mask ? yes : no;
+}
+template <typename T>
+MSDETR_INLINE void to_int(T from, int& to) {
+  to = int(from);
+}
+template <typename T>
+MSDETR_INLINE void to_real(int from, T& to) {
+  to = T(from);
+}
+#else
+template <typename M, typename V>
+MSDETR_INLINE V select(M mask, V yes, V no) {
+  return mask ? yes : no;
+}
+template <typename V, typename I>
+MSDETR_INLINE void to_int(V from, I& to) {
+  to = __builtin_convertvector(from, I);
+}
+template <typename I, typename V>
+MSDETR_INLINE void to_real(I from, V& to) {
+  to = __builtin_convertvector(from, V);
+}
+#endif
+
+template <typename T, typename I>
 struct Axis {
-  int low, high;                // the two neighbouring pixels, clamped to the level
-  T weight_low, weight_high;    // their linear interpolation weights; zero for a pixel outside
-  T inside_low, inside_high;    // 1 for a pixel of the level, 0 outside: d weight / d pixel is -inside_low, +inside_high
+  I low, high;                // the two neighbouring pixels, clamped to the level
+  T weight_low, weight_high;  // their linear interpolation weights; zero for a pixel outside
+  T inside_low, inside_high;  // 1 for a pixel of the level, 0 outside: d weight / d pixel is -inside_low, +inside_high
 };
 
-// `location` in units of the level. Where no pixel reaches (and for infinities and NaN) both weights are zero.
-template <typename T>
-MSDETR_INLINE Axis<T> sample_axis(T location, int size) {
-  T pixel = location * T(size) - T(0.5);
-  const bool reached = (pixel > T(-1)) & (pixel < T(size));
-  pixel = reached ? pixel : T(0);
-  int low = int(pixel);          // towards zero,
-  low -= pixel < T(low) ? 1 : 0; // then down: floor, also where there is no instruction for it
-  const T fraction = pixel - T(low);
-  const T inside_low = (reached & (low >= 0)) ? T(1) : T(0);
-  const T inside_high = (reached & (low + 1 < size)) ? T(1) : T(0);
-  Axis<T> axis;
-  axis.low = low < 0 ? 0 : low;
-  axis.high = low + 1 < size ? low + 1 : size - 1;
-  axis.weight_low = inside_low * (T(1) - fraction);
-  axis.weight_high = inside_high * fraction;
-  axis.inside_low = inside_low;
-  axis.inside_high = inside_high;
+// `location` in units of the level. Where no pixel reaches, and for infinities and NaN, both weights are zero.
+template <typename Real, typename T, typename I>
+MSDETR_INLINE Axis<T, I> sample_axis(T location, I size) {
+  const T zero = {}, one = zero + Real(1);
+  const I none = {};
+  T length, floor;
+  I low;
+  to_real(size, length);
+  T pixel = location * length - Real(0.5);
+  const auto reached = (pixel > Real(-1)) & (pixel < length);  // false for NaN
+  pixel = select(reached, pixel, zero);
+  to_int(pixel, low);                               // towards zero,
+  to_real(low, floor);
+  low = low - select(pixel < floor, none + 1, none);  // then down: floor, also where there is no instruction for it
+  to_real(low, floor);
+  const I high = low + 1;
+  const auto inside_low = reached & (low >= 0), inside_high = reached & (high < size);
+  const T fraction = pixel - floor;
+  Axis<T, I> axis;
+  axis.low = select(low < 0, none, low);
+  axis.high = select(high < size, high, size - 1);
+  axis.weight_low = select(inside_low, one - fraction, zero);
+  axis.weight_high = select(inside_high, fraction, zero);
+  axis.inside_low = select(inside_low, one, zero);
+  axis.inside_high = select(inside_high, one, zero);
   return axis;
 }
 
-// Gradients of  attention * sum_rc wy_r wx_c value_rc  given d_rc = <grad_output, value_rc>, r = y low/high, c = x low/high.
+// Gradients of attention * sum_rc wy_r wx_c value_rc, given dot_rc = <grad_output, value_rc>; r and c: low or high.
 template <typename T>
 struct PointGradient {
   T attention, x, y;
 };
 
-template <typename T>
+template <typename T, typename I>
 MSDETR_INLINE PointGradient<T> point_gradient(
-    const Axis<T>& x, const Axis<T>& y, int width, int height, T attention, T d00, T d01, T d10, T d11) {
+    const Axis<T, I>& x, const Axis<T, I>& y, T width, T height, T attention, T dot00, T dot01, T dot10, T dot11) {
   PointGradient<T> gradient;
-  gradient.attention = y.weight_low * (x.weight_low * d00 + x.weight_high * d01) +
-                       y.weight_high * (x.weight_low * d10 + x.weight_high * d11);
-  gradient.x = attention * T(width) *
-               (y.weight_low * (x.inside_high * d01 - x.inside_low * d00) +
-                y.weight_high * (x.inside_high * d11 - x.inside_low * d10));
-  gradient.y = attention * T(height) *
-               (x.weight_low * (y.inside_high * d10 - y.inside_low * d00) +
-                x.weight_high * (y.inside_high * d11 - y.inside_low * d01));
+  gradient.attention = y.weight_low * (x.weight_low * dot00 + x.weight_high * dot01) +
+                       y.weight_high * (x.weight_low * dot10 + x.weight_high * dot11);
+  gradient.x = attention * width *
+               (y.weight_low * (x.inside_high * dot01 - x.inside_low * dot00) +
+                y.weight_high * (x.inside_high * dot11 - x.inside_low * dot10));
+  gradient.y = attention * height *
+               (x.weight_low * (y.inside_high * dot10 - y.inside_low * dot00) +
+                x.weight_high * (y.inside_high * dot11 - y.inside_low * dot01));
   return gradient;
 }
 
