@@ -183,15 +183,11 @@ def evaluate(
     data, split: images in ``data/split``, annotations in ``data/annotations/instances_split.json``; the run's own
     validation set by default. limit: the first images only. Raises ConfigError where the classes are not the same.
     """
-    from .data import build_datasets
+    from .data import build_dataset
 
     predictor = model if isinstance(model, Predictor) else load(model, device)
-    settings = {"data.generate": "none"} if data is not None else {}
-    settings |= {"data.root": str(data)} if data is not None else {}
-    settings |= {"data.val_split": split, "data.train_split": split} if split is not None else {}
-    settings |= {"data.num_val": limit} if limit else {}
-    config = predictor.config.override(settings)
-    dataset = build_datasets(config)[1]
+    config = predictor.config.override(dataset_settings(data, split, limit))
+    dataset = build_dataset(config, "val")
     check_classes(predictor, dataset)
     return evaluate_detector(
         predictor.detector,
@@ -202,6 +198,13 @@ def evaluate(
         precision=config.train.precision,
         progress=progress,
     )
+
+
+def dataset_settings(data: str | Path | None = None, split: str | None = None, limit: int = 0) -> dict[str, Any]:
+    """The overrides of a configuration that evaluate on other data than the run's own."""
+    settings: dict[str, Any] = {} if data is None else {"data.root": str(data), "data.generate": "none"}
+    settings |= {} if split is None else {"data.val_split": split}
+    return settings | ({"data.num_val": limit} if limit else {})
 
 
 def check_classes(predictor: Predictor, dataset) -> None:

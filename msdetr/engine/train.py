@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import platform
 import signal
 import time
@@ -92,7 +93,12 @@ class Trainer:
         self._unchecked: tuple[Tensor, Step] | None = None
         if world.size > 1:
             ids = [world.device] if world.device.type == "cuda" else None
-            self._parallel = DistributedDataParallel(detector, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+            # buffers never change, or change alike on all ranks; torch has renamed the setting
+            known = inspect.signature(DistributedDataParallel).parameters
+            buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+            self._parallel = DistributedDataParallel(
+                detector, device_ids=ids, gradient_as_bucket_view=True, **{buffers: False}
+            )
 
     @property
     def evaluated(self) -> nn.Module:

@@ -1,0 +1,65 @@
+"""Starting the ranks of a distributed run from Python, e.g. from a notebook, and watching them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import RunConfig
+from .errors import TrainingError
+
+
+def launch(
+    config: RunConfig,
+    run_dir: str | Path,
+    nproc: int | None = None,
+    device: str = "auto",
+    resume: str = "auto",
+    show: Callable[[str], Any] | None = None,
+    max_restarts: int = 0,
+) -> dict[str, Any]:
+    """Trains on ``nproc`` ranks of this machine, started by torchrun, and returns what results.json says.
+
+    nproc: one per GPU by default. show: called with every line of progress; by default they go to standard error.
+    max_restarts: how often to start all ranks again, from the last checkpoint, when one dies.
+
+    Raises TrainingError with the last lines if the run fails, and KeyboardInterrupt after passing it on to the ranks.
+    """
+    nproc = nproc or max(torch.cuda.device_count(), 1)
+    run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    wanted = run_dir / "launch.yaml"
+    config.save(wanted)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)]
+    command += ["--max-restarts", str(max_restarts), "-m", "msdetr", "train", str(wanted)]
+    command += ["--run-dir", str(run_dir), "--device", device, "--resume", resume]
+    environment = {"OMP_NUM_THREADS": "1", "MSDETR_PROGRESS": "lines"} | os.environ
+    last: deque[str] = deque(maxlen=30)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        for line in process.stdout:
+            last.append(line.rstrip())
+            (show or _to_stderr)(line.rstrip())
+        status = process.wait()
+    except BaseException:
+        process.terminate()  # the ranks finish their step and save
+        process.wait()
+        raise
+    finally:
+        process.stdout.close()
+    if status != 0:
+        raise TrainingError(f"the ranks of {run_dir} failed with exit status {status}:\n" + "\n".join(last))
+    return json.loads((run_dir / "results.json").read_text())
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,205 @@
+"""Notebooks as runs: papermill's parameters checked and turned into a configuration, and a runner that tells the truth.
+
+papermill assigns whatever it is given, under any name: a mistyped parameter changes nothing and a wrong type surprises
+much later. ``parameters`` and ``check_parameters`` stop the run instead.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import ConfigError, RunConfig, nearest
+
+
+class NotebookError(RuntimeError):
+    """A notebook that did not run to its end; the message names the cell."""
+
+
+@dataclass(frozen=True)
+class NotebookRun:
+    """What a training notebook was asked for."""
+
+    config: RunConfig
+    run_dir: Path
+    device: str = "auto"
+
+
+def parameters(
+    recipe: str = "shapes/ms-detr-c",
+    data: str | None = None,
+    epochs: float | str | None = None,
+    seed: int | str | None = None,
+    device: str = "auto",
+    overrides: Mapping[str, Any] | str | None = None,
+    run_name: str | None = None,
+    runs: str | Path = "runs",
+    **unknown: Any,
+) -> NotebookRun:
+    """The configuration a notebook's parameters ask for. Empty text and None mean: as the recipe says.
+
+    recipe: a recipe's name or a .yaml file. data: folder with the data set. overrides: ``{"train.lr": 1e-4}`` or text as
+    in a shell, ``"train.lr=1e-4 model.variant=d"``. run_name: the folder under ``runs``; recipe and seed by default.
+
+    Raises ConfigError for an unknown parameter or recipe, a wrong type or a value out of range.
+    """
+    if unknown:
+        known = [name for name in inspect.signature(parameters).parameters if name != "unknown"]
+        name = next(iter(unknown))
+        raise ConfigError(f"parameter '{name}': unknown; {nearest(name, known)}")
+    from .predictor import resolve
+
+    _expect(recipe, str, "recipe")
+    changes: dict[str, Any] = {}
+    for path, value in (("data.root", data), ("train.epochs", epochs), ("seed", seed)):
+        if value is not None and value != "":
+            changes[path] = value
+    config = resolve(recipe, changes | parse_overrides(overrides))
+    _expect(device, str, "device")
+    if run_name is not None:
+        _expect(run_name, str, "run_name")
+        if Path(run_name).is_absolute() or ".." in Path(run_name).parts:
+            raise ConfigError(f"run_name: {run_name!r} must be the name of a folder under {runs}")
+    name = run_name or f"{Path(recipe).stem if recipe.endswith(('.yaml', '.yml')) else recipe.replace('/', '-')}-seed{config.seed}"
+    return NotebookRun(config, Path(runs) / name, device)
+
+
+def _expect(value: Any, kind: type, name: str) -> None:
+    if not isinstance(value, kind):
+        raise ConfigError(f"parameter '{name}': expected text, got {value!r}")
+
+
+def parse_overrides(overrides: Mapping[str, Any] | str | Iterable[str] | None) -> dict[str, Any]:
+    """``{"train.lr": "1e-4"}`` from a mapping, from ``"train.lr=1e-4 seed=3"`` or from a list of such pairs."""
+    if not overrides:
+        return {}
+    if isinstance(overrides, Mapping):
+        return {str(path): value for path, value in overrides.items()}
+    pairs = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    parsed = {}
+    for pair in pairs:
+        path, equals, value = str(pair).partition("=")
+        if not equals or not path:
+            raise ConfigError(f"overrides: {pair!r} is not of the form name=value, e.g. train.lr=1e-4")
+        parsed[path.strip()] = value.strip()
+    return parsed
+
+
+def check_parameters(namespace: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raises ConfigError if papermill injected a variable that the notebook does not know.
+
+    namespace: the notebook's ``globals()``. known: the names of its parameters. By hand, without papermill, all is well.
+    """
+    known = list(known)
+    for source in namespace.get("In", ()):
+        if not source.lstrip().startswith("# Parameters"):
+            continue
+        with contextlib.suppress(SyntaxError):
+            for node in ast.parse(source).body:
+                for target in node.targets if isinstance(node, ast.Assign) else ():
+                    if isinstance(target, ast.Name) and target.id not in known:
+                        raise ConfigError(f"papermill parameter '{target.id}': unknown; {nearest(target.id, known)}")
+
+
+def run_notebook(
+    notebook: str | Path,
+    output: str | Path | None = None,
+    values: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    kernel: str | None = None,
+) -> Path:
+    """Executes a notebook with papermill, its parameters checked beforehand, and verifies that it ran to its end.
+
+    output: the executed notebook, ``runs/NOTEBOOK.ipynb`` by default; kept, as far as it got, when a cell fails. A folder
+    that has a results.json there is told: its status becomes "failed".
+
+    Raises ConfigError for an unknown parameter (with the nearest), NotebookError naming the cell that failed, called
+    ``sys.exit()``, or never ran.
+    """
+    import nbformat
+    import papermill
+
+    notebook, values = Path(notebook), dict(values or {})
+    if not notebook.is_file():
+        raise NotebookError(f"{notebook}: there is no such notebook")
+    output = Path(output) if output is not None else Path("runs") / notebook.name
+    known = list(papermill.inspect_notebook(str(notebook)))
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"parameter '{name}': {notebook.name} does not have it; {nearest(name, known)}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    failure = None
+    with _kernels_are_told():
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(output),
+                parameters=values,
+                kernel_name=kernel,
+                progress_bar=False,
+                stdout_file=sys.stdout if progress else None,
+                stderr_file=sys.stderr if progress else None,
+                cwd=None,
+            )
+        except papermill.PapermillExecutionError as error:
+            failure = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
+        except Exception as error:  # noqa: BLE001 (a kernel that dies raises what it likes)
+            failure = f"{type(error).__name__}: {error}"
+    failure = failure or _incomplete(nbformat.read(output, as_version=4))
+    if failure:
+        _tell_run_directory(output.parent, failure)
+        raise NotebookError(f"{notebook} failed in {failure}\nWhat ran is in {output}")
+    return output
+
+
+def _incomplete(executed) -> str | None:
+    """What is wrong with an executed notebook that papermill calls done."""
+    for number, cell in enumerate(executed.cells):
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        for result in cell.outputs:
+            if result.output_type == "error":
+                return f"cell {cell.execution_count or number}: {result.ename}: {result.evalue or 'left the notebook'}"
+        if cell.metadata.get("papermill", {}).get("status") != "completed" or cell.execution_count is None:
+            return f"cell {number}: it never ran"
+    return None
+
+
+def _tell_run_directory(folder: Path, failure: str) -> None:
+    path = folder / "results.json"
+    if path.exists():
+        with contextlib.suppress(ValueError, OSError):
+            results = json.loads(path.read_text()) | {"status": "failed", "error": f"notebook: {failure}"}
+            path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _kernels_are_told():
+    """While the block lasts, SIGTERM goes on to this process's kernels, so that a training in one saves and stops."""
+
+    def forward(number, frame):
+        children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+        pids = {int(pid) for file in children for pid in file.read_text().split()}
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    try:
+        previous = signal.signal(signal.SIGTERM, forward)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
