@@ -47,9 +47,8 @@ def loss_figure(groups: Groups) -> Figure:
                 y = [line[metric] for line in run.steps]
                 legend = f"{safe(name)} ({len(groups[name])} run{'s' * (len(groups[name]) > 1)})" if i == 0 else None
                 ax.plot(x, y, color=colour, linewidth=0.9, alpha=0.85, label=legend)
-        ax.set_yscale("log")
-        ax.yaxis.set_minor_formatter("")
-        finish(ax, label.capitalize(), "step", f"{label} (log scale)", legend=False)
+        finish(ax, label.capitalize(), "step", metric.replace("grad_norm", "gradient norm"), legend=False)
+        ax.set_ylim(0)
     _legend_below(figure, axes[0])
     return figure
 

@@ -27,7 +27,7 @@ def terms(**values):
 
 
 FAULTS = {
-    "loss falls": {"lines": lines(loss=lambda step: 20 + step / 10)},
+    "loss falls": {"lines": lines(loss=lambda step: 20 + step)},
     "loss scale": {"lines": lines(terms(**{"one_to_one/class": [900.0, 900.0]}))},
     "gradient norm": {"lines": lines(lambda step: {"grad_norm": 1e-7})},
     "boxes learn": {"lines": lines(terms(**{"one_to_one/l1": [1.0, 1.0], "one_to_one/giou": [1.3, 1.3]}))},

@@ -1,0 +1,318 @@
+"""The matching microscope in pictures: who is matched to whom in every layer, and why. Explanations in, Figures out.
+
+``picture`` is always an image [H, W, 3] (uint8, or floats in [0, 1]), or None for a blank canvas. Objects have a colour
+each, used for their box and for everything that is matched to them.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from msdetr.analysis.look import SamplingPoints
+from msdetr.analysis.matching import BranchExplanation, Explanation, ObjectOutcome, Outcome, Status, object_name
+from msdetr.viz.style import DARK, PALETTE, finish, safe, subplots
+
+Picture = np.ndarray | None
+
+SHORT = {
+    Status.MATCHED: "matched",
+    Status.MERGED: "merged",
+    Status.BELOW: "≤ τ",
+    Status.LOST: "other object",
+    Status.BEYOND: "beyond k",
+    Status.UNVOTED: "beyond votes",
+    Status.TAKEN: "other object",
+    Status.COSTLIER: "costs more",
+}
+BRANCH = {"one_to_one": "one-to-one", "one_to_many": "one-to-many"}
+
+
+def assignment_figure(
+    explanation: Explanation, picture: Picture = None, branches: Sequence[str] = ("one_to_one", "one_to_many")
+) -> Figure:
+    """The assignments of every decoder layer: a row per branch, a column per layer. Objects are drawn solid, the boxes
+    matched to them dashed in the same colour."""
+    layers = explanation.num_layers
+    width = max(6.0, min(3.0 * layers, 14.0))
+    height = _height(picture, width / layers) + 0.35 + 0.5 / len(branches)
+    figure, axes = subplots(layers, len(branches), width=width, height=height)
+    for row, name in enumerate(branches):
+        branch = explanation.branch(name)
+        for layer in range(layers):
+            ax = axes[row * layers + layer]
+            canvas(ax, picture)
+            draw_assignments(ax, branch, layer, picture)
+            pairs = int(branch.matched[layer].sum())
+            ax.set_title(f"{BRANCH[name]}, layer {layer + 1}: {pairs} pair{'s' * (pairs != 1)}", fontsize=10)
+    figure.legend(handles=_object_handles(explanation), loc="outside lower center", ncols=3, fontsize=9)
+    return figure
+
+
+def candidate_figure(
+    branch: BranchExplanation, target: int, layer: int = -1, top: int = 12, picture: Picture = None
+) -> Figure:
+    """An object's candidates, ranked by score: where they are, of what their score is made, the Hungarian cost split
+    into its terms, and what became of each."""
+    layer = range(len(branch.score))[layer]
+    candidates = branch.candidates(target, layer, top)
+    figure = Figure(figsize=(11.5, max(3.6, 1.7 + 0.27 * len(candidates))), dpi=100, layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1.3, 1.1))
+    colour = object_colour(target)
+    canvas(left, picture)
+    for candidate in reversed(candidates):
+        matched = candidate.status in (Status.MATCHED, Status.MERGED)
+        box = branch.predictions.boxes[layer, 0, candidate.query].numpy()
+        _box(left, box, picture, colour if matched else "#777777", "-" if matched else ":", 1.4 if matched else 1.0)
+    _box(left, branch.targets.boxes[target].numpy(), picture, "white", "-", 4)
+    _box(left, branch.targets.boxes[target].numpy(), picture, colour, "-", 2.4)
+    left.set_title("matched (solid) and not (dotted)", fontsize=10)
+
+    place = np.arange(len(candidates))
+    alpha = branch.matching.alpha
+    probability = np.array([alpha * c.probability for c in candidates])
+    overlap = np.array([(1 - alpha) * c.iou for c in candidates])
+    middle.barh(place, probability, color=PALETTE[0], label=f"{alpha:g} · class probability")
+    middle.barh(place, overlap, left=probability, color=PALETTE[9], label=f"{1 - alpha:g} · IoU")
+    middle.axvline(branch.matching.threshold, color=DARK, linestyle="--", label=f"τ = {branch.matching.threshold:g}")
+    for y, candidate in zip(place, candidates, strict=True):
+        bold = "bold" if candidate.status in (Status.MATCHED, Status.MERGED) else "normal"
+        middle.text(candidate.score + 0.01, y, SHORT[candidate.status], va="center", fontsize=8, fontweight=bold)
+    middle.set_yticks(place, [f"query {c.query}" for c in candidates], fontsize=8)
+    middle.set_xlim(0, 1.25)
+    middle.set_xticks([0, 0.25, 0.5, 0.75, 1])
+
+    rest = np.zeros(len(candidates)), np.zeros(len(candidates))  # ends of the bars to the left and right of 0
+    for shade, label, values in (
+        (PALETTE[1], "class", [c.cost_class for c in candidates]),
+        (PALETTE[2], "L1", [c.cost_l1 for c in candidates]),
+        (PALETTE[4], "GIoU", [c.cost_giou for c in candidates]),
+    ):
+        values = np.array(values)
+        start = np.where(values < 0, rest[0], rest[1])
+        right.barh(place, values, left=start, color=shade, label=label)
+        rest = rest[0] + np.minimum(values, 0), rest[1] + np.maximum(values, 0)
+    right.plot([c.cost for c in candidates], place, "D", color=DARK, markersize=4, label="total")
+    right.axvline(0, color=DARK, linewidth=0.8)
+    right.set_yticks(place, [])
+    for ax in (middle, right):
+        ax.invert_yaxis()
+    finish(middle, "score and fate", "score", "", legend=False)
+    finish(right, "Hungarian cost (lower is better)", "cost", "", legend=False)
+    middle.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, columnspacing=1)
+    right.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, frameon=False, columnspacing=1)
+    name = object_name(target, branch.targets, branch.class_names)
+    figure.suptitle(f"{safe(name, 60)}: best candidates, {BRANCH[branch.name]}, layer {layer + 1}", fontsize=12)
+    return figure
+
+
+def query_figure(
+    explanation: Explanation, query: int, picture: Picture = None, sampling: Sequence[SamplingPoints] | None = None
+) -> Figure:
+    """A query's path: per layer the reference it starts from, the box it predicts, where it looked (dots, larger for
+    more attention) and the object it is matched to."""
+    steps = explanation.query_path(query)
+    width = max(6.0, min(3.2 * len(steps), 14.0))
+    figure, axes = subplots(len(steps), width=width, height=_height(picture, width / len(steps)) + 1.55)
+    for ax, step in zip(axes, steps, strict=True):
+        canvas(ax, picture)
+        served = step.one_to_one if step.one_to_one is not None else next(iter(step.one_to_many), None)
+        colour = DARK if served is None else object_colour(served)
+        if sampling is not None:
+            _dots(ax, sampling[step.layer], query, picture)
+        for target in sorted({*step.one_to_many, *([] if step.one_to_one is None else [step.one_to_one])}):
+            box = explanation.targets.boxes[target].numpy()
+            _box(ax, box, picture, "white", "-", 4)
+            _box(ax, box, picture, object_colour(target), "-", 2.4)
+        if step.reference is not None and step.reference[2:].any():
+            _box(ax, step.reference, picture, DARK, ":", 1.6)
+        elif step.reference is not None:
+            ax.plot(*_scaled(step.reference[:2], picture), "+", color=DARK, markersize=10)
+        _box(ax, step.box, picture, colour, "--", 2.0)
+        names = explanation.class_names
+        label = names[step.label] if step.label < len(names) else f"class {step.label}"
+        many = "–" if not step.one_to_many else ", ".join(map(str, step.one_to_many))
+        one = "–" if step.one_to_one is None else step.one_to_one
+        ax.set_title(f"layer {step.layer + 1}: {safe(label, 18)} {step.probability:.2f}", fontsize=10)
+        ax.set_xlabel(f"one-to-one: object {one}\none-to-many: object {many}\nIoU {step.iou:.2f}", fontsize=9)
+    handles = [
+        Line2D([], [], color=DARK, linestyle=":", label="reference it starts from"),
+        Line2D([], [], color=DARK, linestyle="--", label="box it predicts"),
+        Line2D([], [], color=DARK, linestyle="-", linewidth=2.4, label="object it serves"),
+    ]
+    if sampling is not None:
+        handles.append(Line2D([], [], color=PALETTE[1], marker="o", linestyle="", label="sampling points"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
+    figure.suptitle(f"Query {query} through the decoder layers", fontsize=12)
+    return figure
+
+
+def why_not_figure(
+    branch: BranchExplanation, query: int, target: int, layer: int = -1, picture: Picture = None
+) -> Figure:
+    """ "Why not this one?": the query, the object and what stands between them, with the reason in words."""
+    layer = range(len(branch.score))[layer]
+    reason = branch.why_not(query, target, layer)
+    rival = reason.numbers.get("rival")
+    height = min(max(_height(picture, 3.8), 2.6), 5.0) + 1.1
+    figure = Figure(figsize=(10, height), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
+    canvas(left, picture)
+    handles = []
+    for other, style in ((target, "-"), (rival, "-.")):
+        if other is not None:
+            _box(left, branch.targets.boxes[other].numpy(), picture, "white", "-", 4)
+            _box(left, branch.targets.boxes[other].numpy(), picture, object_colour(other), style, 2.4)
+            name = safe(object_name(other, branch.targets, branch.class_names), 34)
+            handles.append(Line2D([], [], color=object_colour(other), linestyle=style, linewidth=2.4, label=name))
+    _box(left, branch.predictions.boxes[layer, 0, query].numpy(), picture, DARK, "--", 2.2)
+    handles.append(Line2D([], [], color=DARK, linestyle="--", linewidth=2.2, label=f"query {query}"))
+    left.set_title(f"{BRANCH[branch.name]}, layer {layer + 1}", fontsize=10)
+    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=9)
+
+    verdict = "yes" if not reason.obstacles else "no: " + ", ".join(status.value for status in reason.obstacles)
+    right.axis("off")
+    right.text(0, 1.0, f"Does query {query} serve object {target}?", fontsize=12, va="top", transform=right.transAxes)
+    right.text(0, 0.87, safe(verdict, 100), fontsize=12, va="top", fontweight="bold", transform=right.transAxes)
+    body = textwrap.wrap(reason.text, 72)
+    text = {"va": "top", "transform": right.transAxes, "linespacing": 1.4}
+    right.text(0, 0.76, safe_lines("\n".join(body)), fontsize=10, **text)
+    at = (layer, target, query)
+    rows = [("class probability", branch.probability[at]), ("IoU", branch.iou[at]), ("score", branch.score[at])]
+    rows += [
+        ("class cost", branch.cost_class[at]),
+        ("L1 cost", branch.cost_l1[at]),
+        ("GIoU cost", branch.cost_giou[at]),
+    ]
+    numbers = "\n".join(f"{label:<18}{value:>8.3f}" for label, value in rows)
+    right.text(0, 0.70 - 0.065 * len(body), numbers, fontsize=9, family="monospace", **text)
+    return figure
+
+
+def outcome_figure(
+    explanation: Explanation, outcomes: Sequence[ObjectOutcome], picture: Picture = None, lines: int = 12
+) -> Figure:
+    """What the detector makes of the image: found, doubled and missed objects, with the reason for each beside it."""
+    wrapped = [textwrap.wrap(outcome.text, 84)[:4] for outcome in outcomes[:lines]]
+    rows = sum(1.7 + len(text) for text in wrapped)
+    figure = Figure(figsize=(11, max(4.2, 0.9 + 0.19 * rows)), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
+    canvas(left, picture)
+    right.axis("off")
+    shades = {Outcome.FOUND: (PALETTE[2], "-"), Outcome.DOUBLED: (PALETTE[1], "--")}
+    missed = (PALETTE[3], ":")
+    boxes = explanation.one_to_one.predictions.boxes[-1, 0].numpy()
+    for outcome in outcomes:
+        colour, style = shades.get(outcome.outcome, missed)
+        box = explanation.targets.boxes[outcome.target].numpy()
+        _box(left, box, picture, "white", "-", 4.5)
+        _box(left, box, picture, colour, style, 2.6)
+        x, y = _scaled(box[:2] - box[2:] / 2, picture)
+        left.text(x, y, str(outcome.target), fontsize=9, color="white", va="bottom",
+                  bbox={"fc": colour, "ec": "none", "pad": 1.5})  # fmt: skip
+        for query, _, _ in outcome.detections:
+            _box(left, boxes[query], picture, colour, "-", 0.9)
+    scale = max(rows, (figure.get_figheight() - 0.9) / 0.19)  # one unit is a line of text
+    right.set_ylim(scale, 0)
+    y = 0.0
+    for outcome, text in zip(outcomes, wrapped, strict=False):
+        colour, _ = shades.get(outcome.outcome, missed)
+        right.text(0, y, outcome.outcome.value, color=colour, fontsize=10, fontweight="bold", va="top")
+        right.text(0, y + 1.1, safe_lines("\n".join(text)), fontsize=9, va="top", color=DARK)
+        y += 1.7 + len(text)
+    if len(outcomes) > lines:
+        right.text(1, scale, f"and {len(outcomes) - lines} more", fontsize=9, ha="right", va="bottom", color=DARK)
+    handles = [
+        Line2D([], [], color=colour, linestyle=style, linewidth=2.6, label=label)
+        for (colour, style), label in ((shades[Outcome.FOUND], "found"), (shades[Outcome.DOUBLED], "doubled"), (missed, "missed"))
+    ]  # fmt: skip
+    handles.append(Line2D([], [], color=DARK, linewidth=0.9, label="detections"))
+    figure.legend(handles=handles, loc="outside lower left", ncols=4, fontsize=9)
+    return figure
+
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def canvas(ax: Axes, picture: Picture) -> None:
+    """The image (paled, so that boxes show), or an empty unit square."""
+    height, width = (1.0, 1.0) if picture is None else picture.shape[:2]
+    if picture is not None:
+        shown = np.asarray(picture, dtype=np.float64)
+        shown = shown / 255 if np.asarray(picture).dtype == np.uint8 else shown
+        ax.imshow(np.clip(0.35 + 0.65 * shown, 0, 1), extent=(0, width, height, 0))
+    ax.set_xlim(0, width)
+    ax.set_ylim(height, 0)
+    ax.set_aspect("equal")
+    ax.set_xticks([])
+    ax.set_yticks([])
+
+
+def draw_assignments(ax: Axes, branch: BranchExplanation, layer: int, picture: Picture) -> None:
+    """Objects solid, the boxes of the queries matched to them dashed, in one colour per object."""
+    boxes = branch.predictions.boxes[layer, 0].numpy()
+    for target in range(len(branch.targets)):
+        box = branch.targets.boxes[target].numpy()
+        _box(ax, box, picture, "white", "-", 4)
+        _box(ax, box, picture, object_colour(target), "-", 2.2)
+        for query in branch.serving(target, layer):
+            _box(ax, boxes[query], picture, object_colour(target), "--", 1.2)
+
+
+def object_colour(target: int) -> str:
+    """The colour of an object in every picture of its image."""
+    return PALETTE[target % len(PALETTE)]
+
+
+def _height(picture: Picture, width: float) -> float:
+    """Height in inches of a panel that shows the picture at this width."""
+    return width if picture is None else width * picture.shape[0] / picture.shape[1]
+
+
+def safe_lines(text: str) -> str:
+    """Several lines of words with names in them, safe to draw."""
+    return "\n".join(safe(line, 200) for line in text.split("\n"))
+
+
+def _object_handles(explanation: Explanation) -> list[Line2D]:
+    return [
+        Line2D([], [], color=object_colour(t), linewidth=2.2,
+               label=safe(object_name(t, explanation.targets, explanation.class_names), 34))
+        for t in range(len(explanation.targets))
+    ]  # fmt: skip
+
+
+def _scaled(point: np.ndarray, picture: Picture) -> tuple[float, float]:
+    height, width = (1.0, 1.0) if picture is None else picture.shape[:2]
+    return float(point[0]) * width, float(point[1]) * height
+
+
+def _box(ax: Axes, box: np.ndarray, picture: Picture, colour: str, style: str, width: float) -> None:
+    (cx, cy), (w, h) = _scaled(box[:2], picture), _scaled(box[2:], picture)
+    ax.add_patch(Rectangle((cx - w / 2, cy - h / 2), w, h, fill=False, ec=colour, ls=style, lw=width))
+
+
+def _dots(ax: Axes, points: SamplingPoints, query: int, picture: Picture) -> None:
+    """Sampling points of all heads, levels and points of a query."""
+    locations, weights = points.locations[query].reshape(-1, 2), points.weights[query].reshape(-1)
+    inside = ((locations >= 0) & (locations <= 1)).all(-1)
+    x, y = zip(*(_scaled(p, picture) for p in locations[inside]), strict=True) if inside.any() else ((), ())
+    ax.scatter(x, y, s=4 + 120 * weights[inside], color=PALETTE[1], alpha=0.75, linewidths=0, zorder=3)
+
+
+__all__ = [
+    "assignment_figure",
+    "candidate_figure",
+    "canvas",
+    "draw_assignments",
+    "object_colour",
+    "outcome_figure",
+    "query_figure",
+    "why_not_figure",
+]

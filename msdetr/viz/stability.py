@@ -1,0 +1,86 @@
+"""Matching stability in pictures: flip rates over training, and one image's candidates as an animation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.figure import Figure
+from scipy.ndimage import median_filter
+
+from msdetr.analysis.matching import explain
+from msdetr.analysis.stability import FlipRates, MatchHistory
+from msdetr.structures import DetectorOutput, Predictions
+from msdetr.viz.matching import BRANCH, canvas, draw_assignments
+from msdetr.viz.style import MARKERS, finish, subplots
+
+LAYER_COLOURS = ("#fde0a8", "#f6b48f", "#e8766b", "#c03a76", "#7d2482", "#3b0f70")  # light (first) to dark (last layer)
+
+
+def flip_figure(rates: FlipRates) -> Figure:
+    """Flip rate per decoder layer and epoch, one-to-one and one-to-many side by side; thin lines: every record."""
+    branches = [name for name in ("one_to_one", "one_to_many") if getattr(rates, name) is not None]
+    figure, axes = subplots(len(branches), width=9.0 if len(branches) > 1 else 6.0, height=4.0, sharey=True)
+    for ax, name in zip(axes, branches, strict=True):
+        values = getattr(rates, name)
+        epochs, means = rates.per_epoch(name)
+        layers = values.shape[1]
+        for layer in range(layers):
+            colour = LAYER_COLOURS[round((layer + 1) * (len(LAYER_COLOURS) - 1) / max(layers, 1))]
+            ax.plot(rates.epochs, values[:, layer], color=colour, linewidth=0.7, alpha=0.5)
+            ax.plot(
+                epochs, means[:, layer], MARKERS[layer % len(MARKERS)], linestyle="-", color=colour, markersize=4,
+                label=f"layer {layer + 1}",
+            )  # fmt: skip
+        what = "objects whose query changed" if name == "one_to_one" else "queries of an object that changed"
+        finish(ax, f"{BRANCH[name]}: {what}", "epoch", "flip rate between records", legend=False)
+        ax.set_ylim(0, 1.02)
+        ax.title.set_fontsize(10)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
+    return figure
+
+
+def state_of(history: MatchHistory, record: int, image: int) -> DetectorOutput:
+    """The kept output of one record for one image, as a batch of one."""
+    if not history.states:
+        raise ValueError("no predictions were kept: record with states > 0")
+    output = history.states[record]
+
+    def one(predictions: Predictions | None) -> Predictions | None:
+        if predictions is None:
+            return None
+        return Predictions(predictions.logits[:, image : image + 1], predictions.boxes[:, image : image + 1])
+
+    references = None if output.references is None else output.references[:, image : image + 1]
+    return DetectorOutput(one(output.one_to_one), one(output.one_to_many), references=references)
+
+
+def animate(
+    history: MatchHistory, path: str | Path, image: int = 0, layer: int = -1, fps: int = 4, most: int = 60
+) -> Path:
+    """One image's matched candidates over training, one-to-one beside one-to-many, as a GIF; returns the path.
+
+    At most ``most`` records, evenly spread, are shown.
+    """
+    path, targets = Path(path), history.kept_targets().of_image(image)
+    records = np.unique(np.linspace(0, len(history.states) - 1, min(most, len(history.states))).round().astype(int))
+    figure = Figure(figsize=(6.4, 3.6))  # a fixed layout, so that frames do not jump
+    axes = figure.subplots(1, 2, gridspec_kw={"left": 0.02, "right": 0.98, "bottom": 0.02, "top": 0.86, "wspace": 0.05})
+
+    picture = median_filter(history.pictures[image], size=(3, 3, 1))  # without noise, which makes a GIF large
+
+    def draw(record: int) -> None:
+        found = explain(state_of(history, record, image), targets, history.matching, class_names=history.class_names)
+        for ax, name in zip(axes, ("one_to_one", "one_to_many"), strict=True):
+            ax.clear()
+            canvas(ax, picture)
+            draw_assignments(ax, found.branch(name), layer, picture)
+            would = " (as it would be)" if found.branch(name).hypothetical else ""
+            ax.set_title(f"{BRANCH[name]}{would}: {int(found.branch(name).matched[layer].sum())} pairs", fontsize=9)
+        figure.suptitle(f"step {history.steps[record]}, epoch {history.epochs[record]:.1f}", fontsize=11)
+
+    FuncAnimation(figure, draw, frames=records.tolist(), init_func=lambda: None).save(
+        path, PillowWriter(fps=fps), dpi=72
+    )
+    return path
