@@ -1,0 +1,50 @@
+# One command sets everything up. PYTHON picks the interpreter (3.11 or newer), VENV where its environment goes.
+PYTHON ?= python3
+VENV ?= .venv
+RUNS ?= runs
+BIN := $(VENV)/bin
+
+.PHONY: help demo test test-slow faults conformance bench notebooks lint clean
+
+help:
+	@echo "make demo         set up, train a baseline and MS-DETR on the embedded data, compare them, draw the figures"
+	@echo "make test         set up, run the tests"
+	@echo "make test-slow    the marked slow tests: overfitting photographs, browser, full fault counts"
+	@echo "make faults       the fault catalogue with the counts reached"
+	@echo "make conformance DIR=...  compare with numbers of the published implementation"
+	@echo "make bench        all benchmarks; results go to benchmarks/results"
+	@echo "make notebooks    run every notebook in its fast mode"
+
+$(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*)
+	$(PYTHON) -c "import sys; sys.exit('Python 3.11 or newer is needed; this is ' + sys.version.split()[0] + '. Try: make PYTHON=python3.12 ...') if sys.version_info < (3, 11) else None"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[notebooks,dev]"
+	touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/python -m msdetr demo --runs $(RUNS)
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -q -m "not slow" tests
+
+test-slow: $(VENV)/.ready
+	$(BIN)/python -m pytest -q -m slow tests
+
+faults: $(VENV)/.ready
+	$(BIN)/python tests/faults.py
+
+conformance: $(VENV)/.ready
+	$(BIN)/python tests/conformance.py $(or $(DIR),tests/golden_small)
+
+bench: $(VENV)/.ready
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+notebooks: $(VENV)/.ready
+	$(BIN)/python -m pytest -q tests/test_notebooks.py
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check msdetr tests benchmarks
+
+clean:
+	rm -rf $(VENV) build *.egg-info

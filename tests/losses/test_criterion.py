@@ -1,0 +1,166 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
+
+from msdetr import recipes
+from msdetr.boxes import cxcywh_to_xyxy
+from msdetr.losses import Branch, Criterion, Weights, build_criterion, focal_loss
+from msdetr.matching import HungarianMatcher
+from msdetr.structures import DetectorOutput, EncoderOutput, Matches, Predictions, Targets
+
+K, B, Q, C = 2, 3, 12, 4
+
+
+def make_predictions(num_layers=K, num_queries=Q, dtype=torch.float64) -> Predictions:
+    boxes = torch.rand(num_layers, B, num_queries, 4, dtype=dtype) * 0.4 + 0.2
+    return Predictions(torch.randn(num_layers, B, num_queries, C, dtype=dtype).requires_grad_(), boxes.requires_grad_())
+
+
+def make_targets(counts=(2, 0, 3), dtype=torch.float64) -> Targets:
+    labels = [torch.randint(0, C, (n,)) for n in counts]
+    return Targets.from_list(labels, [torch.rand(n, 4, dtype=dtype) * 0.4 + 0.2 for n in counts])
+
+
+def make_output() -> DetectorOutput:
+    encoder = EncoderOutput(make_predictions(1, 30), torch.rand(B, 30, 4, dtype=torch.float64) * 0.4 + 0.2)
+    return DetectorOutput(make_predictions(), make_predictions(), encoder)
+
+
+def criterion_for(recipe="shapes/ms-detr-c", **changes) -> Criterion:
+    return build_criterion(recipes.get(recipe).override({"matching.threshold": 0.1, **changes}))
+
+
+def test_terms_against_torchvision():
+    """Layer by layer, image by image, with torchvision's losses."""
+    output, targets, criterion = make_output(), make_targets(), criterion_for()
+    losses = criterion(output, targets)
+    pairs = losses.matches["one_to_one"]
+    for layer in range(K):
+        one_hot = torch.zeros(B, Q, C, dtype=torch.float64)
+        l1 = giou = 0.0
+        for k, b, q, t in zip(*(getattr(pairs, f).tolist() for f in ("layer", "image", "query", "target"))):
+            if k == layer:
+                one_hot[b, q, targets.labels[t]] = 1
+                predicted, true = output.one_to_one.boxes[layer, b, q], targets.boxes[t]
+                l1 += F.l1_loss(predicted, true, reduction="sum")
+                giou += 1 - generalized_box_iou(cxcywh_to_xyxy(predicted[None]), cxcywh_to_xyxy(true[None]))[0, 0]
+        focal = sigmoid_focal_loss(output.one_to_one.logits[layer], one_hot, 0.25, 2.0, reduction="sum")
+        for term, want in (("class", focal), ("l1", l1), ("giou", giou)):
+            torch.testing.assert_close(losses.terms[f"one_to_one/{term}"][layer], (want / len(targets)).detach())
+
+
+def test_total_is_the_weighted_sum():
+    output, targets, criterion = make_output(), make_targets(), criterion_for()
+    losses = criterion(output, targets)
+    weights = {
+        b.name: {"class": b.weights.classification, "l1": b.weights.l1, "giou": b.weights.giou}
+        for b in criterion.branches
+    }
+    total = sum(weights[k.split("/")[0]][k.split("/")[1]] * v.sum() for k, v in losses.terms.items())
+    torch.testing.assert_close(losses.total.detach(), total)
+    assert set(losses.matches) == {"one_to_one", "one_to_many", "encoder"}
+
+
+def test_every_prediction_learns():
+    output, targets = make_output(), make_targets()
+    criterion_for()(output, targets).total.backward()
+    for predictions in (output.one_to_one, output.one_to_many, output.encoder.predictions):
+        assert all(predictions.logits.grad[k].abs().sum() > 0 for k in range(len(predictions.logits)))
+        assert predictions.boxes.grad.abs().sum() > 0
+
+
+@pytest.mark.fault("F44")
+@pytest.mark.parametrize("counts", [(0, 0, 0), (0, 4, 0)])
+def test_images_without_objects_give_finite_losses(counts):
+    output, targets = make_output(), make_targets(counts)
+    losses = criterion_for()(output, targets)
+    losses.total.backward()
+    assert losses.total.isfinite()
+    assert output.one_to_one.boxes.grad.isfinite().all()
+
+
+@pytest.mark.fault("F52")
+def test_degenerate_boxes_give_finite_losses():
+    output, targets = make_output(), make_targets()
+    flat = output.one_to_one.boxes.detach().clone()
+    flat[..., 2:] = 0
+    flat.requires_grad_()
+    targets.boxes[0, 2:] = 0
+    losses = criterion_for()(DetectorOutput(Predictions(output.one_to_one.logits, flat)), targets)
+    losses.total.backward()
+    assert losses.total.isfinite()
+    assert flat.grad.isfinite().all()
+
+
+def test_batch_loss_is_the_sum_over_micro_batches():
+    """With the normaliser of the whole batch, splitting it changes nothing; so it does for ranks, up to their average."""
+    output, targets, criterion = make_output(), make_targets(), criterion_for()
+    whole = criterion(output, targets).total
+    parts = []
+    for image in range(B):
+        cut = DetectorOutput(
+            *(
+                Predictions(p.logits[:, image : image + 1], p.boxes[:, image : image + 1])
+                for p in (output.one_to_one, output.one_to_many)
+            ),
+            EncoderOutput(
+                Predictions(
+                    *(
+                        x[:, image : image + 1]
+                        for x in (output.encoder.predictions.logits, output.encoder.predictions.boxes)
+                    )
+                ),
+                output.encoder.anchors[image : image + 1],
+            ),
+        )
+        parts.append(criterion(cut, targets.of_image(image), num_boxes=len(targets)).total)
+    torch.testing.assert_close(sum(parts), whole)
+
+
+def test_query_in_two_pairs_takes_the_later_class():
+    predictions = make_predictions(1)
+    targets = Targets.from_list(
+        [torch.tensor([1, 2]), torch.zeros(0), torch.zeros(0)], [torch.rand(2, 4), torch.zeros(0, 4), torch.zeros(0, 4)]
+    )
+    zero = torch.zeros(2, dtype=torch.long)
+    both = Matches(zero, zero, zero + 5, torch.tensor([0, 1]))
+    last = Matches(zero[:1], zero[:1], zero[:1] + 5, torch.tensor([1]))
+    torch.testing.assert_close(focal_loss(predictions, targets, both), focal_loss(predictions, targets, last))
+
+
+def test_merge_adds_one_to_one_pairs():
+    output, targets = make_output(), make_targets()
+    plain = criterion_for(**{"matching.threshold": 0.9}).match(output, targets)
+    merged = criterion_for(**{"matching.threshold": 0.9, "matching.merge": True}).match(output, targets)
+    assert len(plain["one_to_many"]) < len(merged["one_to_many"]) == len(merged["one_to_one"])
+
+
+def test_a_new_branch_is_an_entry_of_the_list():
+    """Denoising-like supervision: other predictions, repeated targets, its own normaliser; Criterion stays as it is."""
+    extra = make_predictions(1)
+    branch = Branch(
+        "extra",
+        predictions=lambda output: extra,
+        matcher=HungarianMatcher(),
+        weights=Weights(1.0, 0.0, 0.0),
+        normalizer=lambda num_boxes: 2 * num_boxes,
+    )
+    losses = Criterion([branch])(make_output(), make_targets())
+    losses.total.backward()
+    assert extra.logits.grad.abs().sum() > 0
+
+
+def test_half_precision_predictions_are_widened():
+    output = DetectorOutput(make_predictions(dtype=torch.float32))
+    half = DetectorOutput(Predictions(output.one_to_one.logits.bfloat16(), output.one_to_one.boxes.bfloat16()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total = criterion_for()(half, make_targets(dtype=torch.float32)).total
+    assert total.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "recipe, branches", [("shapes/baseline", 2), ("shapes/ms-detr-a", 3), ("coco/ms-detr-pp-900", 3)]
+)
+def test_branches_of_recipes(recipe, branches):
+    assert len(build_criterion(recipes.get(recipe)).branches) == branches

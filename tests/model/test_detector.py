@@ -1,0 +1,235 @@
+import copy
+
+import pytest
+import torch
+
+from msdetr import recipes
+from msdetr.losses import build_criterion
+from msdetr.model import build_model, from_released, to_released
+from msdetr.modules import VARIANTS
+from msdetr.structures import ImageBatch, Targets
+
+SMALL = {
+    "model.hidden_dim": 64,
+    "model.num_heads": 4,
+    "model.ffn_dim": 64,
+    "model.encoder_layers": 1,
+    "model.decoder_layers": 2,
+    "model.num_queries": 12,
+}
+
+
+def small_config(variant="c", **changes):
+    return recipes.get("shapes/baseline").override({"model.variant": variant, **SMALL, **changes})
+
+
+def small_model(variant="c", **changes):
+    torch.manual_seed(0)
+    model = build_model(small_config(variant, **changes).model)
+    for parameter in model.parameters():  # away from zero starts, so that every path carries something
+        if not parameter.abs().sum():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def batch_of(*sizes):
+    generator = torch.Generator().manual_seed(1)
+    return ImageBatch.from_images([torch.randn(3, h, w, generator=generator) for h, w in sizes])
+
+
+TARGETS = Targets.from_list(
+    [torch.tensor([1, 2]), torch.tensor([3])],
+    [torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.6, 0.6, 0.3, 0.2]]), torch.tensor([[0.5, 0.5, 0.4, 0.4]])],
+)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_shapes_and_gradients(variant):
+    """Every parameter of every variant learns from one step."""
+    config = small_config(variant)
+    model = small_model(variant).train()
+    output = model(batch_of((64, 96), (80, 64)))
+    assert output.one_to_one.logits.shape == (2, 2, 12, 8)
+    assert output.references.shape == (2, 2, 12, 4)
+    assert (output.one_to_many is None) == (variant == "baseline")
+    config = config.override({"matching.threshold": 0.0})
+    build_criterion(config)(output, TARGETS).total.backward()
+    without = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert without == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.two_stage": False, "model.mixed_selection": False},
+        {
+            "model.two_stage": False,
+            "model.mixed_selection": False,
+            "model.look_forward_twice": False,
+            "model.box_refine": False,
+        },
+        {"model.mixed_selection": False, "model.look_forward_twice": False},
+        {"model.num_levels": 4},
+        {"model.num_levels": 1},
+        {"model.candidate_ffn": False},
+        {"model.separate_heads": True},
+        {"model.encoder_layers": 0},
+        {"model.backbone": "resnet18", "model.backbone_norm": "group", "model.trainable_layers": 5},
+    ],
+    ids=lambda c: ",".join(c),
+)
+def test_settings_work(changes):
+    model = small_model("c", **changes).train()
+    output = model(batch_of((128, 160), (96, 160)))
+    config = small_config("c", **changes).override({"matching.threshold": 0.0})
+    build_criterion(config)(output, TARGETS).total.backward()
+    assert output.one_to_many.boxes.isfinite().all()
+
+
+@pytest.mark.parametrize("variant", ["a", "b", "c", "d"])
+def test_one_to_many_costs_nothing_at_inference(variant):
+    """In eval mode the branch is not computed, and without it the answer is the same to the bit."""
+    model, batch = small_model(variant).eval(), batch_of((64, 64))
+    calls = []
+    for module in model.decoder.one_to_many.modules():
+        module.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        full = model(batch)
+        assert full.one_to_many is None
+        assert not calls
+        assert model(batch, one_to_many=True).one_to_many is not None
+        stripped = copy.deepcopy(model).strip_one_to_many()(batch)
+    assert torch.equal(full.one_to_one.logits, stripped.one_to_one.logits)
+    assert torch.equal(full.one_to_one.boxes, stripped.one_to_one.boxes)
+
+
+def test_stripped_model_says_so():
+    with pytest.raises(ValueError, match="no one-to-many branch"):
+        small_model("baseline").eval()(batch_of((64, 64)), one_to_many=True)
+
+
+def test_padding_beyond_the_largest_image_is_masked():
+    """Tokens on padding are never attended to: their content does not matter."""
+    model = small_model().eval()
+    pyramid = model.pyramid(batch_of((64, 96), (48, 64)))
+    noise = torch.randn_like(pyramid.tokens) * pyramid.mask[..., None]
+    from dataclasses import replace
+
+    with torch.no_grad():
+        a = model.encoder.layers[0](pyramid, pyramid.per_level(pyramid.token_centers()))
+        b = model.encoder.layers[0](
+            replace(pyramid, tokens=pyramid.tokens + 100 * noise), pyramid.per_level(pyramid.token_centers())
+        )
+    keep = ~pyramid.mask
+    torch.testing.assert_close(a.tokens[keep], b.tokens[keep])
+
+
+def test_images_of_one_size_do_not_influence_each_other():
+    model, batch = small_model().eval().double(), batch_of((64, 96), (64, 96), (64, 96)).to(torch.float64)
+    with torch.no_grad():
+        together = model(batch).one_to_one
+        for i in range(3):
+            alone = model(ImageBatch(batch.images[i : i + 1], batch.mask[i : i + 1])).one_to_one
+            torch.testing.assert_close(alone.logits[:, 0], together.logits[:, i], atol=1e-8, rtol=0)
+            torch.testing.assert_close(alone.boxes[:, 0], together.boxes[:, i], atol=1e-8, rtol=0)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    config = small_config()
+    gradients = []
+    for checkpointing in (False, True):
+        model = small_model().train()
+        model.gradient_checkpointing = checkpointing
+        build_criterion(config)(model(batch_of((64, 64), (64, 48))), TARGETS).total.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b)
+
+
+def test_too_few_tokens_for_the_queries():
+    with pytest.raises(ValueError, match="picks 12 queries from [0-9]+ tokens"):
+        small_model().eval()(batch_of((24, 24)))
+
+
+def test_look_forward_twice_reaches_the_layer_before():
+    """The last layer's boxes teach the box head of the layer before, only with look forward twice."""
+    for twice in (True, False):
+        model = small_model("baseline", **{"model.look_forward_twice": twice}).train()
+        boxes = model(batch_of((64, 64))).one_to_one.boxes
+        boxes[-1].sum().backward()
+        assert (model.decoder.box_heads[0].layers[2].weight.grad is not None) == twice
+
+
+@pytest.mark.parametrize("variant", ["baseline", "a", "c"])
+@pytest.mark.parametrize("two_stage", [True, False])
+def test_released_names_and_back(variant, two_stage):
+    changes = {} if two_stage else {"model.two_stage": False, "model.mixed_selection": False}
+    config = small_config(variant, **changes).model
+    state = small_model(variant, **changes).state_dict()
+    back = from_released(to_released(state, config), config)
+    assert {k: v.data_ptr() for k, v in back.items()} == {k: v.data_ptr() for k, v in state.items()}
+
+
+def test_unknown_released_names_are_listed():
+    with pytest.raises(ValueError, match="transformer.nonsense"):
+        from_released({"transformer.nonsense": torch.zeros(1)}, small_config().model)
+
+
+@pytest.mark.fault("F64")
+def test_released_file_with_code_in_it_is_refused(tmp_path):
+    import pickle
+
+    from msdetr.model.convert import load_released
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "exploded"), "w"))
+
+    path = tmp_path / "bomb.pth"
+    torch.save({"model": {}, "args": Bomb()}, path)
+    with pytest.raises(pickle.UnpicklingError):
+        load_released(path, small_config().model)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_released_file_with_training_arguments_is_read(tmp_path):
+    import argparse
+
+    from msdetr.model.convert import load_released
+
+    config, state = small_config().model, small_model().state_dict()
+    torch.save(
+        {"model": to_released(state, config), "args": argparse.Namespace(lr=2e-4), "epoch": 11},
+        tmp_path / "released.pth",
+    )
+    loaded = load_released(tmp_path / "released.pth", config)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_missing_pretrained_weights_say_how(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    from msdetr.model import backbone
+
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(RuntimeError, match=r"ImageNet weights of resnet18 .* put it at .*model.pretrained"):
+        backbone._imagenet_weights("resnet18")
+    with pytest.raises(RuntimeError, match="there is no file"):
+        build_model(
+            small_config(**{"model.backbone": "resnet18", "model.pretrained": str(tmp_path / "none.pth")}).model
+        )
+
+
+def test_pretrained_weights_from_a_file(tmp_path):
+    import torchvision
+
+    network = torchvision.models.resnet18()
+    torch.save(network.state_dict(), tmp_path / "r18.pth")
+    model = build_model(
+        small_config(**{"model.backbone": "resnet18", "model.pretrained": str(tmp_path / "r18.pth")}).model
+    )
+    torch.testing.assert_close(model.backbone.body.layer3[0].conv1.weight.data, network.layer3[0].conv1.weight.data)
+    trained = {name.split(".")[1] for name, p in model.backbone.named_parameters() if p.requires_grad}
+    assert trained == {"layer2", "layer3", "layer4"}
