@@ -148,7 +148,7 @@ def test_gradient_checkpointing_changes_nothing():
 
 def test_too_few_tokens_for_the_queries():
     with pytest.raises(ValueError, match="picks 12 queries from [0-9]+ tokens"):
-        small_model().eval()(batch_of((24, 24)))
+        small_model().eval()(batch_of((16, 16)))
 
 
 def test_look_forward_twice_reaches_the_layer_before():
