@@ -1,7 +1,7 @@
 """Multi-scale deformable attention: one operator, three backends (native CPU, native CUDA, plain PyTorch)."""
 
 from . import registration as registration  # makes torch.ops.msdetr.ms_deform_attn known
-from .backends import backend
+from .backends import Description, backend, describe
 from .functional import ms_deform_attn
 
-__all__ = ["backend", "ms_deform_attn"]
+__all__ = ["Description", "backend", "describe", "ms_deform_attn"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
 
 import torch
 
-from . import cpu, plain
+from . import cpu, cuda, plain
 
 Choice = Literal["auto", "native", "plain"]
 CHOICES: tuple[Choice, ...] = ("auto", "native", "plain")
@@ -44,9 +45,8 @@ def asked() -> Choice:
 
 def native(device_type: str) -> ModuleType | None:
     """The native backend of a kind of device, if there is one and it can run here."""
-    if device_type == "cpu" and cpu.available():
-        return cpu
-    return None
+    module = {"cpu": cpu, "cuda": cuda}.get(device_type)
+    return module if module is not None and module.available() else None
 
 
 def select(device: torch.device) -> ModuleType:
@@ -57,3 +57,49 @@ def select(device: torch.device) -> ModuleType:
     if module is None and asked() == "native":
         raise RuntimeError(f"no native backend for {device.type}; `msdetr doctor` says why")
     return module or plain
+
+
+@dataclass(frozen=True)
+class Description:
+    """What runs the operator on one kind of device: ``backend`` ("native" or "plain"), why, and what would be faster."""
+
+    device: str
+    backend: str
+    reason: str
+    advice: str = ""
+
+
+def describe() -> list[Description]:
+    """One entry for the CPU and one for CUDA; compiles and launches nothing."""
+    return [_describe_cpu(), _describe_cuda()]
+
+
+def _describe_cpu() -> Description:
+    if asked() == "plain":
+        return Description("cpu", "plain", f'"plain" is asked for, by {VARIABLE} or msdetr.ops.backend')
+    if not cpu.available():
+        return Description(
+            "cpu",
+            "plain",
+            f"there is no compiled library: {cpu.failure()}",
+            "install a C++ compiler (g++ or clang++) and install the package again: an order of magnitude faster",
+        )
+    best = cpu.instruction_set()
+    threads = torch.get_num_threads()
+    return Description(
+        "cpu",
+        "native",
+        f"compiled library with {best} instructions, {threads} thread{'s' * (threads > 1)} as PyTorch",
+        "" if best == "avx512" else f"a processor with wider vectors than {best}, or a GPU",
+    )
+
+
+def _describe_cuda() -> Description:
+    if not torch.cuda.is_available():
+        return Description("cuda", "none", "PyTorch sees no CUDA device")
+    if asked() == "plain":
+        return Description("cuda", "plain", f'"plain" is asked for, by {VARIABLE} or msdetr.ops.backend')
+    if reason := cuda.failure():
+        return Description("cuda", "plain", reason, "several times faster with the native kernels")
+    names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return Description("cuda", "native", f"compiled by NVRTC at first use for {names}; cache: {cuda.cache_folder()}")

@@ -1,0 +1,330 @@
+// Forward and backward of multi-scale deformable attention on the GPU, compiled at run time for one case. Defined by
+// the caller before this file:
+//   VALUE, GEOMETRY      element types of value and output, and of locations and weights: float, double, Half, Bfloat
+//   REAL                 double for double, else float: what everything is computed and accumulated in
+//   INDEX                int, or long long where a tensor has 2^31 elements or more
+//   HEADS, CHANNELS, LEVELS, POINTS, WARPS (per block)
+//   LEVEL_PARAMETERS     "int h0, int w0, int h1, …": the level sizes as kernel parameters, LEVEL_SIZES "h0, w0, h1, …"
+//   NEED_VALUE, NEED_POINTS   0 or 1: which gradients the backward writes
+//
+// A team of lanes, 16 bytes of channels each, serves one query of one head; a warp holds several teams and a block
+// consecutive queries of one head, which read nearly the same pixels. The lanes of a warp first locate the points of
+// its queries together, once, into shared memory; then every team walks through its points.
+
+#include "sampling.h"
+
+namespace {
+
+using msdetr::Axis;
+
+// ------------------------------------------------------------------------------------------------------------ numbers
+
+// Sixteen-bit types as bits, so that no header is needed.
+struct Half {
+  unsigned short bits;
+};
+struct Bfloat {
+  unsigned short bits;
+};
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ double widen(double x) { return x; }
+__device__ __forceinline__ float widen(Half x) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
+  return wide;
+}
+__device__ __forceinline__ float widen(Bfloat x) { return __uint_as_float(unsigned(x.bits) << 16); }
+
+__device__ __forceinline__ void narrow(float x, float& to) { to = x; }
+__device__ __forceinline__ void narrow(double x, double& to) { to = x; }
+__device__ __forceinline__ void narrow(float x, Half& to) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x)); }
+__device__ __forceinline__ void narrow(float x, Bfloat& to) {  // round to nearest, ties to even; NaN stays NaN
+  const unsigned bits = __float_as_uint(x);
+  to.bits = x != x ? 0x7fff : (unsigned short)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+using Value = VALUE;
+using Geometry = GEOMETRY;
+using Real = REAL;
+using Index = INDEX;
+
+constexpr int power_of_two_above(int n) {
+  int power = 1;
+  while (power < n) power *= 2;
+  return power;
+}
+constexpr int pack_size() {  // channels that one lane loads at once: 16 bytes, or fewer where they do not divide
+  int pack = 16 / int(sizeof(Value));
+  while (CHANNELS % pack != 0) pack /= 2;
+  return pack;
+}
+constexpr int smaller(int a, int b) { return a < b ? a : b; }
+constexpr int larger(int a, int b) { return a > b ? a : b; }
+
+constexpr int kPack = pack_size();
+constexpr int kPacks = CHANNELS / kPack;
+constexpr int kTeam = smaller(32, power_of_two_above(kPacks));  // lanes
+constexpr int kRounds = (kPacks + kTeam - 1) / kTeam;           // packs per lane
+constexpr int kTeams = 32 / kTeam;                              // per warp
+constexpr int kPoints = LEVELS * POINTS;                        // per query
+constexpr int kStagedBytes = 40 * 1024 / (WARPS * kTeams);      // shared memory per team
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+struct alignas(sizeof(Value) * kPack) Pack {
+  Value element[kPack];
+};
+
+// ----------------------------------------------------------------------------------------------------- staged points
+
+// One sampling point: element offset and weight (attention times bilinear) of its four pixels, y low x low, y low x
+// high, y high x low, y high x high.
+struct alignas(16) Staged {
+  Index offset[4];
+  Real weight[4];
+};
+
+constexpr int kChunk = larger(1, smaller(kPoints, kStagedBytes / int(sizeof(Staged) + 4 * sizeof(Real))));
+
+struct Level {
+  int height, width, start;
+};
+
+__device__ __forceinline__ Level level_of(int point, const int (&sizes)[2 * LEVELS]) {
+  Level level = {sizes[0], sizes[1], 0};
+  int start = 0;
+#pragma unroll
+  for (int l = 1; l < LEVELS; ++l) {
+    start += sizes[2 * l - 2] * sizes[2 * l - 1];
+    if (point >= l * POINTS) level = {sizes[2 * l], sizes[2 * l + 1], start};
+  }
+  return level;
+}
+
+struct Point {
+  Axis<Real, int> x, y;
+  Level level;
+  Real attention;
+};
+
+__device__ __forceinline__ Point read_point(const Geometry* locations, const Geometry* weights, Index index, int point,
+                                            const int (&sizes)[2 * LEVELS]) {
+  struct alignas(2 * sizeof(Geometry)) Pair {
+    Geometry x, y;
+  };
+  const Pair location = reinterpret_cast<const Pair*>(locations)[index];
+  Point result;
+  result.level = level_of(point, sizes);
+  result.x = msdetr::sample_axis<Real>(Real(widen(location.x)), result.level.width);
+  result.y = msdetr::sample_axis<Real>(Real(widen(location.y)), result.level.height);
+  result.attention = widen(weights[index]);
+  return result;
+}
+
+// What a warp works on: queries [first, first + kTeams) of head `head` of image `image`.
+struct Place {
+  int lane, warp, team, image, head, first;
+  __device__ Place(int queries) {
+    constexpr int kTile = WARPS * kTeams;
+    const unsigned tiles = (unsigned(queries) + kTile - 1) / kTile;
+    const unsigned tile = blockIdx.x % tiles, rest = blockIdx.x / tiles;
+    lane = threadIdx.x % 32;
+    warp = threadIdx.x / 32;
+    team = lane / kTeam;
+    head = rest % HEADS;
+    image = rest / HEADS;
+    first = tile * kTile + warp * kTeams;
+  }
+  // Index of a query's data of this head, in units of one query and head.
+  __device__ Index at(int query, int queries) const { return (Index(image) * queries + query) * HEADS + head; }
+};
+
+// The lanes of a warp locate points [begin, begin + kChunk) of its queries. Points and queries past the end weigh zero.
+__device__ __forceinline__ void stage(Staged (*staged)[kChunk], const Place& place, int begin, int queries,
+                                      const Geometry* locations, const Geometry* weights,
+                                      const int (&sizes)[2 * LEVELS]) {
+  for (int i = place.lane; i < kTeams * kChunk; i += 32) {
+    const int query = place.first + i / kChunk, point = begin + i % kChunk;
+    Staged s = {};
+    if (query < queries && point < kPoints) {
+      const Point p = read_point(locations, weights, place.at(query, queries) * kPoints + point, point, sizes);
+      const Index low = p.level.start + Index(p.y.low) * p.level.width;
+      const Index high = p.level.start + Index(p.y.high) * p.level.width;
+      const Real weight_low = p.attention * p.y.weight_low, weight_high = p.attention * p.y.weight_high;
+      constexpr int kRow = HEADS * CHANNELS;
+      s = {{(low + p.x.low) * kRow, (low + p.x.high) * kRow, (high + p.x.low) * kRow, (high + p.x.high) * kRow},
+           {weight_low * p.x.weight_low, weight_low * p.x.weight_high, weight_high * p.x.weight_low,
+            weight_high * p.x.weight_high}};
+    }
+    staged[i / kChunk][i % kChunk] = s;
+  }
+}
+
+__device__ __forceinline__ bool has_channels(int round, int member) {
+  return kPacks % kTeam == 0 || round * kTeam + member < kPacks;
+}
+
+}  // namespace
+
+// ------------------------------------------------------------------------------------------------------------ forward
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32)
+    forward(const Value* __restrict__ value, const Geometry* __restrict__ locations,
+            const Geometry* __restrict__ weights, Value* __restrict__ output, int tokens, int queries,
+            LEVEL_PARAMETERS) {
+  __shared__ Staged shared[WARPS][kTeams][kChunk];
+  const int sizes[2 * LEVELS] = {LEVEL_SIZES};
+  const Place place(queries);
+  const int member = place.lane % kTeam, query = place.first + place.team;
+  const Value* head = value + (Index(place.image) * tokens * HEADS + place.head) * CHANNELS;
+  Real sum[kRounds][kPack] = {};
+  for (int begin = 0; begin < kPoints; begin += kChunk) {
+    stage(shared[place.warp], place, begin, queries, locations, weights, sizes);
+    __syncwarp();
+#pragma unroll(kRounds == 1 ? smaller(4, 16 / kPack) : 1)
+    for (int point = 0; point < kChunk; ++point) {
+      const Staged s = shared[place.warp][place.team][point];
+#pragma unroll
+      for (int corner = 0; corner < 4; ++corner) {
+#pragma unroll
+        for (int round = 0; round < kRounds; ++round) {
+          if (!has_channels(round, member)) continue;
+          const Pack pack =
+              *reinterpret_cast<const Pack*>(head + s.offset[corner] + (round * kTeam + member) * kPack);
+#pragma unroll
+          for (int i = 0; i < kPack; ++i) sum[round][i] += s.weight[corner] * Real(widen(pack.element[i]));
+        }
+      }
+    }
+    __syncwarp();
+  }
+  if (query >= queries) return;
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round) {
+    if (!has_channels(round, member)) continue;
+    Pack pack;
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) narrow(sum[round][i], pack.element[i]);
+    *reinterpret_cast<Pack*>(output + place.at(query, queries) * CHANNELS + (round * kTeam + member) * kPack) = pack;
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------- backward
+
+namespace {
+
+// target[i] += weight * grad[i] for the channels of one lane, in as few transactions as the hardware has.
+__device__ __forceinline__ void add_to(float* target, float weight, const float (&grad)[kPack]) {
+#if __CUDA_ARCH__ >= 900
+  if constexpr (kPack % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < kPack; i += 4) {
+      asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target + i), "f"(weight * grad[i]),
+                   "f"(weight * grad[i + 1]), "f"(weight * grad[i + 2]), "f"(weight * grad[i + 3])
+                   : "memory");
+    }
+    return;
+  } else if constexpr (kPack == 2) {
+    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(target), "f"(weight * grad[0]), "f"(weight * grad[1])
+                 : "memory");
+    return;
+  }
+#endif
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) atomicAdd(target + i, weight * grad[i]);
+}
+
+__device__ __forceinline__ void add_to(double* target, double weight, const double (&grad)[kPack]) {
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) atomicAdd(target + i, weight * grad[i]);
+}
+
+// Sums four numbers over the lanes of a team: each exchange halves what a lane still carries, so that four sums cost
+// little more than one. The sums end up in `sums` of the team, written by its first lanes.
+__device__ __forceinline__ void sum_over_team(const Real (&part)[4], int member, Real* sums) {
+  if constexpr (kTeam == 1) {
+#pragma unroll
+    for (int corner = 0; corner < 4; ++corner) sums[corner] = part[corner];
+  } else {
+    const bool odd = member & 1;
+    Real first = odd ? part[1] : part[0], second = odd ? part[3] : part[2];
+    first += __shfl_xor_sync(kAllLanes, odd ? part[0] : part[1], 1);
+    second += __shfl_xor_sync(kAllLanes, odd ? part[2] : part[3], 1);
+    if constexpr (kTeam == 2) {
+      sums[member] = first;
+      sums[member + 2] = second;
+    } else {
+      const bool upper = member & 2;
+      Real sum = upper ? second : first;
+      sum += __shfl_xor_sync(kAllLanes, upper ? first : second, 2);
+#pragma unroll
+      for (int step = 4; step < kTeam; step *= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+      if (member < 4) sums[member] = sum;
+    }
+  }
+}
+
+}  // namespace
+
+// grad_value is of type Real and zero at the start; it gathers atomically, so its last bits depend on the order.
+extern "C" __global__ void __launch_bounds__(WARPS * 32)
+    backward(const Value* __restrict__ grad_output, const Value* __restrict__ value,
+             const Geometry* __restrict__ locations, const Geometry* __restrict__ weights,
+             Real* __restrict__ grad_value, Geometry* __restrict__ grad_locations, Geometry* __restrict__ grad_weights,
+             int tokens, int queries, LEVEL_PARAMETERS) {
+  __shared__ Staged shared[WARPS][kTeams][kChunk];
+  __shared__ Real dots[WARPS][kTeams][kChunk][4];
+  const int sizes[2 * LEVELS] = {LEVEL_SIZES};
+  const Place place(queries);
+  const int member = place.lane % kTeam, query = place.first + place.team;
+  const Index first_element = (Index(place.image) * tokens * HEADS + place.head) * CHANNELS;
+  Real grad[kRounds][kPack] = {};
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round) {
+    if (query >= queries || !has_channels(round, member)) continue;
+    const Pack pack = *reinterpret_cast<const Pack*>(
+        grad_output + place.at(query, queries) * CHANNELS + (round * kTeam + member) * kPack);
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) grad[round][i] = widen(pack.element[i]);
+  }
+  for (int begin = 0; begin < kPoints; begin += kChunk) {
+    stage(shared[place.warp], place, begin, queries, locations, weights, sizes);
+    __syncwarp();
+#pragma unroll(kRounds == 1 ? 2 : 1)
+    for (int point = 0; point < kChunk; ++point) {
+      const Staged s = shared[place.warp][place.team][point];
+      Real part[4] = {};
+#pragma unroll
+      for (int corner = 0; corner < 4; ++corner) {
+#pragma unroll
+        for (int round = 0; round < kRounds; ++round) {
+          if (!has_channels(round, member)) continue;
+          const Index element = first_element + s.offset[corner] + (round * kTeam + member) * kPack;
+          if (NEED_POINTS) {
+            const Pack pack = *reinterpret_cast<const Pack*>(value + element);
+#pragma unroll
+            for (int i = 0; i < kPack; ++i) part[corner] += grad[round][i] * Real(widen(pack.element[i]));
+          }
+          if (NEED_VALUE && s.weight[corner] != Real(0)) add_to(grad_value + element, s.weight[corner], grad[round]);
+        }
+      }
+      if (NEED_POINTS) sum_over_team(part, member, dots[place.warp][place.team][point]);
+    }
+    __syncwarp();
+    if (NEED_POINTS) {
+      for (int i = place.lane; i < kTeams * kChunk; i += 32) {
+        const int q = place.first + i / kChunk, point = begin + i % kChunk;
+        if (q >= queries || point >= kPoints) continue;
+        const Index index = place.at(q, queries) * kPoints + point;
+        const Point p = read_point(locations, weights, index, point, sizes);
+        const Real* dot = dots[place.warp][i / kChunk][i % kChunk];
+        const auto gradient = msdetr::point_gradient(
+            p.x, p.y, Real(p.level.width), Real(p.level.height), p.attention, dot[0], dot[1], dot[2], dot[3]);
+        narrow(gradient.attention, grad_weights[index]);
+        narrow(gradient.x, grad_locations[2 * index]);
+        narrow(gradient.y, grad_locations[2 * index + 1]);
+      }
+      __syncwarp();
+    }
+  }
+}

@@ -1,0 +1,95 @@
+// Runs a CUDA kernel on the CPU, one thread per lane, to check its arithmetic where there is no GPU. Slow and plain:
+// blocks one after another; __syncwarp and shuffles are barriers of a warp's 32 threads, so a kernel that does not
+// reach them with all lanes hangs instead of passing.
+#pragma once
+
+#include <math.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#define __CUDACC__
+#define __device__
+#define __forceinline__ inline
+#define __global__
+#define __shared__ static
+#define __launch_bounds__(n)
+
+struct Index1 {
+  unsigned x;
+};
+static thread_local Index1 threadIdx;
+static Index1 blockIdx;
+
+struct Warp {
+  pthread_barrier_t barrier;
+  double shuffled[32];
+};
+static Warp* warps;
+
+static void wait_for_warp() { pthread_barrier_wait(&warps[threadIdx.x / 32].barrier); }
+static inline void __syncwarp() { wait_for_warp(); }
+
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  double* lanes = warps[threadIdx.x / 32].shuffled;
+  lanes[threadIdx.x % 32] = double(value);
+  wait_for_warp();
+  const T result = T(lanes[(threadIdx.x % 32) ^ mask]);
+  wait_for_warp();
+  return result;
+}
+
+template <typename T>
+T atomicAdd(T* target, T value) {
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const T before = *target;
+  *target += value;
+  return before;
+}
+
+static inline unsigned __float_as_uint(float x) {
+  unsigned bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+static inline float __uint_as_float(unsigned bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+static inline float half_to_float(unsigned short bits) {
+  _Float16 x;
+  memcpy(&x, &bits, sizeof x);
+  return float(x);
+}
+static inline unsigned short float_to_half(float x) {
+  const _Float16 half = _Float16(x);
+  unsigned short bits;
+  memcpy(&bits, &half, sizeof bits);
+  return bits;
+}
+
+template <typename Kernel>
+void run_grid(int blocks, int warps_per_block, Kernel kernel) {
+  std::vector<Warp> all(warps_per_block);
+  warps = all.data();
+  for (Warp& warp : all) pthread_barrier_init(&warp.barrier, nullptr, 32);
+  for (int block = 0; block < blocks; ++block) {
+    blockIdx.x = unsigned(block);
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 32 * warps_per_block; ++i) {
+      threads.emplace_back([i, &kernel] {
+        threadIdx.x = unsigned(i);
+        kernel();
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+  for (Warp& warp : all) pthread_barrier_destroy(&warp.barrier);
+}
