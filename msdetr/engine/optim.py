@@ -66,10 +66,10 @@ def lr_factor(config: TrainConfig, step: int, total_steps: int, steps_per_epoch:
         return 1.0 if step < round(config.drop_epoch * steps_per_epoch) else 0.1
 
     start, end = 1 / 25, 1 / 250_000
-    peak = config.warmup_fraction * total_steps - 1  # the step at which the factor is 1
+    peak = max(config.warmup_fraction * total_steps - 1, 0)  # the step at which the factor is 1
     if step <= peak:
         return _cosine(start, 1.0, step / peak if peak > 0 else 1.0)
-    return _cosine(1.0, end, min(1.0, (step - max(peak, 0)) / max(total_steps - 1 - max(peak, 0), 1)))
+    return _cosine(1.0, end, (step - peak) / (total_steps - 1 - peak))
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

@@ -407,7 +407,7 @@ def _train(config, run, world, resume, progress, init_from, reset_class_head, in
 
     result, saved_at = None, trainer.steps_done if start is not None else -1
     window = _Window(world)
-    with StopRequest(watchdog=world.size > 1) as stop:
+    with _dead_workers_named(), StopRequest(watchdog=world.size > 1) as stop:
         data = iter(_loader(train_set, config, trainer))
         while trainer.steps_done < trainer.total_steps:
             micro_batches = _next(data, window)
@@ -549,17 +549,23 @@ def _loader(dataset, config: RunConfig, trainer: Trainer) -> torch.utils.data.Da
 
 def _next(data: Iterator[list[MicroBatch]], window: _Window) -> list[MicroBatch]:
     start = time.perf_counter()
-    try:
-        micro_batches = next(data)
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
-            raise TrainingError(
-                f"a data worker died ({error}). It may have run out of memory: lower data.workers or data.max_size, "
-                "switch data.cache off; then resume"
-            ) from error
-        raise
+    micro_batches = next(data)
     window.waiting += time.perf_counter() - start
     return micro_batches
+
+
+@contextlib.contextmanager
+def _dead_workers_named() -> Iterator[None]:
+    """A data worker's death, which PyTorch raises at whatever line the process has reached, as an error with advice."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            f"a data worker died ({error}). It may have run out of memory: lower data.workers or data.max_size, switch "
+            "data.cache off; then resume"
+        ) from error
 
 
 @contextlib.contextmanager
