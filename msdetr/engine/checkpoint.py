@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,10 @@ class Checkpoint:
                 f"{self.directory / file}: is damaged ({len(data)} bytes, {entry['bytes']} were written; SHA-256 differs); "
                 "use an earlier checkpoint or a copy of this one"
             )
-        tensors = safetensors.torch.load(data)
+        try:
+            tensors = safetensors.torch.load(data)
+        except safetensors.SafetensorError as error:
+            raise CheckpointError(f"{self.directory / file}: is not a safetensors file ({error})") from error
         return tensors | {alias: tensors[original] for alias, original in entry["aliases"].items()}
 
     def weights(self, ema: bool | None = None) -> dict[str, Tensor]:
@@ -154,6 +158,8 @@ def verify(directory: str | Path) -> Checkpoint:
     """Opens a checkpoint and verifies every byte of it."""
     checkpoint = read(directory)
     for file in checkpoint.manifest["files"]:
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise CheckpointError(f"{checkpoint.directory}: {file!r} is not the name of a file in it")
         checkpoint.tensors(file.removesuffix(".safetensors"))
     return checkpoint
 
@@ -354,7 +360,7 @@ def load_weights(detector: nn.Module, tensors: Tensors, reset_class_head: bool =
     own = detector.state_dict()
     shared = own.keys() & tensors.keys()
     misshapen = sorted(name for name in shared if own[name].shape != tensors[name].shape)
-    heads = [name for name in misshapen if _differs_in_classes(own[name], tensors[name])]
+    heads = [name for name in misshapen if _is_class_head(name, own[name], tensors[name])]
     taken = sorted(shared - set(misshapen))
     result = TakenOver(
         taken=tuple(taken),
@@ -381,9 +387,9 @@ def load_weights(detector: nn.Module, tensors: Tensors, reset_class_head: bool =
     return result
 
 
-def _differs_in_classes(own: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same head for other numbers of classes: only the output dimension differs."""
-    return own.dim() == other.dim() and own.dim() in (1, 2) and own.shape[1:] == other.shape[1:]
+def _is_class_head(name: str, own: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one class head for different numbers of classes: only the output dimension differs."""
+    return "class_head" in name and own.dim() == other.dim() and own.shape[1:] == other.shape[1:]
 
 
 def changes(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:

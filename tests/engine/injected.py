@@ -73,7 +73,8 @@ def kills_during_saves(folder: Path, count: int, seed: int = 0) -> Tally:
         promised = int(done.read_text() or 0)
         found = checkpoints.latest(run_dir)
         ok = found is not None and found.step >= promised
-        ok = ok and all(bool((t == found.step).all()) for name in ("model", "optimizer", "ema") for t in found.tensors(name).values())
+        for name in ("model", "optimizer", "ema") if ok else ():
+            ok = ok and all(bool((tensor == found.step).all()) for tensor in found.tensors(name).values())
         tally.add(ok, f"kill {turn}: {promised} was saved, {found and found.step} loads")
     return tally
 
@@ -181,7 +182,7 @@ def terminations(folder: Path, data: Path, count: int, seed: int = 0) -> Tally:
         run_dir = folder / f"terminated_{turn}"
         [process] = tiny.start_training(run_dir, config, environment={"PAUSE": "0.03"})
         after = chance.randrange(0, 11)
-        tiny.wait_for(lambda: (run_dir / "samples_0.jsonl").exists() and len(tiny.samples(run_dir)) > after)
+        tiny.wait_for_step(run_dir, after)
         start = time.monotonic()
         os.kill(process.pid, signal.SIGTERM)
         status = tiny.finish([process], timeout=30)
@@ -195,7 +196,8 @@ def terminations(folder: Path, data: Path, count: int, seed: int = 0) -> Tally:
         same = tiny.fingerprint(checkpoints.latest(run_dir)) == expected
         tally.add(
             on_time and resumed == [0] and same,
-            f"SIGTERM after step {after}: status {status} in {seconds:.1f} s, {done} steps done, {saved and saved.step} saved, same {same}",
+            f"SIGTERM after step {after}: status {status} in {seconds:.1f} s, {done} steps done, "
+            f"{saved and saved.step} saved, same {same}",
         )
     return tally
 
@@ -208,7 +210,7 @@ def killed_ranks(folder: Path, data: Path, count: int, seed: int = 0) -> Tally:
         run_dir = folder / f"rank_{turn}"
         processes = tiny.start_training(run_dir, config, ranks=2)
         after = chance.randrange(4, 12)
-        tiny.wait_for(lambda: (run_dir / "samples_0.jsonl").exists() and len(tiny.samples(run_dir)) > after)
+        tiny.wait_for_step(run_dir, after)
         victim = turn % 2
         start = time.monotonic()
         os.kill(processes[victim].pid, signal.SIGKILL)

@@ -41,7 +41,7 @@ def trainer_for(config, seed=0):
 
 
 def test_a_run_leaves_everything_in_its_directory(finished):
-    run_dir, config, results = finished
+    run_dir, _, results = finished
     assert json.loads((run_dir / "results.json").read_text()) == json.loads(json.dumps(results))
     assert results["status"] == "finished" and results["steps"] == 12 and len(results["evaluations"]) == 3
     assert set(results["metrics"]) >= {"AP", "AP50", "AP75", "APs", "APm", "APl"}

@@ -170,3 +170,8 @@ def wait_for(condition: Callable[[], bool], timeout: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "what was waited for did not happen"
         time.sleep(0.005)
+
+
+def wait_for_step(run_dir: Path, step: int) -> None:
+    """Until rank 0 has done that step."""
+    wait_for(lambda: (run_dir / "samples_0.jsonl").exists() and len(samples(run_dir)) > step)
