@@ -1,6 +1,6 @@
 """The embedded data set: simple shapes on cluttered backgrounds, in COCO format, made on the spot from a seed.
 
-Eight classes that only their outline tells apart, 1 to 6 objects in a 128 x 128 image, 10 to 80 pixels long, turned,
+Eight classes that only their outline tells apart, 1 to 6 objects in a 128 x 128 image, 12 to 90 pixels long, turned,
 squeezed, textured, partly hidden by each other and by the border, over gradients, mottle, scribbles and odd blobs that
 belong to no class. As in COCO, an annotation describes what is *visible*: box, area and polygons.
 
@@ -35,9 +35,9 @@ _STEP = _UNIT // _SAMPLES  # coordinate units per sub-sample
 _ONE = 1 << 14  # fixed-point 1 of sines and outlines
 _DEGREES = 360
 _MAX_OBJECTS = 6
-_SIZES = (10, 15, 23, 35, 53, 80)  # limits of the size octaves in pixels; an object's octave is drawn first
+_SIZES = (12, 18, 27, 40, 60, 90)  # limits of the size octaves in pixels; an object's octave is drawn first
 _MIN_VISIBLE = 0.5  # an object of which less can be seen is not placed, nor one that would hide another so far
-_MIN_PIXELS = 28  # visible area of an object at least
+_MIN_PIXELS = 32  # visible area of an object at least
 _ATTEMPTS = 20  # placements tried before an object is given up
 
 # Rounded to 14 bits, far coarser than the last-digit differences between mathematical libraries.

@@ -22,6 +22,7 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 
 CROP_FIRST_SIZES = (400, 500, 600)  # DETR, section A.4: shorter side before a random crop ...
 CROP_RANGE = (384, 600)  # ... and the sides of that crop, pixels
+CROP_FIRST_LIMIT = 4000  # longer side before the crop; DETR has none, and a 1 × 900 strip becomes 400 × 360,000
 
 
 def resized(height: int, width: int, size: int, max_size: int | None = None) -> tuple[int, int]:
@@ -94,5 +95,5 @@ def train_transform(config: DataConfig) -> v2.Compose:
     if config.augment != "detr":
         raise ValueError(f"data.augment: {config.augment!r} is none of detr, flip, none")
     resize = RandomShortestSize(config.train_sizes, config.max_size)
-    crop = v2.Compose([RandomShortestSize(CROP_FIRST_SIZES), RandomSizeCrop(*CROP_RANGE), resize])
+    crop = v2.Compose([RandomShortestSize(CROP_FIRST_SIZES, CROP_FIRST_LIMIT), RandomSizeCrop(*CROP_RANGE), resize])
     return v2.Compose([flip, v2.RandomChoice([resize, crop]), *normalized().transforms])

@@ -53,3 +53,13 @@ def shapes_root(tmp_path_factory):
     from msdetr.data import shapes
 
     return shapes.generate(tmp_path_factory.mktemp("data") / "shapes", 12, 5, seed=0)
+
+
+@pytest.fixture
+def pipelines():
+    """Every transform that a configuration can name."""
+    from msdetr.config import DataConfig
+    from msdetr.data import eval_transform, train_transform
+
+    training = [train_transform(DataConfig(augment=name)) for name in ("detr", "flip", "none")]
+    return [*training, eval_transform(DataConfig()), eval_transform(DataConfig(test_size=0))]

@@ -1,0 +1,151 @@
+"""The generated data set: the same bytes everywhere, true annotations, and a folder that is whole or not there."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+from pycocotools import mask as masks
+
+from msdetr.data import CocoDetection, check, shapes
+
+DIGESTS = {  # of the fixture: 12 + 5 images, seed 0, generator version 1
+    "train": "67d00699e6a1e8466028a273e23c2e0e109044ab5c5efad6eaa59cad5115eb82",
+    "val": "f348644467efb09e6adb7763e2189a4bca8401d1906577a832455447a0751f07",
+}
+
+
+def digest(root, split):
+    """SHA-256 of the annotation file and of all decoded pixels."""
+    sums = hashlib.sha256((root / "annotations" / f"instances_{split}.json").read_bytes())
+    for path in sorted((root / split).iterdir()):
+        with Image.open(path) as image:
+            assert image.mode == "RGB" and image.size == (128, 128)
+            sums.update(image.tobytes())
+    return sums.hexdigest()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_same_bytes_everywhere(shapes_root, split):
+    assert digest(shapes_root, split) == DIGESTS[split]
+
+
+def test_sines_are_far_from_a_rounding_limit():
+    """So that no mathematical library can round one of them otherwise."""
+    exact = [shapes._ONE * math.sin(math.radians(degree)) for degree in range(360)]
+    assert min(abs(value % 1 - 0.5) for value in exact) > 1e-6
+
+
+def test_splits_and_seeds_are_disjoint_and_prefixes_agree(tmp_path, shapes_root):
+    def pixels(root, split):
+        return [hashlib.sha256(Image.open(p).tobytes()).hexdigest() for p in sorted((root / split).iterdir())]
+
+    more = shapes.generate(tmp_path / "more", 14, 1, seed=0)
+    other = shapes.generate(tmp_path / "other", 12, 0, seed=1)
+    train, val = pixels(shapes_root, "train"), pixels(shapes_root, "val")
+    assert pixels(more, "train")[:12] == train
+    assert len({*train, *val, *pixels(other, "train")}) == 12 + 5 + 12
+
+
+def test_annotations_are_what_is_visible():
+    """Box, area and polygons of every object against the sub-sampled mask that it was painted from."""
+    labels, overlaps = set(), 0
+    for index in range(40):
+        image, annotations = shapes.render(0, "train", index)
+        _, objects = shapes._render(shapes._Dice(0, 0, index))
+        assert image.shape == (128, 128, 3) and 1 <= len(annotations) <= 6
+        for (label, visible), annotation in zip(objects, annotations, strict=True):
+            labels.add(label)
+            assert annotation["category_id"] == label + 1 and annotation["iscrowd"] == 0
+            rows, columns = np.nonzero(visible)
+            x, y, w, h = annotation["bbox"]
+            assert [x, y, x + w, y + h] == [
+                columns.min() / 4,
+                rows.min() / 4,
+                (columns.max() + 1) / 4,
+                (rows.max() + 1) / 4,
+            ]
+            assert annotation["area"] == visible.sum() / 16 >= 32
+            assert 0 <= x and x + w <= 128 and 0 <= y and y + h <= 128
+            scaled = [[4 * v for v in polygon] for polygon in annotation["segmentation"]]
+            filled = masks.decode(masks.merge(masks.frPyObjects(scaled, 512, 512))).astype(bool)
+            assert (filled & visible).sum() / (filled | visible).sum() > 0.9
+        boxes = np.array([a["bbox"] for a in annotations])
+        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        cross = np.minimum(corners[:, None, 2:], corners[None, :, 2:]) - np.maximum(
+            corners[:, None, :2], corners[None, :, :2]
+        )
+        overlaps += int(((cross > 0).all(axis=2).sum(axis=1) > 1).sum())
+    assert labels == set(range(8)) and overlaps > 20
+
+
+@given(mask=arrays.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
+def test_polygons_hold_exactly_the_mask(mask):
+    """Filled by the even-odd rule, one sample at the centre of each cell, against the mask; holes and touching corners too."""
+    y, x = np.mgrid[: mask.shape[0], : mask.shape[1]] + 0.5
+    filled = np.zeros(mask.shape, dtype=int)
+    for loop in shapes.polygons(mask, tolerance=0):
+        for (x0, y0), (x1, y1) in zip(loop, np.roll(loop, -1, axis=0)):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                filled += ((y0 > y) != (y1 > y)) & (x < x0 + (y - y0) * (x1 - x0) / (y1 - y0))
+    assert np.array_equal(filled % 2 == 1, mask)
+
+
+def test_a_folder_is_reused_or_refused(tmp_path):
+    root = shapes.generate(tmp_path / "set", 3, 2, seed=4)
+    written = (root / "manifest.json").stat().st_mtime_ns
+    assert shapes.generate(root, 3, 2, seed=4) == root and shapes.generate(root, 2, 2, seed=4) == root
+    assert (root / "manifest.json").stat().st_mtime_ns == written
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+    with pytest.raises(shapes.ShapesError, match=r"seed 4, wanted 5; choose another folder \(data.root\), or delete"):
+        shapes.generate(root, 3, 2, seed=5)
+    with pytest.raises(shapes.ShapesError, match="3 train images, wanted 9"):
+        shapes.generate(root, 9, 2, seed=4)
+    file = root / "annotations" / "instances_val.json"
+    intact = file.read_text()
+    file.write_text(intact.replace("ring", "rinG"))
+    with pytest.raises(shapes.ShapesError, match="val split was changed"):
+        shapes.generate(root, 3, 2, seed=4)
+    file.write_text(intact)
+    (root / "train" / "000000000002.png").unlink()
+    with pytest.raises(shapes.ShapesError, match="train split was changed or is incomplete"):
+        shapes.generate(root, 3, 2, seed=4)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(shapes.ShapesError, match="not a complete generated data set"):
+        shapes.generate(tmp_path / "mine", 1, 1)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_an_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shapes, "render", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        shapes.generate(tmp_path / "set", 3, 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_is_an_ordinary_coco_folder(shapes_root):
+    dataset = CocoDetection(shapes_root / "val", shapes_root / "annotations" / "instances_val.json")
+    assert dataset.class_names == list(shapes.CLASS_NAMES) and not dataset.report
+    report = check(shapes_root, decode=True)
+    assert report.ok and report.splits[0].images == 12 and not report.splits[0].suspicions
+    content = json.loads((shapes_root / "annotations" / "instances_val.json").read_text())
+    assert set(content) == {"info", "images", "annotations", "categories"}
+
+
+def test_the_committed_samples_are_what_the_generator_makes():
+    samples = Path(__file__).parents[2] / "data" / "samples"
+    assert shapes.generate(samples, 4, 4, seed=0) == samples  # verifies seed, version and annotations
+    for split in ("train", "val"):
+        for index in range(4):
+            with Image.open(samples / split / f"{index + 1:012d}.png") as image:
+                assert np.array_equal(np.array(image), shapes.render(0, split, index)[0])
