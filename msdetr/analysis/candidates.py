@@ -244,6 +244,29 @@ def measure(
     return quality
 
 
+def measure_run(
+    path: str | Path,
+    data: str | Path | None = None,
+    split: str | None = None,
+    limit: int = 0,
+    device: str = "auto",
+    **settings,
+) -> CandidateQuality:
+    """Candidate quality of a run (its best checkpoint) or a checkpoint, on its own validation set or other data.
+
+    data, split, limit: as for ``msdetr.evaluate``. ``settings`` go to CandidateQuality.
+    """
+    from msdetr.data import build_dataset, build_eval_loader
+    from msdetr.predictor import check_classes, dataset_settings, load
+
+    predictor = load(path, device)
+    config = predictor.config.override(dataset_settings(data, split, limit))
+    dataset = build_dataset(config, "val")
+    check_classes(predictor, dataset)
+    loader = build_eval_loader(dataset, config.train.micro_batch, workers=config.data.workers)
+    return measure(predictor.detector, loader, predictor.device, **settings)
+
+
 def _checked(predictions: Predictions, targets: Targets) -> tuple[Predictions, Targets]:
     """Both on the CPU, predictions in float64 (the float32 sides of an IoU threshold depend on the machine), or
     ValueError."""

@@ -7,6 +7,7 @@ the seed, and in settings that do not change what is computed, are one group.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +154,49 @@ def read_runs(paths: Sequence[str | Path], finished: bool = True) -> list[Run]:
         if path in resolved[:i]:
             raise RunError(f"{paths[i]}: given twice; each run counts once")
     return [read_run(path, finished) for path in paths]
+
+
+def find_runs(runs: str | Path | Sequence[str | Path] = "runs") -> list[Path]:
+    """Run directories from what a notebook or a person gives: a directory, several, or text with spaces between them.
+
+    A folder that holds runs stands for the finished ones among them. A relative path that is not here is looked for one
+    folder up as well, for notebooks that run in their own folder. Raises RunError where nothing is found.
+    """
+    if isinstance(runs, str):
+        runs = runs.split()
+    elif isinstance(runs, Path):
+        runs = [runs]
+    if not isinstance(runs, Sequence) or not all(isinstance(path, str | Path) for path in runs):
+        raise RunError(f"runs: expected run directories, got {runs!r}")
+    found: list[Path] = []
+    for path in map(Path, runs):
+        if not path.exists() and (".." / path).exists():
+            path = ".." / path
+        if not path.is_dir():
+            raise RunError(f"{path}: there is no such run directory")
+        if (path / "config.yaml").exists():
+            found.append(path)
+            continue
+        inside = [read_run(folder.parent, finished=False) for folder in sorted(path.glob("*/config.yaml"))]
+        finished = [run.path for run in inside if run.finished]
+        if not finished:
+            raise RunError(f"{path}: neither a run nor a folder with finished runs; train one first (notebook 05)")
+        found += finished
+    return found
+
+
+def open_folder(path: str | Path) -> Path:
+    """A folder to write results into, made where it is missing. Raises RunError where it cannot be written."""
+    if not isinstance(path, str | Path) or str(path) == "":
+        raise RunError(f"output: expected a folder, got {path!r}")
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror or error}); give another output folder") from error
+    return path
 
 
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:

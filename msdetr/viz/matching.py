@@ -80,10 +80,14 @@ def candidate_figure(
     overlap = np.array([(1 - alpha) * c.iou for c in candidates])
     middle.barh(place, probability, color=PALETTE[0], label=f"{alpha:g} · class probability")
     middle.barh(place, overlap, left=probability, color=PALETTE[9], label=f"{1 - alpha:g} · IoU")
-    middle.axvline(branch.matching.threshold, color=DARK, linestyle="--", label=f"τ = {branch.matching.threshold:g}")
+    if branch.name == "one_to_many":
+        middle.axvline(
+            branch.matching.threshold, color=DARK, linestyle="--", label=f"τ = {branch.matching.threshold:g}"
+        )
     for y, candidate in zip(place, candidates, strict=True):
         bold = "bold" if candidate.status in (Status.MATCHED, Status.MERGED) else "normal"
-        middle.text(candidate.score + 0.01, y, SHORT[candidate.status], va="center", fontsize=8, fontweight=bold)
+        middle.text(candidate.score + 0.02, y, SHORT[candidate.status], va="center", fontsize=8, fontweight=bold,
+                    bbox={"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.9})  # fmt: skip
     middle.set_yticks(place, [f"query {c.query}" for c in candidates], fontsize=8)
     middle.set_xlim(0, 1.25)
     middle.set_xticks([0, 0.25, 0.5, 0.75, 1])

@@ -9,9 +9,8 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 from scipy.ndimage import median_filter
 
-from msdetr.analysis.matching import explain
+from msdetr.analysis.specimen import recorded
 from msdetr.analysis.stability import FlipRates, MatchHistory
-from msdetr.structures import DetectorOutput, Predictions
 from msdetr.viz.matching import BRANCH, canvas, draw_assignments
 from msdetr.viz.style import MARKERS, finish, subplots
 
@@ -41,21 +40,6 @@ def flip_figure(rates: FlipRates) -> Figure:
     return figure
 
 
-def state_of(history: MatchHistory, record: int, image: int) -> DetectorOutput:
-    """The kept output of one record for one image, as a batch of one."""
-    if not history.states:
-        raise ValueError("no predictions were kept: record with states > 0")
-    output = history.states[record]
-
-    def one(predictions: Predictions | None) -> Predictions | None:
-        if predictions is None:
-            return None
-        return Predictions(predictions.logits[:, image : image + 1], predictions.boxes[:, image : image + 1])
-
-    references = None if output.references is None else output.references[:, image : image + 1]
-    return DetectorOutput(one(output.one_to_one), one(output.one_to_many), references=references)
-
-
 def animate(
     history: MatchHistory, path: str | Path, image: int = 0, layer: int = -1, fps: int = 4, most: int = 60
 ) -> Path:
@@ -63,7 +47,7 @@ def animate(
 
     At most ``most`` records, evenly spread, are shown.
     """
-    path, targets = Path(path), history.kept_targets().of_image(image)
+    path = Path(path)
     records = np.unique(np.linspace(0, len(history.states) - 1, min(most, len(history.states))).round().astype(int))
     figure = Figure(figsize=(6.4, 3.6))  # a fixed layout, so that frames do not jump
     axes = figure.subplots(1, 2, gridspec_kw={"left": 0.02, "right": 0.98, "bottom": 0.02, "top": 0.86, "wspace": 0.05})
@@ -71,7 +55,7 @@ def animate(
     picture = median_filter(history.pictures[image], size=(3, 3, 1))  # without noise, which makes a GIF large
 
     def draw(record: int) -> None:
-        found = explain(state_of(history, record, image), targets, history.matching, class_names=history.class_names)
+        found = recorded(history, record, image).explain()
         for ax, name in zip(axes, ("one_to_one", "one_to_many"), strict=True):
             ax.clear()
             canvas(ax, picture)

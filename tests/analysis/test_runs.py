@@ -1,6 +1,7 @@
 """Reading run directories, grouping seeds, comparing."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from msdetr.analysis.runs import (
     RunError,
     compare,
     differences,
+    find_runs,
     group_runs,
     learning_curves,
     markdown_table,
+    open_folder,
     read_run,
     read_runs,
 )
@@ -79,3 +82,28 @@ def test_a_line_being_written_is_left_out_a_damaged_one_is_an_error(tmp_path):
         file.write('\n{"kind": "train"}\n')
     with pytest.raises(RunError, match="line 43"):
         read_run(path)
+
+
+def test_runs_are_found_in_folders_and_text(tmp_path, monkeypatch):
+    done = make_run(tmp_path / "runs" / "a")
+    make_run(tmp_path / "runs" / "b", seed=1, status="running")
+    (tmp_path / "runs" / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find_runs() == [done.relative_to(tmp_path)]
+    assert find_runs("runs/a runs/b") == [Path("runs/a"), Path("runs/b")], "named runs are taken as they are"
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert find_runs("runs") == [Path("../runs/a")]
+    for wrong, message in (("nowhere", "no such"), (tmp_path / "runs" / "demo", "neither"), (3, "expected run")):
+        with pytest.raises(RunError, match=message):
+            find_runs(wrong)
+
+
+@pytest.mark.fault("F72")
+def test_output_that_cannot_be_written_is_an_error(tmp_path):
+    assert open_folder(tmp_path / "new" / "folder").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="another output folder"):
+        open_folder(tmp_path / "file" / "folder")
+    with pytest.raises(RunError, match="expected a folder"):
+        open_folder("")

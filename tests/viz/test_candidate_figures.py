@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from drawing import overlapping_texts
 
 from msdetr.analysis import CandidateQuality
 from msdetr.structures import Predictions, Targets
@@ -52,7 +53,8 @@ def test_layers_and_gap():
     assert figure.axes[0].lines[1].get_ydata().tolist() == [table(2).top(3, i) for i in range(3)]
     figure = gap_figure(groups)
     np.testing.assert_allclose(figure.axes[0].lines[1].get_ydata(), table(2).gap)
-    figure.draw_without_rendering()
+    for drawn in (figure, layer_figure(groups, k=3), candidate_figure(groups)):
+        assert overlapping_texts(drawn) == []
 
 
 @pytest.mark.fault("F82")

@@ -1,0 +1,156 @@
+"""What lies under the microscope: one image with its objects and everything a detector predicted for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from msdetr.analysis.arrays import predictions_from_arrays, targets_from_arrays
+from msdetr.analysis.look import SamplingPoints, both_branches, sampling_points
+from msdetr.analysis.matching import Explanation, explain
+from msdetr.analysis.stability import MatchHistory
+from msdetr.config import ConfigError, MatchingConfig, RunConfig
+from msdetr.structures import DetectorOutput, Predictions, Targets
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """One image: output of a detector for it (a batch of one), its objects, the picture [H, W, 3] uint8 (None: a blank
+    canvas) and how matching is configured. sampling: per decoder layer, where queries look, if known."""
+
+    output: DetectorOutput
+    targets: Targets
+    matching: MatchingConfig
+    picture: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
+    name: str = "image"
+    sampling: tuple[SamplingPoints, ...] | None = None
+
+    def explain(self, **changes: Any) -> Explanation:
+        """The matching of this image, with some settings changed: ``explain(threshold=0.5, k=3, alpha=0.2)``.
+
+        Raises ConfigError for an unknown setting or a value out of range.
+        """
+        matching = RunConfig(matching=self.matching).override({f"matching.{k}": v for k, v in changes.items()}).matching
+        return explain(self.output, self.targets, matching, class_names=self.class_names)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        boxes: Any,
+        scores: Any,
+        object_boxes: Any,
+        object_labels: Any,
+        *,
+        picture: np.ndarray | None = None,
+        box_format: str = "cxcywh",
+        image_size: tuple[float, float] | None = None,
+        class_names: Sequence[str] = (),
+        matching: MatchingConfig | None = None,
+        name: str = "image",
+    ) -> Specimen:
+        """Predictions that did not come from this package's model; arguments as for ``predictions_from_arrays``.
+
+        image_size: (height, width) where boxes are in pixels.
+        """
+        return cls(
+            DetectorOutput(predictions_from_arrays(boxes, scores, box_format, image_size)),
+            targets_from_arrays(object_boxes, object_labels, box_format, image_size),
+            MatchingConfig() if matching is None else matching,
+            picture,
+            tuple(class_names),
+            name,
+        )
+
+
+class Microscope:
+    """A run, or one of its checkpoints, and images of a data set to look at it with.
+
+    path: run directory (its best checkpoint) or checkpoint directory. data, split: a COCO-format folder; the run's own
+    validation set by default. Unlike ``msdetr.load`` this keeps the one-to-many branch.
+    """
+
+    def __init__(
+        self, path: str | Path, data: str | Path | None = None, split: str | None = None, device: str = "auto"
+    ) -> None:
+        from msdetr.data import build_dataset
+        from msdetr.engine import checkpoint as checkpoints
+        from msdetr.engine.distributed import pick_device
+        from msdetr.model import build_model
+        from msdetr.predictor import dataset_settings
+
+        found = checkpoints.find(path)
+        self.device = pick_device(device)
+        self.config: RunConfig = found.config
+        self.class_names = tuple(found.class_names)
+        self.detector: nn.Module = build_model(replace(found.config.model, pretrained="none"))
+        checkpoints.load_weights(self.detector, found.weights())
+        self.detector.to(self.device).eval()
+        self.dataset = build_dataset(found.config.override(dataset_settings(data, split)), "val")
+        if tuple(self.dataset.class_names) != self.class_names:
+            raise ConfigError(
+                f"{path} was trained on other categories than the data set's: {self.dataset.class_names[:5]} ..."
+            )
+
+    def index(self, image: int | str | Path) -> int:
+        """The place of an image in the data set: by image id, or by file name or path. Raises ConfigError."""
+        ids = list(self.dataset.image_ids)
+        text = str(image)
+        if text.lstrip("-").isdigit() and int(text) in ids:
+            return ids.index(int(text))
+        names = [self.dataset.path(i).name for i in range(len(ids))]
+        if Path(text).name in names:
+            return names.index(Path(text).name)
+        raise ConfigError(
+            f"image {text!r}: neither an image id nor a file name of the data set, whose first are "
+            f"{', '.join(f'{i} ({name})' for i, name in zip(ids[:3], names[:3], strict=True))}"
+        )
+
+    def look(self, image: int | str | Path, sampling: bool = True) -> Specimen:
+        """The detector's view of one image of the data set (an image id, or a file name)."""
+        from msdetr.data import collate
+
+        index = self.index(image)
+        batch, targets = collate([self.dataset[index]])
+        batch = batch.to(self.device)
+        points = sampling_points(self.detector, batch) if sampling else None
+        return Specimen(
+            both_branches(self.detector, batch).to("cpu"),
+            targets,
+            self.config.matching,
+            self.dataset.pixels(index).permute(1, 2, 0).numpy(),
+            self.class_names,
+            self.dataset.path(index).name,
+            None if points is None else tuple(points),
+        )
+
+
+def recorded(history: MatchHistory, record: int, image: int) -> Specimen:
+    """One image as a detector saw it at one recorded step of its training.
+
+    record: 0 for the first of ``history.steps``. Raises ValueError where no predictions were kept.
+    """
+    if not history.states:
+        raise ValueError("no predictions were kept: record with states > 0")
+    output = history.states[record]
+
+    def one(predictions: Predictions | None) -> Predictions | None:
+        if predictions is None:
+            return None
+        return Predictions(predictions.logits[:, image : image + 1], predictions.boxes[:, image : image + 1])
+
+    references = None if output.references is None else output.references[:, image : image + 1]
+    targets = history.kept_targets().of_image(image)
+    return Specimen(
+        DetectorOutput(one(output.one_to_one), one(output.one_to_many), references=references),
+        targets,
+        history.matching,
+        history.pictures[image],
+        history.class_names,
+        f"image {targets.image_ids[0] if targets.image_ids else image}, step {history.steps[record]}",
+    )

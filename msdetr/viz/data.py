@@ -1,0 +1,101 @@
+"""Pictures of a data set: its images with their objects, and what a detector finds in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from ..boxes import cxcywh_to_xyxy
+from .style import DARK, PALETTE, safe, subplots
+
+
+def sample_figure(dataset, count: int = 6, start: int = 0) -> Figure:
+    """``count`` images of a data set with their boxes and class names."""
+    figure, axes = _grid(count)
+    for ax, index in zip(axes, range(start, min(start + count, len(dataset)))):
+        _image(ax, dataset, index)
+        for box, label in zip(*_objects(dataset, index)):
+            draw_box(ax, box, PALETTE[label % len(PALETTE)], dataset.class_names[label])
+    figure.suptitle("Images with their annotated objects", fontsize=11)
+    return figure
+
+
+def detection_figure(predictor, dataset, count: int = 6, threshold: float = 0.5, start: int = 0) -> Figure:
+    """``count`` images with the detections above ``threshold`` (coloured, with class and score) and the annotated
+    objects (dashed)."""
+    figure, axes = _grid(count)
+    for ax, index in zip(axes, range(start, min(start + count, len(dataset)))):
+        _image(ax, dataset, index)
+        for box, _ in zip(*_objects(dataset, index)):
+            draw_box(ax, box, "white", style="--", width=1.0)
+        found = predictor.predict(dataset.pixels(index), min_score=threshold)
+        for box, label, score in zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist()):
+            draw_box(ax, box, PALETTE[label % len(PALETTE)], f"{predictor.class_names[label]} {score:.2f}")
+    figure.suptitle(f"Detections with a score above {threshold:g}", fontsize=11)
+    handles = [
+        Line2D([], [], color=PALETTE[0], linewidth=1.6, label="detection (one colour per class)"),
+        Line2D([], [], color="#999999", linewidth=1.2, linestyle="--", label="annotated object"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
+    return figure
+
+
+def draw_box(ax: Axes, box: Sequence[float], colour: str, text: str = "", style: str = "-", width: float = 1.6) -> None:
+    """An xyxy box in pixels with a name that stays readable on any background."""
+    x0, y0, x1, y1 = box
+    outline = [patheffects.withStroke(linewidth=width + 1.6, foreground=DARK, alpha=0.6)]
+    ax.add_patch(
+        Rectangle(
+            (x0, y0),
+            x1 - x0,
+            y1 - y0,
+            fill=False,
+            edgecolor=colour,
+            linestyle=style,
+            linewidth=width,
+            path_effects=outline,
+        )
+    )
+    if text:
+        below = y0 < 0.08 * ax.get_ylim()[0]
+        ax.text(
+            x0,
+            y1 if below else y0,
+            safe(text),
+            fontsize=7.5,
+            color="white",
+            va="top" if below else "bottom",
+            clip_on=True,
+            bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
+        )
+
+
+def _grid(count: int) -> tuple[Figure, list[Axes]]:
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure, axes = subplots(columns, rows, height=3.1)
+    for ax in axes:
+        ax.set_axis_off()
+    return figure, axes
+
+
+def _image(ax: Axes, dataset, index: int) -> None:
+    pixels = dataset.pixels(index).permute(1, 2, 0).numpy()
+    ax.imshow(pixels)
+    ax.set_xlim(0, pixels.shape[1])
+    ax.set_ylim(pixels.shape[0], 0)
+    ax.set_title(f"image {dataset.image_ids[index]}", fontsize=9)
+
+
+def _objects(dataset, index: int) -> tuple[np.ndarray, list[int]]:
+    """Boxes [t, 4] xyxy in pixels of the picture that ``_image`` draws, and classes."""
+    sample = dataset[index]
+    height, width = dataset.pixels(index).shape[-2:]
+    boxes = cxcywh_to_xyxy(sample.boxes).numpy() * np.array([width, height, width, height])
+    return boxes, sample.labels.tolist()

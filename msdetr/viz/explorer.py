@@ -1,0 +1,195 @@
+"""Sliders on the matching: tau, k, alpha, decoder layer, image and training step, with a picture that answers.
+
+The same view without a browser: ``Explorer.figure(...)`` for papermill and repository pages, ``Explorer.text(...)`` for a
+terminal.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from msdetr.analysis.matching import STATUSES, BranchExplanation, Explanation, Status
+from msdetr.analysis.specimen import Microscope, Specimen, recorded
+from msdetr.analysis.stability import MatchHistory
+from msdetr.viz.matching import SHORT, canvas, draw_assignments, object_colour
+from msdetr.viz.style import DARK, finish, safe, safe_html
+from msdetr.viz.text import assignment_text, candidate_text
+
+MARKS = {
+    Status.MATCHED: "o",
+    Status.MERGED: "D",
+    Status.BELOW: "v",
+    Status.LOST: "x",
+    Status.BEYOND: "^",
+    Status.UNVOTED: "^",
+}
+
+
+class Explorer:
+    """A table of specimens, [image][step], to look at under changing matching settings.
+
+    ``look(image, step)`` returns the specimen; ``images`` and ``steps`` are the labels of the sliders.
+    """
+
+    def __init__(
+        self, look: Callable[[int, int], Specimen], images: Sequence[str], steps: Sequence[str] = ("now",)
+    ) -> None:
+        if not images or not steps:
+            raise ValueError("nothing to explore: give at least one image and one step")
+        self._look, self.images, self.steps = look, list(images), list(steps)
+        self._last: tuple[tuple[int, int], Specimen] | None = None
+
+    @classmethod
+    def of_specimens(cls, specimens: Sequence[Specimen]) -> Explorer:
+        """Ready specimens, e.g. from plain arrays."""
+        return cls(lambda image, step: specimens[image], [specimen.name for specimen in specimens])
+
+    @classmethod
+    def of_run(
+        cls, run: str | Path | Microscope, images: Sequence[int | str | Path] | int = 8, **options: Any
+    ) -> Explorer:
+        """A trained run and images of its validation set (the first few, or those named)."""
+        microscope = run if isinstance(run, Microscope) else Microscope(run, **options)
+        if isinstance(images, int):
+            images = microscope.dataset.image_ids[:images]
+        return cls(lambda image, step: microscope.look(images[image], sampling=False), [str(image) for image in images])
+
+    @classmethod
+    def of_history(cls, history: MatchHistory) -> Explorer:
+        """The recorded states of a training run."""
+        ids = history.targets.image_ids or tuple(range(history.targets.num_images))
+        images = [str(i) for i in ids[: len(history.pictures)]]
+        steps = [str(step) for step in history.steps[: len(history.states)]]
+        return cls(lambda image, step: recorded(history, step, image), images, steps)
+
+    def specimen(self, image: int = 0, step: int = -1) -> Specimen:
+        """What lies under the microscope; the last one is kept."""
+        key = (range(len(self.images))[image], range(len(self.steps))[step])
+        if self._last is None or self._last[0] != key:
+            self._last = (key, self._look(*key))
+        return self._last[1]
+
+    def figure(self, image: int = 0, step: int = -1, layer: int = -1, **matching: Any) -> Figure:
+        """Both assignments of a layer on the image, and every object's candidates by score with their fate.
+
+        matching: ``threshold``, ``k``, ``alpha`` or other matching settings; as trained where left out.
+        """
+        specimen = self.specimen(image, step)
+        found = specimen.explain(**matching)
+        layer = range(found.num_layers)[layer]
+        figure = Figure(figsize=(12, 4.6), dpi=90, layout="constrained")
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.25))
+        for ax, branch, name in ((left, found.one_to_one, "one-to-one"), (middle, found.one_to_many, "one-to-many")):
+            canvas(ax, specimen.picture)
+            draw_assignments(ax, branch, layer, specimen.picture)
+            would = " (as it would be)" if branch.hypothetical else ""
+            ax.set_title(f"{name}{would}: {int(branch.matched[layer].sum())} pairs", fontsize=10)
+        _score_panel(right, found, layer)
+        m = found.one_to_many.matching
+        where = "" if self.steps == ["now"] else f", step {self.steps[step]}"
+        figure.suptitle(
+            f"{safe(specimen.name.split(',')[0])}{where}, layer {layer + 1}: τ = {m.threshold:g}, k = {m.k}, α = {m.alpha:g}",
+            fontsize=12,
+        )
+        return figure
+
+    def text(self, image: int = 0, step: int = -1, layer: int = -1, target: int | None = None, **matching: Any) -> str:
+        """The same for a terminal: the assignments, or the candidates of one object."""
+        found = self.specimen(image, step).explain(**matching)
+        return assignment_text(found, layer) if target is None else candidate_text(found.one_to_many, target, layer)
+
+    def widget(self):
+        """The sliders and the picture, for a notebook (needs ipywidgets).
+
+        Returns an ipywidgets VBox; its sliders are ``controls`` of this explorer, by name.
+        """
+        import ipywidgets as widgets
+
+        start = self.specimen(0, len(self.steps) - 1)
+        m, queries, layers = (
+            start.matching,
+            start.output.one_to_one.logits.shape[2],
+            len(start.output.one_to_one.logits),
+        )
+        style = {"style": {"description_width": "40px"}, "layout": widgets.Layout(width="290px")}
+        late = {"continuous_update": False, **style}
+        self.controls = {
+            "threshold": widgets.FloatSlider(value=m.threshold, min=0, max=1, step=0.01, description="τ", **late),
+            "k": widgets.IntSlider(value=min(m.k, queries), min=1, max=min(20, queries), description="k", **late),
+            "alpha": widgets.FloatSlider(value=m.alpha, min=0, max=1, step=0.05, description="α", **late),
+            "layer": widgets.IntSlider(value=layers, min=1, max=layers, description="layer", **late),
+            "image": widgets.Dropdown(
+                options=[(n, i) for i, n in enumerate(self.images)], description="image", **style
+            ),
+            "step": widgets.SelectionSlider(
+                options=[(name, i) for i, name in enumerate(self.steps)],
+                value=len(self.steps) - 1,
+                description="step",
+                **late,
+            ),
+        }
+        picture = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
+        status = widgets.HTML()
+
+        def show(_change: object = None) -> None:
+            values = {name: control.value for name, control in self.controls.items()}
+            values["layer"] -= 1
+            try:
+                picture.value = as_png(self.figure(**values))
+                pairs = int(self.specimen(values["image"], values["step"]).explain(
+                    **{name: values[name] for name in ("threshold", "k", "alpha")}
+                ).one_to_many.matched[values["layer"]].sum())  # fmt: skip
+                status.value = f"{pairs} one-to-many pairs in this layer"
+            except Exception as error:  # noqa: BLE001 (a callback's traceback would be lost; say what went wrong)
+                status.value = f"<b>{safe_html(type(error).__name__)}</b>: {safe_html(error, 300)}"
+
+        for control in self.controls.values():
+            control.observe(show, "value")
+        show()
+        names = list(self.controls)
+        shown = [n for n in names if n != "step" or len(self.steps) > 1]
+        rows = [widgets.HBox([self.controls[n] for n in shown[i : i + 3]]) for i in range(0, len(shown), 3)]
+        return widgets.VBox([*rows, picture, status])
+
+
+def as_png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _score_panel(ax, found: Explanation, layer: int, top: int = 12) -> None:
+    """Every object's best candidates by score, marked by what became of them."""
+    branch: BranchExplanation = found.one_to_many
+    used: list[Status] = []
+    for target in range(len(found.targets)):
+        queries = np.argsort(-branch.score[layer, target], kind="stable")[:top]
+        for place, query in enumerate(queries):
+            status = STATUSES[branch.status[layer, target, query]]
+            used += [status] if status not in used else []
+            kept = status in (Status.MATCHED, Status.MERGED)
+            x = target + 0.5 * (place / max(top - 1, 1) - 0.5)
+            ax.plot(
+                x, branch.score[layer, target, query], MARKS[status], markersize=7 if kept else 5,
+                color=object_colour(target), markerfacecolor=object_colour(target) if kept else "none",
+            )  # fmt: skip
+    ax.axhline(branch.matching.threshold, color=DARK, linestyle="--", linewidth=1)
+    ax.annotate("τ", (1.01, branch.matching.threshold), xycoords=("axes fraction", "data"), va="center", fontsize=11)
+    handles = [
+        Line2D([], [], color=DARK, marker=MARKS[status], linestyle="", label=SHORT[status],
+               markerfacecolor=DARK if status in (Status.MATCHED, Status.MERGED) else "none")
+        for status in MARKS if status in used
+    ]  # fmt: skip
+    ax.set_xlim(-0.6, max(len(found.targets), 1) - 0.4)
+    ax.set_ylim(0, 1)
+    ax.set_xticks(range(len(found.targets)))
+    finish(ax, "the best candidates of every object", "object", "score", legend=False)
+    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, fontsize=8, frameon=False)

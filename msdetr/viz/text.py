@@ -1,0 +1,77 @@
+"""The microscope in a terminal: the same answers as the figures, as plain text. Names are made harmless."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msdetr.analysis.health import Finding
+from msdetr.analysis.matching import BranchExplanation, Explanation, ObjectOutcome, QueryStep, object_name
+from msdetr.viz.matching import BRANCH, SHORT
+from msdetr.viz.style import safe_text
+
+
+def assignment_text(explanation: Explanation, layer: int | None = None) -> str:
+    """Who serves which object, one line per object and layer (all layers, or one)."""
+    layers = range(explanation.num_layers) if layer is None else [range(explanation.num_layers)[layer]]
+    lines = []
+    for i in layers:
+        lines.append(f"layer {i + 1}")
+        for t in range(len(explanation.targets)):
+            name = safe_text(object_name(t, explanation.targets, explanation.class_names))
+            one, many = (_queries(explanation.branch(b).serving(t, i)) for b in ("one_to_one", "one_to_many"))
+            lines.append(f"  {name:<28} one-to-one: {one:<6} one-to-many: {many}")
+    if explanation.one_to_many.hypothetical:
+        lines.append("(no one-to-many branch: shown as it would be on the one-to-one predictions)")
+    return "\n".join(lines)
+
+
+def candidate_text(branch: BranchExplanation, target: int, layer: int = -1, top: int = 10) -> str:
+    """An object's candidates as a table, best score first."""
+    number = range(len(branch.score))[layer] + 1
+    name = safe_text(object_name(target, branch.targets, branch.class_names))
+    rows = [f"{name}: {BRANCH[branch.name]}, layer {number}"]
+    rows.append(
+        f"{'rank':>4} {'query':>5} {'prob.':>6} {'IoU':>6} {'score':>6} | {'class':>6} {'L1':>6} {'GIoU':>6} {'cost':>7} | fate"
+    )
+    for c in branch.candidates(target, layer, top):
+        rows.append(
+            f"{c.rank:>4} {c.query:>5} {c.probability:>6.3f} {c.iou:>6.3f} {c.score:>6.3f} | "
+            f"{c.cost_class:>6.2f} {c.cost_l1:>6.2f} {c.cost_giou:>6.2f} {c.cost:>7.2f} | {SHORT[c.status]}"
+        )
+    return "\n".join(rows)
+
+
+def path_text(steps: Sequence[QueryStep], query: int, class_names: Sequence[str] = ()) -> str:
+    """A query through the layers, one line each."""
+    lines = [f"query {query}"]
+    for step in steps:
+        label = class_names[step.label] if step.label < len(class_names) else f"class {step.label}"
+        box = ", ".join(f"{x:.3f}" for x in step.box)
+        one = "-" if step.one_to_one is None else step.one_to_one
+        many = ", ".join(map(str, step.one_to_many)) or "-"
+        near = "" if step.nearest is None else f"; closest to object {step.nearest} (IoU {step.iou:.2f})"
+        lines.append(
+            f"  layer {step.layer + 1}: {safe_text(label, 20)} {step.probability:.2f}, box ({box}); "
+            f"serves one-to-one: {one}, one-to-many: {many}{near}"
+        )
+    return "\n".join(lines)
+
+
+def outcome_text(outcomes: Sequence[ObjectOutcome]) -> str:
+    """What became of every object in the output."""
+    return "\n".join(f"[{o.outcome.value}] {safe_text(o.text, 400)}" for o in outcomes) or "no objects in this image"
+
+
+def health_text(findings: Sequence[Finding]) -> str:
+    """The health report, worst first."""
+    marks = {"bad": "!!", "warn": " !", "fine": "ok", "unknown": " ?"}
+    lines = []
+    for f in findings:
+        lines.append(f"{marks[f.level]} {f.check}: {safe_text(f.text, 400)}")
+        if f.cause:
+            lines.append(f"     likely cause: {safe_text(f.cause, 400)}")
+    return "\n".join(lines)
+
+
+def _queries(queries: Sequence[int]) -> str:
+    return ", ".join(map(str, queries)) or "-"

@@ -1,0 +1,65 @@
+"""The microscope on a real run: two steps of training on the generated data."""
+
+import pytest
+
+from msdetr.analysis.candidates import measure_run
+from msdetr.analysis.specimen import Microscope
+from msdetr.config import ConfigError, RunConfig
+from msdetr.engine import train
+from msdetr.viz.explorer import Explorer
+from msdetr.viz.inspect import inspect
+
+TINY = {
+    "model.num_classes": 8, "model.backbone": "conv", "model.pretrained": "none", "model.backbone_norm": "group",
+    "model.trainable_layers": 5, "model.hidden_dim": 32, "model.num_heads": 4, "model.encoder_layers": 1,
+    "model.decoder_layers": 2, "model.ffn_dim": 32, "model.num_queries": 12, "model.num_levels": 3, "model.num_points": 2,
+    "data.train_split": "train", "data.val_split": "val", "data.generate": "shapes", "data.num_train": 4, "data.num_val": 3,
+    "data.augment": "none", "data.test_size": 0, "data.workers": 0, "train.batch_size": 2, "train.micro_batch": 2,
+    "train.epochs": 1, "matching.threshold": 0.05, "train.log_every": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inspect")
+    train(
+        RunConfig().override(TINY | {"data.root": str(folder / "shapes")}), folder / "run", device="cpu", progress=False
+    )
+    return folder / "run"
+
+
+def test_inspect_writes_figures_and_says_it_in_text(run, tmp_path):
+    found = inspect(run, out=tmp_path, object=0, query=3, device="cpu")
+    names = {path.stem for path in found.figures}
+    assert {"assignments", "outcome", "object_0_one_to_many", "query_3", "why_not_one_to_one"} <= names
+    assert all(path.stat().st_size > 1000 for path in found.figures)
+    assert (tmp_path / "report.txt").read_text() == found.text
+    assert "WHY NOT?" in found.text and "HEALTH OF THE RUN" in found.text and "layer 2" in found.text
+    assert not found.explanation.one_to_many.hypothetical, "the one-to-many branch is kept for looking at it"
+    assert found.specimen.picture.shape == (128, 128, 3) and len(found.specimen.sampling) == 2
+
+
+def test_other_settings_and_images(run):
+    loose, strict = (inspect(run, 2, threshold=t, device="cpu").explanation for t in (0.0, 1.0))
+    assert loose.one_to_many.matched.sum() > strict.one_to_many.matched.sum() == 0
+    by_name = inspect(run, "000000000002.png", layer=1, device="cpu")
+    assert by_name.specimen.name == "000000000002.png" and by_name.figures == []
+
+
+def test_what_does_not_exist_is_named(run):
+    for wrong, message in (
+        ({"image": 99}, "neither an image id nor a file name"),
+        ({"layer": 7}, "1 to 2"),
+        ({"query": 12}, "query: 12"),
+        ({"object": 50}, "object: 50"),
+        ({"k": 0}, "matching.k"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            inspect(run, device="cpu", **wrong)
+
+
+def test_explorer_and_candidate_quality_of_a_run(run):
+    explorer = Explorer.of_run(Microscope(run, device="cpu"), images=2)
+    assert len(explorer.images) == 2 and "layer 1" in explorer.figure(image=1, layer=0).get_suptitle()
+    quality = measure_run(run, limit=2, device="cpu", top=5)
+    assert quality.images == 2 and quality.result().num_layers == 2

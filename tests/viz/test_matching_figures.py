@@ -1,0 +1,111 @@
+"""The microscope's figures, texts, widget and command, on scenes and detectors small enough for seconds."""
+
+import numpy as np
+import pytest
+import torch
+from drawing import drawn, overlapping_texts
+
+from msdetr.analysis.look import SamplingPoints
+from msdetr.analysis.matching import Outcome
+from msdetr.analysis.specimen import Specimen
+from msdetr.viz.explorer import Explorer
+from msdetr.viz.matching import (
+    assignment_figure,
+    candidate_figure,
+    object_colour,
+    outcome_figure,
+    query_figure,
+    why_not_figure,
+)
+from msdetr.viz.text import assignment_text, candidate_text, outcome_text, path_text
+
+HOSTILE = ("$\\frac{$", "<script>\x1b[31m")
+
+
+@pytest.fixture
+def specimen():
+    rng = np.random.default_rng(0)
+    objects = np.array([[0.3, 0.3, 0.3, 0.3], [0.7, 0.6, 0.3, 0.4]])
+    boxes = np.clip(np.repeat(objects, 5, 0)[None] + rng.normal(0, 0.04, (2, 10, 4)), 0.05, 0.95)
+    return Specimen.from_arrays(
+        boxes[:, None], rng.uniform(0.1, 0.9, (2, 1, 10, 2)), objects, [0, 1],
+        picture=rng.integers(0, 255, (40, 60, 3), dtype=np.uint8), class_names=HOSTILE, name="toy",
+    )  # fmt: skip
+
+
+@pytest.mark.fault("F83")
+@pytest.mark.filterwarnings("error")
+def test_every_figure_draws_with_hostile_names_and_without_overlapping_text(specimen):
+    found = specimen.explain()
+    query = found.one_to_many.serving(0)[0]
+    points = [SamplingPoints(np.random.rand(10, 2, 1, 2, 2), np.full((10, 2, 1, 2), 0.5)) for _ in range(2)]
+    figures = [
+        assignment_figure(found, specimen.picture),
+        candidate_figure(found.one_to_many, 0, picture=specimen.picture),
+        candidate_figure(found.one_to_one, 1),
+        query_figure(found, query, specimen.picture, points),
+        why_not_figure(found.one_to_many, query, 1, picture=specimen.picture),
+        why_not_figure(found.one_to_one, query, 1),
+        outcome_figure(found, found.outcomes(0.3), specimen.picture),
+        Explorer.of_specimens([specimen]).figure(),
+    ]
+    for figure in figures:
+        assert drawn(figure).std() > 0
+        assert overlapping_texts(figure) == []
+
+
+def test_boxes_are_drawn_where_they_are(specimen):
+    """The pixels of an object's outline have the object's colour."""
+    found = specimen.explain(k=1)
+    white = Specimen(specimen.output, specimen.targets, specimen.matching, np.full((100, 100, 3), 255, np.uint8))
+    ax = assignment_figure(white.explain(k=1), white.picture, branches=["one_to_many"]).axes[0]
+    solid = [p for p in ax.patches if p.get_linestyle() == "-" and p.get_linewidth() < 3]
+    np.testing.assert_allclose(
+        [(p.get_x() + p.get_width() / 2, p.get_y() + p.get_height() / 2) for p in solid], [[30, 30], [70, 60]]
+    )
+    dashed = [p for p in ax.patches if p.get_linestyle() == "--"]
+    assert len(dashed) == int(found.one_to_many.matched[0].sum())
+    assert {tuple(p.get_edgecolor()) for p in dashed} <= {tuple(p.get_edgecolor()) for p in solid}
+    assert object_colour(0) != object_colour(1)
+
+
+@pytest.mark.fault("F83")
+def test_text_says_the_same_and_is_inert(specimen):
+    found = specimen.explain()
+    queries = found.one_to_many.serving(1, 0)
+    text = assignment_text(found)
+    assert ", ".join(map(str, queries)) in text and "as it would be" in text
+    table = candidate_text(found.one_to_many, 0, top=3)
+    assert len(table.splitlines()) == 5 and f"{found.one_to_many.candidates(0)[0].score:.3f}" in table
+    assert "layer 2" in path_text(found.query_path(0), 0, specimen.class_names)
+    outcomes = found.outcomes(0.99)
+    assert all(o.outcome is not Outcome.FOUND for o in outcomes) and "missed" in outcome_text(outcomes)
+    assert "\x1b" not in text + table + outcome_text(outcomes)
+
+
+def test_settings_change_the_picture_and_unknown_ones_are_errors(specimen):
+    explorer = Explorer.of_specimens([specimen])
+    assert "k = 2" in explorer.figure(k=2).get_suptitle()
+    assert "τ = 0.9" in explorer.figure(threshold=0.9).get_suptitle()
+    with pytest.raises(ValueError, match="threshold"):
+        explorer.figure(treshold=0.9)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        explorer.figure(alpha=2)
+    with pytest.raises(IndexError):
+        explorer.figure(layer=7)
+    assert "one-to-many" in explorer.text() and "rank" in explorer.text(target=1)
+
+
+def test_widget_answers_its_sliders(specimen):
+    pytest.importorskip("ipywidgets")
+    explorer = Explorer.of_specimens([specimen])
+    picture, status = explorer.widget().children[-2:]
+    before, words = picture.value, status.value
+    explorer.controls["threshold"].value = 1.0
+    assert picture.value != before and status.value.startswith("0 one-to-many pairs") and words != status.value
+    explorer.controls["threshold"].value = 0.0
+    explorer.controls["k"].value = 1
+    assert status.value.startswith("2 one-to-many pairs")
+    specimen.output.one_to_one.boxes[:] = torch.nan
+    explorer.controls["k"].value = 2
+    assert "ValueError" in status.value, "what goes wrong in a callback is shown, not lost"

@@ -1,0 +1,49 @@
+"""Learning curves and comparisons draw the runs' own numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawing import overlapping_texts
+
+from msdetr.analysis.runs import Run
+from msdetr.config import RunConfig
+from msdetr.viz.runs import class_figure, comparison_figure, cost_figure, learning_curve_figure, loss_figure
+
+
+def run(seed, ap, variant="c"):
+    config = RunConfig().override({"seed": seed, "model.variant": variant})
+    metrics = {"AP": ap, "AP50": ap + 0.2, "AP75": ap - 0.05, "APs": ap / 2, "APm": ap, "APl": None}
+    results = {
+        "status": "finished", "metrics": metrics, "per_class": {"cat": ap, "$<b>_dog": ap / 2, "none": None},
+        "parameters": {"total": 2_000_000}, "seconds": 60.0 * (seed + 1), "steps": 20, "device": "cpu",
+    }  # fmt: skip
+    steps = [{"step": i, "epoch": i / 10, "loss": 9 - i / 4, "grad_norm": 3.0} for i in range(1, 21)]
+    evaluations = [{"step": s, "epoch": s / 10, "AP": ap * s / 20, "AP50": ap} for s in (10, 20)]
+    return Run(Path(f"run{seed}"), config, results, steps, evaluations)
+
+
+@pytest.fixture
+def groups():
+    return {"MS-DETR (c)": [run(0, 0.5), run(1, 0.6), run(2, 0.58)], "Deformable DETR++": [run(0, 0.4, "baseline")]}
+
+
+@pytest.mark.fault("F83")
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("draw", [learning_curve_figure, loss_figure, comparison_figure, cost_figure, class_figure])
+def test_draws_without_overlap(groups, draw):
+    assert overlapping_texts(draw(groups)) == []
+
+
+def test_numbers(groups):
+    ax = learning_curve_figure(groups).axes[0]
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [28.0, 56.0])
+    bars = comparison_figure(groups).axes[0].containers[0]
+    np.testing.assert_allclose([bar.get_height() for bar in bars], [56, 76, 51, 28, 56, 0], atol=1e-9)
+    assert "3 runs, mean ± std" in comparison_figure(groups).legends[0].get_texts()[0].get_text()
+
+
+@pytest.mark.fault("F80")
+def test_undefined_is_written_not_drawn_as_a_number(groups):
+    words = [text.get_text() for text in comparison_figure(groups).axes[0].texts]
+    assert words.count("undefined") == 2
