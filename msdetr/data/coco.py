@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import mmap
 import warnings
 from collections.abc import Callable, Sequence
@@ -170,7 +172,7 @@ class CocoDetection(Dataset):
         height, width = pixels.shape[-2:]
         boxes = tv_tensors.BoundingBoxes(self._boxes[low:high], format="XYXY", canvas_size=(height, width))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mixed(self.seed, epoch, index))
+            torch.default_generator.manual_seed(_mixed(self.seed, epoch, index))  # manual_seed would reseed CUDA too
             image, boxes = self.transform(tv_tensors.Image(pixels), boxes)
         h, w = image.shape[-2:]
         scale = torch.tensor([w, h, w, h], dtype=torch.float32)
@@ -232,9 +234,6 @@ class CocoDetection(Dataset):
 
 def _create_index(api: COCO) -> None:
     """COCO.createIndex without its prints."""
-    import contextlib
-    import io
-
     with contextlib.redirect_stdout(io.StringIO()):
         api.createIndex()
 

@@ -31,6 +31,7 @@ from .validate import AnnotationError
 MAX_PIXELS = 89_478_485  # Pillow's own limit of suspicion
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")  # none that runs another program
 _LISTED = 1000
+_TIFF_WIDTH, _TIFF_LENGTH = 256, 257  # tags
 
 Image.init()  # registers every format, so that FORMATS can be asked for
 
@@ -77,8 +78,10 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) once the EXIF orientation is applied."""
+    """(height, width) of an opened image once the EXIF orientation is applied."""
     width, height = image.size
+    if image.format == "TIFF":  # Pillow turns these itself, its versions differ in when
+        width, height = image.tag_v2.get(_TIFF_WIDTH, width), image.tag_v2.get(_TIFF_LENGTH, height)
     return (width, height) if orientation(image) >= 5 else (height, width)
 
 
@@ -103,8 +106,8 @@ def read_image(source: str | Path | BinaryIO) -> tuple[Tensor, Remark]:
                 remark = (
                     Remark.FIRST_FRAME if getattr(image, "is_animated", False) and image.format != "MPO" else Remark(0)
                 )
-                turn = orientation(image)
                 image.load()
+                turn = orientation(image)  # after loading: Pillow turns a TIFF itself, and then takes the tag away
                 pixels, converted = _to_rgb(image, str(source))
                 if turn != 1:
                     pixels = _upright(pixels, turn)

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from msdetr.data import ImageError, read_image
+from msdetr.data.images import open_image, upright_size
 
 SECONDS = 5.0  # an image that takes longer counts as a hang
 
@@ -79,6 +80,8 @@ def run(count: int, seed: int = 0) -> Counter:
         spoilt = mutate(files[i % len(files)], rng)
         start = time.perf_counter()
         try:
+            with open_image(io.BytesIO(spoilt)) as image:
+                upright_size(image)
             pixels, _ = read_image(io.BytesIO(spoilt))
             outcome = "decoded" if pixels.ndim == 3 and pixels.shape[0] == 3 else "misshapen"
         except ImageError:

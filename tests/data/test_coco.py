@@ -88,13 +88,14 @@ def test_limit_keeps_the_first_images(folder):
 
 
 @pytest.mark.parametrize("augment", ["detr", "flip", "none"])
-def test_augmentation_is_a_function_of_seed_epoch_and_index(folder, augment):
+def test_augmentation_is_a_function_of_seed_epoch_and_index(folder, augment, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPU's generator was touched"))
     paths, transform = folder(), train_transform(DataConfig(augment=augment))
     dataset, again = (CocoDetection(*paths, transform, seed=3) for _ in range(2))
     before = torch.get_rng_state()
     samples = {(epoch, i): dataset[epoch, i] for epoch in range(3) for i in range(3)}
     assert torch.equal(torch.get_rng_state(), before)  # nobody else's random numbers change
-    torch.manual_seed(99)
+    torch.default_generator.manual_seed(99)
     for key in reversed(samples):
         same(again[key], samples[key])
     same(dataset[1], samples[0, 1])
