@@ -4,6 +4,7 @@ notebook``. Every command has ``--help``; ``--debug`` shows the traceback of an 
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -256,7 +257,10 @@ def doctor() -> None:
             print(f"cuda:{index}  {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, compute {gpu.major}.{gpu.minor}")
     else:
         print("no CUDA device: training runs on the CPU, in fp32")
-    print(ops.describe() if hasattr(ops, "describe") else "deformable attention: plain PyTorch")
+    for found in ops.describe():
+        print(f"deformable attention on {found.device}: {found.backend} ({found.reason})")
+        if found.advice:
+            print(f"  faster: {found.advice}")
     check_metric()
     name = metric_backend()[0]
     advice = "; `pip install faster-coco-eval` is several times faster" if name == "pycocotools" else ""
@@ -325,11 +329,18 @@ def convert(
 
     if to_released:
         found = checkpoints.find(source)
-        torch.save({"model": released_names(found.weights(), found.config.model)}, target)
+        try:
+            released = released_names(found.weights(), found.config.model)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {error}") from error
+        torch.save({"model": released}, target)
         print(f"{target}: the weights of {found.directory} under the released names")
         return
     config = resolve(recipe)
-    weights = load_released(source, config.model)
+    try:
+        weights = load_released(source, config.model)
+    except (ValueError, pickle.UnpicklingError, RuntimeError) as error:
+        raise ConfigError(f"{source}: {error}") from error
     detector = build_model(replace(config.model, pretrained="none"))
     taken = checkpoints.load_weights(detector, weights)
     names, ids = [f"category {i}" for i in range(config.model.num_classes)], list(range(config.model.num_classes))

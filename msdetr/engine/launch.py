@@ -43,10 +43,13 @@ def launch(
     command += ["--run-dir", str(run_dir), "--device", device, "--resume", resume]
     environment = {"OMP_NUM_THREADS": "1", "MSDETR_PROGRESS": "lines"} | os.environ
     last: deque[str] = deque(maxlen=30)
+    said: list[str] = []  # what the ranks themselves give as the reason
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         for line in process.stdout:
             last.append(line.rstrip())
+            if line.startswith("msdetr: "):
+                said.append(line.rstrip())
             (show or _to_stderr)(line.rstrip())
         status = process.wait()
     except BaseException:
@@ -56,7 +59,7 @@ def launch(
     finally:
         process.stdout.close()
     if status != 0:
-        raise TrainingError(f"the ranks of {run_dir} failed with exit status {status}:\n" + "\n".join(last))
+        raise TrainingError(f"the ranks of {run_dir} failed with exit status {status}:\n" + "\n".join(said or last))
     return json.loads((run_dir / "results.json").read_text())
 
 

@@ -131,15 +131,18 @@ def start(target: Callable, *arguments: Any) -> multiprocessing.Process:
     return process
 
 
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 def start_training(run_dir: Path, config: RunConfig, ranks: int = 1, environment: dict | None = None, **options: Any):
     """Processes that train ``config`` in ``run_dir``, one per rank."""
     run_dir.mkdir(parents=True, exist_ok=True)
     config_file = run_dir / "wanted.yaml"
     config.save(config_file)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
+    shared = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(ranks)}
     shared |= environment or {}
     return [
         start(train_rank, str(run_dir), str(config_file), {**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, options)

@@ -1,0 +1,188 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from msdetr import cli
+from msdetr.data import shapes as generator
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return generator.generate(tmp_path_factory.mktemp("data") / "shapes", 16, 6)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory, data):
+    """A run made from the command line."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    assert cli.main(["train", "shapes/ms-detr-c", "--run-dir", str(folder), "--data", str(data), "--quiet", *TINY]) == 0
+    return folder
+
+
+TINY = ["--epochs", "1", "--seed", "1", "--device", "cpu", "--set"]
+TINY += ["model.hidden_dim=32", "model.encoder_layers=1", "model.decoder_layers=2", "model.ffn_dim=32"]
+TINY += ["model.num_queries=20", "data.num_train=16", "data.num_val=6", "train.batch_size=8", "train.micro_batch=8"]
+
+
+def run(capsys, *arguments):
+    status = cli.main(list(arguments))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_train_leaves_a_run(run_dir):
+    assert json.loads((run_dir / "results.json").read_text())["status"] == "finished"
+
+
+def test_training_again_returns_at_once(capsys, run_dir, data):
+    status, out, _ = run(capsys, "train", "shapes/ms-detr-c", "--run-dir", str(run_dir), "--data", str(data), "--quiet", *TINY)
+    assert status == 0 and "AP" in out and str(run_dir) in out
+
+
+def test_eval_prints_numbers_protocol_and_classes(capsys, run_dir, tmp_path):
+    status, out, _ = run(capsys, "eval", str(run_dir), "--device", "cpu", "--output", str(tmp_path / "numbers.json"))
+    assert status == 0 and "AR1" in out and "max_detections 100" in out and "half-disc" in out
+    assert json.loads((tmp_path / "numbers.json").read_text())["num_images"] == 6
+
+
+def test_predict_prints_a_line_per_object(capsys, run_dir, data, tmp_path):
+    image = str(min((data / "val").glob("*.png")))
+    status, out, _ = run(capsys, "predict", str(run_dir), image, "--min-score", "0", "--device", "cpu")
+    assert status == 0 and len(out.splitlines()) == 101
+    output = tmp_path / "found.json"
+    assert run(capsys, "predict", str(run_dir), image, "--max-detections", "3", "--min-score", "0", "--output", str(output))[0] == 0
+    assert len(json.loads(output.read_text())[image]) == 3
+
+
+def test_candidates_draws_the_figures(capsys, run_dir, tmp_path):
+    status, out, _ = run(capsys, "candidates", str(run_dir), "--device", "cpu", "--output", str(tmp_path))
+    assert status == 0 and "mean IoU of the top 5" in out
+    assert (tmp_path / "candidates.png").stat().st_size > 5000 and (tmp_path / "first.json").exists()
+
+
+def test_inspect_verifies_and_finds_damage(capsys, run_dir, tmp_path):
+    import shutil
+
+    status, out, _ = run(capsys, "inspect", str(run_dir))
+    assert status == 0 and "finished" in out and "verified" in out and "shapes/ms-detr-c" in out
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    next((copy / "checkpoints").glob("*/model.safetensors")).write_bytes(b"short")
+    status, out, _ = run(capsys, "inspect", str(copy))
+    assert status == 1 and "DAMAGED" in out
+
+
+def test_recipes_and_doctor(capsys):
+    status, out, _ = run(capsys, "recipes")
+    assert status == 0 and "coco/ms-detr-pp-900" in out and "50.0 AP" in out
+    status, out, _ = run(capsys, "recipes", "coco/ms-detr-pp-900")
+    assert status == 0 and "num_queries: 900" in out
+    status, out, _ = run(capsys, "doctor")
+    assert status == 0 and "self-test passed" in out and "deformable attention" in out
+
+
+def test_check_data_reports_and_fails_on_errors(capsys, data, tmp_path):
+    status, out, _ = run(capsys, "check-data", str(data))
+    assert status == 0 and "ready to train on" in out
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_train.json").write_text("{")
+    assert run(capsys, "check-data", str(tmp_path))[0] == 1
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A run directory of a small detector that the released code could have, with untrained weights."""
+    import msdetr
+    from msdetr.engine import checkpoint as checkpoints
+
+    small = {"model.hidden_dim": 32, "model.num_heads": 4, "model.encoder_layers": 1, "model.decoder_layers": 2}
+    small |= {"model.pretrained": "none", "model.ffn_dim": 32, "model.num_queries": 20}
+    config = msdetr.resolve("coco/ms-detr-pp-300", small)
+    folder = tmp_path_factory.mktemp("runs") / "released"
+    manifest = {"step": 0, "epoch": 0.0, "config": config.to_dict(), "class_names": ["x"] * 91, "category_ids": []}
+    files = {"model": msdetr.build(config).state_dict()}
+    checkpoints.write(folder / "checkpoints" / "step_00000000", files, manifest | {"metrics": {}, "training": {}})
+    config.save(folder / "config.yaml")
+    return folder
+
+
+def test_convert_there_and_back(capsys, released, tmp_path):
+    import torch
+
+    from msdetr.engine import checkpoint as checkpoints
+
+    file, config = tmp_path / "released.pth", str(released / "config.yaml")
+    assert run(capsys, "convert", str(released), str(file), "--to-released")[0] == 0
+    assert "transformer.level_embed" in torch.load(file, weights_only=True)["model"]
+    status, out, _ = run(capsys, "convert", str(file), str(tmp_path / "back"), "--recipe", config)
+    assert status == 0 and "tensors taken over" in out
+    one, two = checkpoints.find(released).weights(), checkpoints.find(tmp_path / "back").weights()
+    assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_convert_what_the_released_code_cannot_have(capsys, run_dir, tmp_path):
+    status, _, err = run(capsys, "convert", str(run_dir), str(tmp_path / "x.pth"), "--to-released")
+    assert status == 1 and "no counterpart" in err
+
+
+@pytest.mark.fault("F64")
+def test_convert_executes_nothing(capsys, tmp_path):
+    import os
+    import pickle
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    (tmp_path / "bomb.pth").write_bytes(pickle.dumps({"model": Bomb()}))
+    status, _, err = run(capsys, "convert", str(tmp_path / "bomb.pth"), str(tmp_path / "out"))
+    assert status == 1 and "bomb.pth" in err and not (tmp_path / "executed").exists()
+
+
+@pytest.mark.fault("F69")
+def test_unknown_names_suggest_the_nearest(capsys):
+    status, _, err = run(capsys, "train", "shapes/ms-detr-c", "--set", "model.num_querys=5")
+    assert status == 1 and "model.num_querys: unknown parameter; did you mean 'num_queries'?" in err
+    status, _, err = run(capsys, "train", "shapes/ms-detr-c", "--epoch", "5")
+    assert status == 2 and "--epochs" in err
+
+
+@pytest.mark.fault("F70")
+def test_values_out_of_range(capsys):
+    status, _, err = run(capsys, "train", "shapes/ms-detr-c", "--set", "matching.k=0")
+    assert status == 1 and "matching.k: must be at least 1" in err
+
+
+@pytest.mark.fault("F71")
+def test_unknown_recipe(capsys):
+    status, _, err = run(capsys, "train", "coco/ms-detr")
+    assert status == 1 and "unknown recipe 'coco/ms-detr'" in err and "small-gpu/ms-detr-300" in err
+
+
+@pytest.mark.fault("F72")
+def test_output_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, _, err = run(capsys, "train", "shapes/ms-detr-c", "--run-dir", str(tmp_path / "file" / "run"), "--device", "cpu")
+    assert status == 1 and "cannot be written" in err and "Traceback" not in err
+
+
+def test_errors_are_one_message_unless_debugging(capsys, tmp_path):
+    from msdetr.engine import CheckpointError
+
+    status, _, err = run(capsys, "eval", str(tmp_path))
+    assert status == 1 and err.startswith("msdetr: ") and len(err.splitlines()) == 1
+    with pytest.raises(CheckpointError):
+        cli.main(["eval", str(tmp_path), "--debug"])
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "candidates", "recipes", "check-data", "convert", "inspect"])
+def test_help_teaches(capsys, command):
+    status, out, _ = run(capsys, command, "--help")
+    assert status == 0 and "usage: msdetr" in out and len(out.splitlines()) > 8
+
+
+def test_importing_the_package_does_not_load_torch():
+    code = "import sys, msdetr, msdetr.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,137 @@
+import json
+import sys
+
+import nbformat
+import pytest
+
+from msdetr.config import ConfigError
+from msdetr.notebook import NotebookError, check_parameters, parameters, parse_overrides, run_notebook
+
+
+def test_parameters_become_a_configuration(tmp_path):
+    run = parameters("shapes/ms-detr-c", data="data/mine", epochs="2", seed=3, overrides="train.lr=1e-4 model.variant=d")
+    assert (run.config.data.root, run.config.train.epochs, run.config.seed) == ("data/mine", 2.0, 3)
+    assert run.config.train.lr == 1e-4 and run.config.model.variant == "d"
+    assert str(run.run_dir) == "runs/shapes-ms-detr-c-seed3"
+    named = parameters(overrides={"model.k" if False else "matching.k": 4}, run_name="mine", runs=tmp_path)
+    assert named.run_dir == tmp_path / "mine" and named.config.matching.k == 4
+
+
+def test_empty_values_mean_as_the_recipe_says():
+    assert parameters(data="", epochs=None, overrides="").config == parameters().config
+
+
+@pytest.mark.fault("F69")
+def test_unknown_parameters_suggest_the_nearest():
+    with pytest.raises(ConfigError, match="parameter 'epoch': unknown; did you mean 'epochs'"):
+        parameters(epoch=3)
+    with pytest.raises(ConfigError, match="train.lrr: unknown parameter; did you mean 'lr'"):
+        parameters(overrides="train.lrr=1")
+
+
+@pytest.mark.fault("F70")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epochs": "many"}, "train.epochs: expected a number"),
+        ({"seed": 1.5}, "seed: expected a whole number"),
+        ({"seed": True}, "seed: expected a number"),
+        ({"overrides": "train.gradient_checkpointing=yes"}, "expected true or false"),
+        ({"overrides": "matching.alpha=2"}, "matching.alpha: must be between 0 and 1"),
+        ({"overrides": "lr"}, "not of the form name=value"),
+        ({"recipe": 3}, "parameter 'recipe': expected text"),
+        ({"run_name": "../elsewhere"}, "must be the name of a folder"),
+    ],
+)
+def test_wrong_values(given, message):
+    with pytest.raises(ConfigError, match=message):
+        parameters(**given)
+
+
+@pytest.mark.fault("F70")
+def test_text_is_coerced_by_the_declared_type():
+    config = parameters(overrides={"train.lr": "1e-4", "data.cache": "true", "model.num_queries": "50"}).config
+    assert config.train.lr == 1e-4 and config.data.cache is True and config.model.num_queries == 50
+
+
+@pytest.mark.fault("F71")
+def test_unknown_recipe_lists_them():
+    with pytest.raises(ConfigError, match="unknown recipe 'shapes/msdetr'; .*shapes/ms-detr-c"):
+        parameters("shapes/msdetr")
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        parameters("absent.yaml")
+
+
+def test_overrides_of_every_form():
+    assert parse_overrides("a.b=1 c='x y'") == {"a.b": "1", "c": "x y"}
+    assert parse_overrides(["a=1=2"]) == {"a": "1=2"}
+    assert parse_overrides(None) == parse_overrides("") == {}
+
+
+@pytest.mark.fault("F69")
+def test_variables_that_papermill_injected_are_checked():
+    known = ["recipe", "epochs"]
+    check_parameters({"In": ["", "recipe = 'x'", "other = 3"]}, known)
+    check_parameters({}, known)
+    with pytest.raises(ConfigError, match="'epoch': unknown; did you mean 'epochs'"):
+        check_parameters({"In": ["", "# Parameters\nrecipe = 'x'\nepoch = 3\n"]}, known)
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """Writes a notebook with a parameters cell and these further cells."""
+
+    def write(*cells):
+        first = nbformat.v4.new_code_cell("epochs = 1\nwhere = ''", metadata={"tags": ["parameters"]})
+        book = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, cells)])
+        book.metadata.kernelspec = {"name": "python3", "language": "python", "display_name": "Python 3"}
+        path = tmp_path / "book.ipynb"
+        nbformat.write(book, path)
+        return path
+
+    return write
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kernel(tmp_path_factory):
+    """A kernel of this very interpreter, found before any other."""
+    folder = tmp_path_factory.mktemp("jupyter")
+    spec = folder / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(folder))
+        yield
+
+
+def test_a_notebook_runs_with_its_parameters(tmp_path, notebook):
+    output = tmp_path / "out" / "done.ipynb"
+    assert run_notebook(notebook("print(epochs * 2)"), output, {"epochs": 21}, progress=False) == output
+    assert "42" in nbformat.read(output, as_version=4).cells[-1].outputs[0].text
+
+
+@pytest.mark.fault("F69")
+def test_a_notebook_without_such_a_parameter_does_not_start(tmp_path, notebook):
+    with pytest.raises(ConfigError, match="parameter 'epoch': book.ipynb does not have it; did you mean 'epochs'"):
+        run_notebook(notebook("1"), tmp_path / "out.ipynb", {"epoch": 3}, progress=False)
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.fault("F73")
+def test_a_failing_cell_fails_the_run_and_keeps_what_ran(tmp_path, notebook):
+    output = tmp_path / "run" / "out.ipynb"
+    output.parent.mkdir()
+    (output.parent / "results.json").write_text('{"status": "finished", "steps": 3}')
+    with pytest.raises(NotebookError, match="ZeroDivisionError: division by zero"):
+        run_notebook(notebook("print('before')", "1 / 0", "print('after')"), output, progress=False)
+    assert "before" in output.read_text()
+    results = json.loads((output.parent / "results.json").read_text())
+    assert results["status"] == "failed" and "ZeroDivisionError" in results["error"] and results["steps"] == 3
+
+
+@pytest.mark.fault("F74")
+@pytest.mark.parametrize("leave", ["import sys; sys.exit()", "raise SystemExit(0)", "import os; os._exit(0)"])
+def test_leaving_a_notebook_early_is_not_success(tmp_path, notebook, leave):
+    with pytest.raises(NotebookError, match="failed in"):
+        run_notebook(notebook("1", leave, "print('after')"), tmp_path / "out.ipynb", progress=False)
