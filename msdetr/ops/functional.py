@@ -106,6 +106,8 @@ def check(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> 
             raise ValueError(f"spatial_shapes[{level}] is ({height}, {width}); height and width must be positive")
     if (total := sum(height * width for height, width in shapes)) != tokens:
         raise ValueError(f"spatial_shapes {list(shapes)} hold {total} tokens, value {_shape(value)} has {tokens}")
+    if tokens >= 2**31 or locations.shape[1] >= 2**31:
+        raise ValueError(f"{tokens} tokens and {locations.shape[1]} queries: each must be below 2^31")
     if heads == 0 or channels == 0:
         raise ValueError(f"value {_shape(value)} has no heads or no channels")
     if locations.shape[3] != len(shapes):

@@ -24,7 +24,7 @@ def ms_deform_attn(
 ) -> Tensor:
     shapes = _pairs(spatial_shapes)
     check(value, shapes, sampling_locations, attention_weights)
-    return backends.select(value.device).forward(value, shapes, sampling_locations, attention_weights)
+    return backends.select(value.device).forward(value, shapes, sampling_locations, attention_weights).contiguous()
 
 
 @ms_deform_attn.register_fake
@@ -48,9 +48,10 @@ def ms_deform_attn_backward(
     expected = (value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3])
     if grad_output.shape != expected:
         raise ValueError(f"grad_output is {list(grad_output.shape)}, expected {list(expected)}")
-    return backends.select(value.device).backward(
+    gradients = backends.select(value.device).backward(
         grad_output, value, shapes, sampling_locations, attention_weights, need_value, need_points
     )
+    return tuple(gradient.contiguous() for gradient in gradients)
 
 
 @ms_deform_attn_backward.register_fake
