@@ -6,7 +6,7 @@ ranks, micro-batches or workers, so a run can be stopped at any step and go on e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -138,14 +138,22 @@ def _loader(dataset: CocoDetection, workers: int, **arguments) -> DataLoader:
     )
 
 
-def build_datasets(config: RunConfig) -> tuple[CocoDetection, CocoDetection]:
-    """The training and the validation set of a configuration; a generated set is made where it is missing.
+def build_datasets(
+    config: RunConfig, on_image: Callable[[int, int], None] | None = None
+) -> tuple[CocoDetection, CocoDetection]:
+    """The training and the validation set of a configuration; a generated set is made where it is missing, with
+    ``on_image(done, total)`` called after each image made.
 
     Raises AnnotationError, ImageError, shapes.ShapesError.
     """
     data = config.data
     if data.generate == "shapes":
-        shapes.generate(data.root, data.num_train or DEFAULT_SHAPES["train"], data.num_val or DEFAULT_SHAPES["val"])
+        shapes.generate(
+            data.root,
+            data.num_train or DEFAULT_SHAPES["train"],
+            data.num_val or DEFAULT_SHAPES["val"],
+            on_image=on_image,
+        )
     return build_dataset(config, "train"), build_dataset(config, "val")
 
 

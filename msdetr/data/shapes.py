@@ -1,6 +1,6 @@
 """The embedded data set: simple shapes on cluttered backgrounds, in COCO format, made on the spot from a seed.
 
-Eight classes that only their outline tells apart, 1 to 6 objects in a 128 x 128 image, 12 to 90 pixels long, turned,
+Eight classes that only their outline tells apart, 1 to 6 objects in a 128 x 128 image, 16 to 80 pixels long, a little turned,
 squeezed, textured, partly hidden by each other and by the border, over gradients, mottle, scribbles and odd blobs that
 belong to no class. As in COCO, an annotation describes what is *visible*: box, area and polygons.
 
@@ -17,14 +17,14 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-VERSION = 1
+VERSION = 2
 IMAGE_SIZE = 128  # pixels
 CLASS_NAMES = ("ellipse", "ring", "half-disc", "triangle", "rectangle", "cross", "star", "arrow")
 SPLITS = ("train", "val")
@@ -35,7 +35,9 @@ _STEP = _UNIT // _SAMPLES  # coordinate units per sub-sample
 _ONE = 1 << 14  # fixed-point 1 of sines and outlines
 _DEGREES = 360
 _MAX_OBJECTS = 6
-_SIZES = (12, 18, 27, 40, 60, 90)  # limits of the size octaves in pixels; an object's octave is drawn first
+_SIZES = (16, 24, 36, 54, 80)  # limits of the size octaves in pixels; an object's octave is drawn first
+_TURN = 30  # degrees an object is turned at most, either way
+_SQUEEZE = 75  # percent an object is narrowed to at most
 _MIN_VISIBLE = 0.5  # an object of which less can be seen is not placed, nor one that would hide another so far
 _MIN_PIXELS = 32  # visible area of an object at least
 _ATTEMPTS = 20  # placements tried before an object is given up
@@ -237,7 +239,7 @@ def _propose(dice: _Dice, label: int, anchor: tuple[int, int] | None) -> _Object
     """A shape of random size, angle and place; near an anchor if there is one, so that overlap is common."""
     octave = dice.integer(0, len(_SIZES) - 1)
     radius = dice.integer(_SIZES[octave] * _UNIT // 2, _SIZES[octave + 1] * _UNIT // 2)
-    degrees, squeeze = dice.integer(0, 360), dice.integer(60, 101)
+    degrees, squeeze = dice.integer(-_TURN, _TURN + 1) % _DEGREES, dice.integer(_SQUEEZE, 101)
     margin = min(radius * 2 // 3, 30 * _UNIT)
     low, high = margin, IMAGE_SIZE * _UNIT - margin
     center = dice.integers(low, high, (2,))
@@ -401,13 +403,18 @@ def render(seed: int, split: str, index: int) -> tuple[np.ndarray, list[dict]]:
 
 
 def generate(
-    root: str | Path, num_train: int = 2000, num_val: int = 500, seed: int = 0, *, progress: bool = False
+    root: str | Path,
+    num_train: int = 2000,
+    num_val: int = 500,
+    seed: int = 0,
+    on_image: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Makes the data set under ``root`` and returns the path; a folder already made from the same seed is re-used.
 
     Leaves ``root/{train,val}/NNNNNNNNNNNN.png``, ``root/annotations/instances_{train,val}.json`` and a manifest. The
     folder appears complete or not at all. An existing set serves if it has the same generator version and seed and at
-    least as many images: image i does not depend on how many there are.
+    least as many images: image i does not depend on how many there are. ``on_image(done, total)`` is called after each image
+    made, for a progress bar.
 
     Raises ShapesError where ``root`` holds something else, a smaller set, another seed, or has been damaged.
     """
@@ -427,12 +434,15 @@ def generate(
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         (unfinished / "annotations").mkdir(parents=True)
-        bar = tqdm(total=num_train + num_val, desc=f"generating {root}", unit="image", disable=not progress)
-        with bar:
-            digests = {
-                split: _write_split(unfinished, split, count, seed, bar)
-                for split, count in zip(SPLITS, (num_train, num_val))
-            }
+        done, digests = 0, {}
+        for split, count in zip(SPLITS, (num_train, num_val)):
+
+            def report(index: int, before: int = done) -> None:
+                if on_image is not None:
+                    on_image(before + index + 1, num_train + num_val)
+
+            digests[split] = _write_split(unfinished, split, count, seed, report)
+            done += count
         (unfinished / "manifest.json").write_text(json.dumps({**wanted, "sha256": digests}, indent=2) + "\n")
         try:
             os.rename(unfinished, root)
@@ -445,7 +455,7 @@ def generate(
     return root
 
 
-def _write_split(root: Path, split: str, count: int, seed: int, bar: tqdm) -> str:
+def _write_split(root: Path, split: str, count: int, seed: int, report: Callable[[int], None]) -> str:
     """Writes the images and the annotation file of a split; the SHA-256 of the file."""
     (root / split).mkdir()
     images, annotations = [], []
@@ -456,7 +466,7 @@ def _write_split(root: Path, split: str, count: int, seed: int, bar: tqdm) -> st
         images.append({"id": index + 1, "file_name": name, "width": IMAGE_SIZE, "height": IMAGE_SIZE})
         for annotation in objects:
             annotations.append({**annotation, "id": len(annotations) + 1, "image_id": index + 1})
-        bar.update()
+        report(index)
     content = {
         "info": {"description": f"msdetr shapes, {split}", "version": str(VERSION), "seed": seed},
         "images": images,

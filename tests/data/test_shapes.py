@@ -98,7 +98,9 @@ def test_polygons_hold_exactly_the_mask(mask):
 
 
 def test_a_folder_is_reused_or_refused(tmp_path):
-    root = shapes.generate(tmp_path / "set", 3, 2, seed=4)
+    made = []
+    root = shapes.generate(tmp_path / "set", 3, 2, seed=4, on_image=lambda done, total: made.append((done, total)))
+    assert made == [(i, 5) for i in range(1, 6)]
     written = (root / "manifest.json").stat().st_mtime_ns
     assert shapes.generate(root, 3, 2, seed=4) == root and shapes.generate(root, 2, 2, seed=4) == root
     assert (root / "manifest.json").stat().st_mtime_ns == written
