@@ -48,8 +48,8 @@ class Case:
     def queries_per_block(self) -> int:
         return self.warps * _LANES // _team(self.value, self.channels)
 
-    def source(self) -> str:
-        """The CUDA C++ source, one file, with everything defined that it asks for."""
+    def source(self, kernels: str | None = None) -> str:
+        """The CUDA C++ source, by default csrc/ms_deform_attn.cu, as one file with everything defined that it asks for."""
         sizes = [f"{axis}{level}" for level in range(self.levels) for axis in "hw"]
         definitions = {
             "VALUE": _TYPES[self.value],
@@ -67,7 +67,7 @@ class Case:
             "NEED_POINTS": int(self.need_points),
         }
         folder = sources()
-        kernels = (folder / "ms_deform_attn.cu").read_text()
+        kernels = kernels or (folder / "ms_deform_attn.cu").read_text()
         kernels = kernels.replace('#include "sampling.h"', (folder / "sampling.h").read_text())
         return "\n".join(f"#define {name} {text}" for name, text in definitions.items()) + "\n" + kernels
 
@@ -172,7 +172,13 @@ class _Stream:
         return 0, self.handle
 
 
-def _case(value: Tensor, locations: Tensor, need_value: bool = True, need_points: bool = True) -> Case:
+def current_stream() -> _Stream:
+    """PyTorch's current stream on the current device."""
+    return _Stream(torch.cuda.current_stream().cuda_stream)
+
+
+def case_of(value: Tensor, locations: Tensor, need_value: bool = True, need_points: bool = True) -> Case:
+    """The case of a call, with the size of its blocks."""
     _, _, heads, channels = value.shape
     batch, queries, _, levels, points, _ = locations.shape
     teams = batch * queries * heads
@@ -206,7 +212,7 @@ def _launch(name: str, case: Case, tensors: Sequence[Tensor], value: Tensor, sha
         sizes = [np.int32(size) for shape in shapes for size in shape]
         pointers = [tensor.data_ptr() for tensor in tensors]
         launch(
-            _Stream(torch.cuda.current_stream().cuda_stream),
+            current_stream(),
             LaunchConfig(grid=blocks, block=case.warps * _LANES),
             kernel,
             *pointers,
@@ -227,7 +233,7 @@ def forward(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor,
     value, locations, weights = (_ready(x) for x in (value, locations, weights))
     output = value.new_empty(locations.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
     if output.numel():
-        case = _case(value, locations)
+        case = case_of(value, locations)
         _launch("forward", case, (value, locations, weights, output), value, shapes, locations.shape[1])
     return output
 
@@ -253,7 +259,7 @@ def backward(
         if not torch.is_deterministic_algorithms_warn_only_enabled():
             raise RuntimeError(message)
     grad_output, value, locations, weights = (_ready(x) for x in (grad_output, value, locations, weights))
-    case = _case(value, locations, need_value, need_points)
+    case = case_of(value, locations, need_value, need_points)
     grad_value = value.new_zeros(value.shape if need_value else 0, dtype=case.real)
     grad_locations, grad_weights = (
         torch.empty_like(x) if need_points else x.new_empty(0) for x in (locations, weights)

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from operator_inputs import Inputs
 
 import msdetr.ops
 from msdetr.ops import cpu, ms_deform_attn, plain
+from msdetr.ops.reference import ms_deform_attn_composite as composite
 from msdetr.ops.reference import ms_deform_attn_loop
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -170,20 +170,6 @@ def test_only_the_gradients_asked_for(needed, device):
 
 
 # ------------------------------------------------------------------------------------------------------------ precision
-
-
-def composite(value, shapes, locations, weights):
-    """The operator as PyTorch computes it in the inputs' own dtype: samples of all levels, stacked and weighted."""
-    batch, _, heads, channels = value.shape
-    queries, levels, points = locations.shape[1], *locations.shape[3:5]
-    samples = []
-    for l, level in enumerate(value.split([height * width for height, width in shapes], dim=1)):
-        image = level.flatten(2).transpose(1, 2).reshape(batch * heads, channels, *shapes[l])
-        grid = 2 * locations[:, :, :, l].transpose(1, 2).flatten(0, 1) - 1
-        samples.append(F.grid_sample(image, grid, align_corners=False))
-    weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, levels * points)
-    output = (torch.stack(samples, dim=-2).flatten(-2) * weights).sum(-1)
-    return output.view(batch, heads * channels, queries).transpose(1, 2)
 
 
 @pytest.mark.fault("F43")
