@@ -42,6 +42,7 @@ MicroBatch = tuple[ImageBatch, Targets]
 # settings that a resumed run may change without changing what is computed
 HARMLESS = {"recipe", "data.workers", "data.cache", "train.log_every", "train.eval_every", "train.checkpoint_every"}
 FINISHED = "finished"
+SIGNS_OF_A_DEAD_RANK = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe", "timed out")
 
 
 @dataclass(frozen=True)
@@ -407,7 +408,7 @@ def _train(config, run, world, resume, progress, init_from, reset_class_head, in
 
     result, saved_at = None, trainer.steps_done if start is not None else -1
     window = _Window(world)
-    with _dead_workers_named(), StopRequest(watchdog=world.size > 1) as stop:
+    with _deaths_named(world), StopRequest(watchdog=world.size > 1) as stop:
         data = iter(_loader(train_set, config, trainer))
         while trainer.steps_done < trainer.total_steps:
             micro_batches = _next(data, window)
@@ -555,17 +556,24 @@ def _next(data: Iterator[list[MicroBatch]], window: _Window) -> list[MicroBatch]
 
 
 @contextlib.contextmanager
-def _dead_workers_named() -> Iterator[None]:
-    """A data worker's death, which PyTorch raises at whatever line the process has reached, as an error with advice."""
+def _deaths_named(world: World) -> Iterator[None]:
+    """The death of a data worker or of another rank, which PyTorch raises at whatever line this process has reached, as
+    an error that says what happened and what to do."""
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise TrainingError(
-            f"a data worker died ({error}). It may have run out of memory: lower data.workers or data.max_size, switch "
-            "data.cache off; then resume"
-        ) from error
+        if "DataLoader worker" in str(error):
+            raise TrainingError(
+                f"a data worker died ({error}). It may have run out of memory: lower data.workers or data.max_size, "
+                "switch data.cache off; then resume"
+            ) from error
+        if world.size > 1 and any(sign in str(error) for sign in SIGNS_OF_A_DEAD_RANK):
+            raise TrainingError(
+                f"rank {world.rank}: another rank has died or cannot be reached; its own output says why. The last "
+                "checkpoint is intact: start the ranks again to go on from it, or let torchrun do so (--max-restarts). "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        raise
 
 
 @contextlib.contextmanager

@@ -216,11 +216,14 @@ def killed_ranks(folder: Path, data: Path, count: int, seed: int = 0) -> Tally:
         os.kill(processes[victim].pid, signal.SIGKILL)
         status = tiny.finish(processes, timeout=60)
         seconds = time.monotonic() - start
+        reason = run_dir / f"error_{1 - victim}.txt"
+        named = reason.exists() and "another rank has died" in reason.read_text()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             saved = checkpoints.latest(run_dir)
         tally.add(
-            seconds < 30 and status[1 - victim] != 0 and saved is not None and saved.step >= 4,
-            f"rank {victim} killed after {after}: status {status} after {seconds:.1f} s, {saved and saved.step} loads",
+            seconds < 30 and status[1 - victim] == 1 and named and saved is not None and saved.step >= 4,
+            f"rank {victim} killed after {after}: status {status} after {seconds:.1f} s, reason named {named}, "
+            f"{saved and saved.step} loads",
         )
     return tally
