@@ -7,6 +7,7 @@ terminal.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,15 @@ class Explorer:
         """The same for a terminal: the assignments, or the candidates of one object."""
         found = self.specimen(image, step).explain(**matching)
         return assignment_text(found, layer) if target is None else candidate_text(found.one_to_many, target, layer)
+
+    def show(self):
+        """The sliders where a person can move them, else the static figure."""
+        return self.widget() if self.live() else self.figure()
+
+    @staticmethod
+    def live() -> bool:
+        """Whether this is a notebook that somebody sits at: JupyterLab, VS Code, Colab; not papermill."""
+        return any(name in os.environ for name in ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"))
 
     def widget(self):
         """The sliders and the picture, for a notebook (needs ipywidgets).

@@ -250,7 +250,7 @@ def canvas(ax: Axes, picture: Picture) -> None:
     if picture is not None:
         shown = np.asarray(picture, dtype=np.float64)
         shown = shown / 255 if np.asarray(picture).dtype == np.uint8 else shown
-        ax.imshow(np.clip(0.35 + 0.65 * shown, 0, 1), extent=(0, width, height, 0))
+        ax.imshow(np.clip(0.35 + 0.65 * shown, 0, 1), extent=(0, width, height, 0), interpolation="bilinear")
     ax.set_xlim(0, width)
     ax.set_ylim(height, 0)
     ax.set_aspect("equal")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
-from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy.ndimage import median_filter
 
 from msdetr.analysis.specimen import recorded
@@ -41,7 +42,13 @@ def flip_figure(rates: FlipRates) -> Figure:
 
 
 def animate(
-    history: MatchHistory, path: str | Path, image: int = 0, layer: int = -1, fps: int = 4, most: int = 60
+    history: MatchHistory,
+    path: str | Path,
+    image: int = 0,
+    layer: int = -1,
+    fps: int = 4,
+    most: int = 60,
+    dpi: int = 72,
 ) -> Path:
     """One image's matched candidates over training, one-to-one beside one-to-many, as a GIF; returns the path.
 
@@ -52,7 +59,8 @@ def animate(
     figure = Figure(figsize=(6.4, 3.6))  # a fixed layout, so that frames do not jump
     axes = figure.subplots(1, 2, gridspec_kw={"left": 0.02, "right": 0.98, "bottom": 0.02, "top": 0.86, "wspace": 0.05})
 
-    picture = median_filter(history.pictures[image], size=(3, 3, 1))  # without noise, which makes a GIF large
+    grey = median_filter(history.pictures[image].mean(-1), size=3)  # few, even shades keep the file small
+    picture = np.repeat((grey / 256 * 10).round()[..., None].astype(np.uint8) * 25, 3, axis=-1)
 
     def draw(record: int) -> None:
         found = recorded(history, record, image).explain()
@@ -64,7 +72,11 @@ def animate(
             ax.set_title(f"{BRANCH[name]}{would}: {int(found.branch(name).matched[layer].sum())} pairs", fontsize=9)
         figure.suptitle(f"step {history.steps[record]}, epoch {history.epochs[record]:.1f}", fontsize=11)
 
-    FuncAnimation(figure, draw, frames=records.tolist(), init_func=lambda: None).save(
-        path, PillowWriter(fps=fps), dpi=72
-    )
+    frames = []
+    for record in records.tolist():
+        draw(record)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=dpi)
+        frames.append(Image.open(buffer).convert("RGB").quantize(48, dither=Image.Dither.NONE))
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
     return path
