@@ -525,7 +525,7 @@ def explain_output(
             numbers = {"gap": first[1] - second[1], "overlap": float(between[first[0], second[0]])}
             text = (
                 f"query {first[0]} finds it ({first[1]:.2f}), and so does query {second[0]} ({second[1]:.2f}), both at or "
-                f"over the score threshold {score_threshold:g}; their boxes overlap with IoU {numbers['overlap']:.2f}. "
+                f"over the score threshold {score_threshold:.3g}; their boxes overlap with IoU {numbers['overlap']:.2f}. "
                 f"One-to-one supervision should have pushed the second score down: the gap is {numbers['gap']:.2f}"
             )
             text += f"; {len(found) - 1} duplicates in all" if len(found) > 2 else ""
@@ -591,8 +591,9 @@ def _why_missed(
         numbers |= {"probability": float(probability[query, label])}
         text = f"query {query}, at IoU {overlap[query]:.2f}, calls it {name} ({value:.2f}); its own class gets "
         return Outcome.WRONG_CLASS, text + f"{probability[query, label]:.2f} there", numbers
-    text = f"{len(placed)} boxes have IoU ≥ {iou_threshold:g}, but the highest probability among them is {own:.2f} "
-    return Outcome.LOW_SCORE, text + f"(query {best}) < {score_threshold:g}", numbers
+    boxes = "1 box has" if len(placed) == 1 else f"{len(placed)} boxes have"
+    text = f"{boxes} IoU ≥ {iou_threshold:g}, but the highest probability among them is {own:.2f} "
+    return Outcome.LOW_SCORE, text + f"(query {best}) < {score_threshold:.3g}", numbers
 
 
 def object_name(target: int, targets: Targets, class_names: Sequence[str] = ()) -> str:
