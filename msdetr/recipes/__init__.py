@@ -91,13 +91,15 @@ _SHAPES = {
     "data.workers": 0,
     "data.cache": True,
     "train.epochs": 6,
-    "train.batch_size": 16,
-    "train.micro_batch": 16,
+    "train.batch_size": 8,
+    "train.micro_batch": 8,
     "train.lr": 1e-3,
     "train.lr_backbone": 1e-3,
+    "train.lr_projection_factor": 1.0,
     "train.schedule": "one_cycle",
-    "train.eval_every": 1,
-    "train.checkpoint_every": 2,
+    "train.eval_every": 2,
+    "train.checkpoint_every": 3,
+    "matching.k": 4,
 }
 
 _RELEASED_WEIGHTS = {"loss.class_weight": 1.0}
