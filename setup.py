@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,26 +31,39 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mprefe
 INSTRUCTION_SETS = {"baseline": [], "avx2": AVX2, "avx512": AVX512}
 
 
-def compile_library(output: Path, extra: tuple[str, ...] = ()) -> None:
-    """Compiles csrc/ into one shared library: the kernels once per instruction set, and the C interface."""
+def find_compiler() -> str:
     candidates = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     compiler = next((path for name in candidates if name and (path := shutil.which(name))), None)
     if compiler is None:
         raise RuntimeError("no C++ compiler found; install g++ or clang++, or name one in CXX")
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return compiler
+
+
+def compile_objects(
+    folder: Path, sources: Path = SOURCES, extra: Sequence[str] = (), baseline_only: bool = False
+) -> list[str]:
+    """Compiles the CPU sources, the kernels once per instruction set, into object files in ``folder``."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64") and not baseline_only
     flags = [*FLAGS, *(["-DMSDETR_X86"] if x86 else []), *extra]
-    units = [("interface", SOURCES / "ms_deform_attn_cpu.cpp", [])]
+    units = [("interface", sources / "ms_deform_attn_cpu.cpp", [])]
     for name, options in (INSTRUCTION_SETS if x86 else {"baseline": []}).items():
-        units.append((name, SOURCES / "ms_deform_attn_kernel.cpp", [*options, f"-DMSDETR_ISA={name}"]))
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max_workers=len(units)) as pool:
-        objects = [f"{folder}/{name}.o" for name, _, _ in units]
-        commands = [
-            [compiler, *flags, *options, "-c", str(source), "-o", target]
-            for (_, source, options), target in zip(units, objects, strict=True)
-        ]
+        units.append((name, sources / "ms_deform_attn_kernel.cpp", [*options, f"-DMSDETR_ISA={name}"]))
+    compiler = find_compiler()
+    objects = [f"{folder}/{name}.o" for name, _, _ in units]
+    commands = [
+        [compiler, *flags, *options, "-c", str(source), "-o", target]
+        for (_, source, options), target in zip(units, objects, strict=True)
+    ]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         list(pool.map(_call, commands))
+    return objects
+
+
+def compile_library(output: Path) -> None:
+    """Compiles csrc/ into one shared library."""
+    with tempfile.TemporaryDirectory() as folder:
         linked = f"{folder}/{LIBRARY}"
-        _call([compiler, *extra, "-shared", "-pthread", "-o", linked, *objects])
+        _call([find_compiler(), "-shared", "-pthread", "-o", linked, *compile_objects(Path(folder))])
         output.parent.mkdir(parents=True, exist_ok=True)
         staged = output.with_suffix(".new")
         shutil.copyfile(linked, staged)

@@ -98,6 +98,7 @@ int execute(const MsdetrDeformAttn& problem, int dtype, bool backward, int threa
   if (problem.tokens > INT32_MAX || problem.heads * problem.levels * problem.points > INT32_MAX / 16) {
     return MSDETR_UNSUPPORTED;  // tokens and the points of one query are counted in 32 bits
   }
+  if (problem.batch == 0) return MSDETR_OK;
   if (threads < 1) threads = 1;
   const int isa = current_instruction_set();
   Work work{problem, dtype, backward, isa, make_plan(problem, dtype, backward, isa, threads)};
