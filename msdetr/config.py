@@ -200,9 +200,12 @@ def load(path: str | Path) -> RunConfig:
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """'; did you mean X?' for a mistyped name, or a list of what there is."""
+    """'did you mean 'X'?' for a mistyped name, also of a dotted one's last part; else a list of what there is."""
     known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    if not close:
+        last = {path.rsplit(".", 1)[-1]: path for path in reversed(known)}
+        close = [last[part] for part in difflib.get_close_matches(str(name).rsplit(".", 1)[-1], last, n=1, cutoff=0.6)]
     return f"did you mean '{close[0]}'?" if close else "known: " + ", ".join(known)
 
 
