@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from msdetr.analysis.look import both_branches
-from msdetr.config import MatchingConfig
+from msdetr.config import MatchingConfig, RunConfig
 from msdetr.losses import build_one_to_many_matcher
 from msdetr.matching import HungarianMatcher, merge_matches
 from msdetr.structures import DetectorOutput, ImageBatch, Matches, Predictions, Targets
@@ -41,7 +41,8 @@ class MatchRecorder:
     same run. ``seconds`` is what recording has cost so far.
 
     batch, targets: the images to watch. every: steps between records. states: of how many images the predictions are
-    kept in full, to look at them step by step afterwards.
+    kept in full, to look at them step by step afterwards. budget: the share of the time since the first record that
+    recording may take; a record that comes too early for it is left out.
     """
 
     def __init__(
@@ -53,12 +54,13 @@ class MatchRecorder:
         every: int = 50,
         states: int = 4,
         class_names: Sequence[str] = (),
+        budget: float = 1.0,
     ) -> None:
         if every < 1:
             raise ValueError(f"every: must be at least 1 step, got {every}")
         self.directory, self.batch, self.targets, self.every = Path(directory), batch, targets, int(every)
         self.matching, self.states = matching, min(int(states), len(batch))
-        self.seconds = 0.0
+        self.budget, self.seconds, self._began = budget, 0.0, None
         self.directory.mkdir(parents=True, exist_ok=True)
         pictures = {f"picture_{i}": picture for i, picture in enumerate(_pictures(batch, self.states))}
         objects = {name: getattr(targets, name).cpu().numpy() for name in ("labels", "boxes", "image")}
@@ -70,11 +72,36 @@ class MatchRecorder:
         }
         (self.directory / "about.json").write_text(json.dumps(about | {"matching": vars(matching)}, indent=1) + "\n")
 
+    @classmethod
+    def of_run(
+        cls,
+        run_dir: str | Path,
+        dataset,
+        config: RunConfig,
+        total_steps: int,
+        images: int = 16,
+        largest: int = 5000,
+    ) -> MatchRecorder | None:
+        """The recorder of a training run, on the first images of its validation set, in ``run_dir/matching``.
+
+        About forty records, but so few that they take around one per cent of the time, and never more than three. None
+        for data sets of more than ``largest`` images (COCO), where looking is not cheap.
+        """
+        from msdetr.data import collate
+
+        if len(dataset) > largest or len(dataset) == 0:
+            return None
+        batch, targets = collate([dataset[i] for i in range(min(images, len(dataset)))])
+        every = max(total_steps // 40, 50 * len(batch) // config.train.batch_size, 1)
+        directory, names = Path(run_dir) / "matching", dataset.class_names
+        return cls(directory, batch, targets, config.matching, every, class_names=names, budget=0.03)
+
     def __call__(self, detector: nn.Module, step: int, epoch: float) -> bool:
         """Records if a record is due at this step; returns whether it did."""
-        if step % self.every:
-            return False
         start = time.perf_counter()
+        self._began = start if self._began is None else self._began
+        if step % self.every or self.seconds > self.budget * max(start - self._began, 1e-9):
+            return False
         device = next(detector.parameters()).device
         output = both_branches(detector, self.batch.to(device)).to("cpu")
         arrays = record(output, self.targets, self.matching, self.states)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from msdetr.analysis.look import both_branches, sampling_points
 from msdetr.analysis.stability import MatchHistory, MatchRecorder, flip_rates, load_history
-from msdetr.config import MatchingConfig, ModelConfig
+from msdetr.config import MatchingConfig, ModelConfig, RunConfig
+from msdetr.data import Sample
 from msdetr.model import build_model
 from msdetr.structures import ImageBatch, Targets
 
@@ -108,6 +109,37 @@ def test_recording_leaves_the_run_as_it_was_and_comes_back(tmp_path, detector, i
     tokens = output.selected[history.targets.image]  # [T, Q]
     for _, target, identity in history.one_to_one[0]:
         assert identity in tokens[target], "in a two-stage detector a query is known by its token"
+
+
+def test_budget_leaves_records_out(tmp_path, detector, images):
+    recorder = MatchRecorder(tmp_path, *images, MatchingConfig(), every=1, budget=0.001)
+    assert [recorder(detector, step, step) for step in range(4)] == [True, False, False, False]
+
+
+def test_recorder_of_a_run_watches_small_data_only(tmp_path, detector):
+    class Dataset:
+        class_names = ("a", "b", "c")
+
+        def __init__(self, length):
+            self.length = length
+
+        def __len__(self):
+            return self.length
+
+        def __getitem__(self, index):
+            return Sample(
+                torch.zeros(3, 32, 32),
+                torch.tensor([1]),
+                torch.tensor([[0.5, 0.5, 0.5, 0.5]]),
+                index,
+                (32, 32),
+            )
+
+    config = RunConfig()
+    recorder = MatchRecorder.of_run(tmp_path, Dataset(20), config, total_steps=4000)
+    assert recorder.every == 100 and len(recorder.targets) == 16 and recorder.budget == 0.03
+    assert recorder(detector, 0, 0.0) and len(load_history(tmp_path / "matching").steps) == 1
+    assert MatchRecorder.of_run(tmp_path, Dataset(5001), config, total_steps=4000) is None
 
 
 def test_no_records_is_an_error(tmp_path):
