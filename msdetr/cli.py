@@ -281,16 +281,19 @@ def check_data(path: Argument[Path], images: Path | None = None, decode: bool = 
         decode: Decode every image, rather than look at its header only.
         thumbnails: Folder for pictures of the most suspicious annotations.
     """
-    from .data import check as checks
+    from .data import check
 
-    check = getattr(checks, "check", checks)
     report = check(path, images, decode=decode)
     print(report)
     if thumbnails is not None:
-        save = getattr(report, "save_thumbnails", None)
-        if save is None:
-            raise ConfigError("--thumbnails: this version cannot draw them")
-        print(f"pictures are in {save(thumbnails)}")
+        from .viz.suspicions import suspicion_figure
+
+        thumbnails.mkdir(parents=True, exist_ok=True)
+        for split in report.splits:
+            if split.suspicions:
+                target = thumbnails / f"{split.file.stem}.png"
+                suspicion_figure(split).savefig(target, dpi=120)
+                print(f"pictures of what is worth a look: {target}")
     if not report.ok:
         raise SystemExit(1)
 

@@ -42,7 +42,7 @@ def launch(
     command += ["--max-restarts", str(max_restarts), "-m", "msdetr", "train", str(wanted)]
     command += ["--run-dir", str(run_dir), "--device", device, "--resume", resume]
     environment = {"OMP_NUM_THREADS": "1", "MSDETR_PROGRESS": "lines"} | os.environ
-    last: deque[str] = deque(maxlen=30)
+    last: deque[str] = deque(maxlen=20)
     said: list[str] = []  # what the ranks themselves give as the reason
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
@@ -59,7 +59,7 @@ def launch(
     finally:
         process.stdout.close()
     if status != 0:
-        raise TrainingError(f"the ranks of {run_dir} failed with exit status {status}:\n" + "\n".join(said or last))
+        raise TrainingError(f"the ranks of {run_dir} failed with exit status {status}:\n" + "\n".join([*said, *last]))
     return json.loads((run_dir / "results.json").read_text())
 
 

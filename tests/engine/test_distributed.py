@@ -75,3 +75,21 @@ def test_sigterm_stops_all_ranks_at_the_same_step(tmp_path, shapes):
     assert tiny.finish(processes, timeout=30)[1] == 143
     done = {rank: len(tiny.samples(tmp_path, rank)) for rank in (0, 1)}
     assert done[0] == done[1] == checkpoints.latest(tmp_path).step
+
+
+@pytest.mark.slow
+@pytest.mark.fault("F60")
+def test_torchrun_starts_all_ranks_again_from_the_last_checkpoint(tmp_path, shapes):
+    """Elastic restart: rank 0 is killed, the run is finished all the same, by ranks that resumed."""
+    run_dir = tmp_path / "run"
+    killed = []
+
+    def kill_once(line):
+        if "step" in line and not killed and (run_dir / "checkpoints").exists() and list(run_dir.glob("checkpoints/step_*")):
+            killed.append(int((run_dir / ".lock").read_text().split()[1]))
+            os.kill(killed[0], signal.SIGKILL)
+
+    config = tiny.config(shapes, train__epochs=6, train__eval_every=1)
+    results = launch(config, run_dir, nproc=2, device="cpu", show=kill_once, max_restarts=1)
+    assert killed and results["status"] == "finished" and results["steps"] == 24
+    assert [line["step"] for line in tiny.lines(run_dir, "train")] == list(range(1, 25))
