@@ -3,7 +3,7 @@
     python benchmarks/ms_deform_attn.py [--device cpu|cuda] [--shapes E D S T] [--threads 1 2] [--output results.json]
 
 All contenders of a shape are timed in turns in one run, so that whatever else the machine does hits them alike; a
-figure is the best of its repeats. Peak extra memory is what a call needs beyond its inputs, each in a process of its own.
+figure is the best of its repeats. On one CPU thread it is processor time, on several it is time on the clock. Peak extra memory is what a call needs beyond its inputs, each in a process of its own.
 On CUDA a bound is given beside each time: the larger of moving every tensor once through DRAM, reading the sampled
 pixels from L2, and the arithmetic, at rates measured in the same run.
 """
@@ -174,9 +174,10 @@ def once(function: Callable, inputs, shapes, backward: bool, device: str) -> flo
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3
-    begin = time.perf_counter()
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    begin = clock()
     call()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def measure(shape: Shape, device: str, dtype: torch.dtype, seconds: float) -> dict:
