@@ -74,18 +74,17 @@ struct Work {
 
 // A task goes through its queries in order, and for each through its heads.
 //
-// Where many queries share the tokens, a copy pays: of one head at a time when all heads together do not stay in the
-// cache, or of several when the channels of one do not fill the registers. The backward of different heads writes to
-// different places, so only heads are shared out there.
-Plan make_plan(const MsdetrDeformAttn& problem, int dtype, bool backward, int isa, int threads) {
+// Where many queries share the tokens, a copy with the tokens of a head side by side and its channels padded to whole
+// registers pays: of one head at a time when all heads together do not stay in the cache, else of several. The backward
+// of different heads writes to different places, so only heads are shared out there.
+Plan make_plan(const MsdetrDeformAttn& problem, int dtype, bool backward, int threads) {
   const int64_t size = dtype == MSDETR_DOUBLE ? 8 : 4;
   const int64_t image_bytes = problem.tokens * problem.heads * problem.channels * size;
   const bool large = image_bytes > (int64_t(1) << 20);
-  const bool ragged = isa == MSDETR_AVX512 && problem.channels * size % 64 != 0;
   const bool shared = 4 * problem.queries * problem.levels * problem.points > 8 * problem.tokens;
   const int64_t wanted = threads == 1 ? 1 : (4 * threads + problem.batch - 1) / problem.batch;
   Plan plan;
-  plan.copied = shared && (large || ragged || backward) && (backward || problem.batch * problem.heads >= threads);
+  plan.copied = shared && (backward || problem.batch * problem.heads >= threads);
   plan.split_heads = backward || plan.copied;
   const int64_t most = plan.split_heads ? problem.heads : problem.queries;
   plan.splits = plan.copied && large ? problem.heads : wanted < most ? wanted : most;
@@ -101,7 +100,7 @@ int execute(const MsdetrDeformAttn& problem, int dtype, bool backward, int threa
   if (problem.batch == 0) return MSDETR_OK;
   if (threads < 1) threads = 1;
   const int isa = current_instruction_set();
-  Work work{problem, dtype, backward, isa, make_plan(problem, dtype, backward, isa, threads)};
+  Work work{problem, dtype, backward, isa, make_plan(problem, dtype, backward, threads)};
   if (threads > work.plan.tasks) threads = static_cast<int>(work.plan.tasks);
   if (threads <= 1) {
     Work::loop(&work);
