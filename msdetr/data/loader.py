@@ -122,14 +122,33 @@ def build_train_loader(
 def build_eval_loader(
     dataset: CocoDetection, batch_size: int = 1, rank: int = 0, world_size: int = 1, workers: int = 0
 ) -> DataLoader:
-    """Yields (ImageBatch, Targets); over all ranks each image comes exactly once, none is padded in."""
-    share = range(rank, len(dataset), world_size)
-    batches = [list(share[i : i + batch_size]) for i in range(0, len(share), batch_size)]
-    return _loader(dataset, workers, batch_sampler=batches, collate_fn=collate)
+    """Yields (ImageBatch, Targets); over all ranks each image comes exactly once, none is padded in.
+
+    A batch holds images of one size only, so there is no padding and a prediction does not depend on what else is in its
+    batch (a convolution sees what padding turned into, and group norm counts it).
+    Paper: silent.  Released: mixed sizes, padded.  Here: images are grouped by size.
+    """
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for index in range(rank, len(dataset), world_size):
+        by_size.setdefault(tuple(dataset.annotations.sizes[index].tolist()), []).append(index)
+    batches = [same[i : i + batch_size] for same in by_size.values() for i in range(0, len(same), batch_size)]
+    return _loader(dataset, workers, _ReadableBatches, batch_sampler=batches, collate_fn=_collate_readable)
 
 
-def _loader(dataset: CocoDetection, workers: int, **arguments) -> DataLoader:
-    return DataLoader(
+def _collate_readable(samples: list[Sample | None]) -> tuple[ImageBatch, Targets] | None:
+    """As ``collate``; None where every image of the batch was unreadable and left out."""
+    return collate(samples) if any(sample is not None for sample in samples) else None
+
+
+class _ReadableBatches(DataLoader):
+    """Leaves out the batches of which nothing could be read."""
+
+    def __iter__(self):
+        return (batch for batch in super().__iter__() if batch is not None)
+
+
+def _loader(dataset: CocoDetection, workers: int, kind: type[DataLoader] = DataLoader, **arguments) -> DataLoader:
+    return kind(
         dataset,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),

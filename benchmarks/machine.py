@@ -1,0 +1,63 @@
+"""What every result file says about where it was measured, and how contenders are timed side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Processor, threads, device, versions, date and the load of the machine when the measurement began."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    found = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if device.type == "cuda":
+        found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return found
+
+
+def side_by_side(contenders: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Seconds of each contender: the median of ``repeats`` rounds in which they take turns, after one to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_number in range(repeats + 1):
+        for name, call in contenders.items():
+            _wait(device)
+            start = time.perf_counter()
+            call()
+            _wait(device)
+            if round_number:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def save(name: str, result: dict[str, Any]) -> Path:
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

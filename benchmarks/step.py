@@ -1,0 +1,128 @@
+"""A training step: the package against the published design, in one run, with where the time goes.
+
+    python benchmarks/step.py [--recipe shapes/ms-detr-c] [--size 128] [--threads 1] [--repeats 5] [--device cpu]
+
+Both run the same model on the same batch. The published design takes the attention operator as a composition of grid_sample
+calls and matches layer by layer, with a cost between all queries and all objects of the batch (see published.py).
+Writes results/step.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import machine
+import published
+import torch
+
+from msdetr import recipes
+from msdetr.losses import build_criterion
+from msdetr.model import build_model
+from msdetr.ops import backend
+from msdetr.structures import ImageBatch, Targets
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="shapes/ms-detr-c")
+    parser.add_argument("--device", default="cpu")
+    for name, default in (("size", 128), ("objects", 4), ("threads", 1), ("repeats", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    device = torch.device(options.device)
+    config = recipes.get(options.recipe).override({"matching.one_to_many": "exclusive", "model.pretrained": "none"})
+    images = config.train.micro_batch
+    detector, criterion = build_model(config.model).to(device).train(), build_criterion(config)
+    batch = ImageBatch.from_images([torch.randn(3, options.size, options.size) for _ in range(images)]).to(device)
+    labels = [torch.randint(0, config.model.num_classes, (options.objects,)) for _ in range(images)]
+    targets = Targets.from_list(labels, [torch.rand(options.objects, 4) * 0.4 + 0.2 for _ in range(images)]).to(device)
+
+    def step(plain_operator: bool, objective) -> None:
+        with backend("plain" if plain_operator else "auto"):
+            objective(detector(batch)).backward()
+        detector.zero_grad(set_to_none=True)
+
+    def ours(output):
+        return criterion(output, targets).total
+
+    def theirs(output):
+        return published.objective(output, targets, config)
+
+    seconds = machine.side_by_side(
+        {
+            "published design": lambda: step(True, theirs),
+            "package": lambda: step(False, ours),
+            "package, plain PyTorch operator": lambda: step(True, ours),
+        },
+        options.repeats,
+        device,
+    )
+    ratios = {name: seconds["published design"] / value for name, value in seconds.items()}
+    result = {
+        "what": __doc__.splitlines()[0],
+        "machine": machine.describe(device),
+        "settings": vars(options),
+        "images per step": images,
+        "seconds": seconds,
+        "times as fast as the published design": ratios,
+        "share of the package's step": where_the_time_goes(detector, batch, targets, criterion),
+        "inference": inference(detector, batch, options.repeats, device),
+    }
+    for name, value in seconds.items():
+        print(f"{name:35} {1000 * value:9.1f} ms   {ratios[name]:5.2f} x")
+    for name, share in result["share of the package's step"].items():
+        print(f"    {name:31} {100 * share:6.1f} %")
+    print("inference:", result["inference"])
+    print("written to", machine.save("step", result).relative_to(machine.RESULTS.parent.parent))
+
+
+def where_the_time_goes(detector, batch, targets, criterion) -> dict[str, float]:
+    """Share of a step spent in each part: forward of the model's parts, matching, losses, everything's backward."""
+    with torch.profiler.profile() as profile:
+        for _ in range(2):
+            with torch.profiler.record_function("part: backbone and pyramid"):
+                pyramid = detector.pyramid(batch)
+            with torch.profiler.record_function("part: encoder"):
+                memory = detector.encoder(pyramid)
+            with torch.profiler.record_function("part: query selection"):
+                start = detector.query_selection(memory)
+            with torch.profiler.record_function("part: decoder"):
+                output = detector.decoder(start, memory, detector.decoder.one_to_many is not None)
+            with torch.profiler.record_function("part: matching"):
+                criterion.match(output, targets)
+            with torch.profiler.record_function("part: losses (with matching)"):
+                total = criterion(output, targets).total
+            with torch.profiler.record_function("part: backward"):
+                total.backward()
+            detector.zero_grad(set_to_none=True)
+    parts = {
+        e.key.removeprefix("part: "): e.cpu_time_total for e in profile.key_averages() if e.key.startswith("part: ")
+    }
+    whole = sum(parts.values()) - parts["matching"]  # matched once on its own, and again within the criterion
+    return {name: value / whole for name, value in parts.items()}
+
+
+@torch.no_grad()
+def inference(detector, batch, repeats, device) -> dict[str, float]:
+    """What the training-only branch would cost at inference, and what stripping it saves."""
+    detector.eval()
+    if detector.decoder.one_to_many is None:
+        return {}
+    seconds = machine.side_by_side(
+        {"without one-to-many": lambda: detector(batch), "with one-to-many": lambda: detector(batch, one_to_many=True)},
+        repeats,
+        device,
+    )
+    extra = sum(p.numel() for p in detector.decoder.one_to_many.parameters())
+    return {
+        "milliseconds without the branch": 1000 * seconds["without one-to-many"],
+        "milliseconds with the branch": 1000 * seconds["with one-to-many"],
+        "parameters": sum(p.numel() for p in detector.parameters()),
+        "parameters of the branch": extra,
+    }
+
+
+if __name__ == "__main__":
+    main()
