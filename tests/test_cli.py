@@ -122,6 +122,20 @@ def test_convert_there_and_back(capsys, released, tmp_path):
     assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
 
 
+def test_convert_with_the_names_of_a_file_whose_ids_have_gaps(capsys, released, tmp_path):
+    from msdetr.engine import checkpoint as checkpoints
+
+    content = {"images": [{"id": 1, "file_name": "a.png", "width": 8, "height": 8}], "annotations": []}
+    content["categories"] = [{"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush"}]
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    run(capsys, "convert", str(released), str(tmp_path / "released.pth"), "--to-released")
+    options = ["--recipe", str(released / "config.yaml"), "--annotations", str(tmp_path / "annotations.json")]
+    assert run(capsys, "convert", str(tmp_path / "released.pth"), str(tmp_path / "back"), *options)[0] == 0
+    back = checkpoints.find(tmp_path / "back")
+    assert back.category_ids == [None, 1] + [None] * 88 + [90]
+    assert back.class_names[1] == "person" and back.class_names[90] == "toothbrush"
+
+
 def test_convert_what_the_released_code_cannot_have(capsys, run_dir, tmp_path):
     status, _, err = run(capsys, "convert", str(run_dir), str(tmp_path / "x.pth"), "--to-released")
     assert status == 1 and "no counterpart" in err

@@ -60,8 +60,8 @@ class Checkpoint:
         return self.manifest["class_names"]
 
     @property
-    def category_ids(self) -> list[int]:
-        """Class index -> category id of the annotation file it was trained on."""
+    def category_ids(self) -> list[int | None]:
+        """Class index -> category id of the annotation file it was trained on; None for a class that raw ids leave unused."""
         return self.manifest["category_ids"]
 
     @property

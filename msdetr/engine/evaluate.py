@@ -107,7 +107,7 @@ def _detect(detector, dataset, max_detections, batch_size, workers, precision, d
 
     loader = build_eval_loader(dataset, batch_size, world.rank, world.size, workers)
     loader.worker_init_fn = leave_signals_to_parent
-    category_ids = np.asarray(dataset.categories.category_ids)
+    category_ids = np.asarray(dataset.categories.category_ids, dtype=np.float64)  # NaN for a class without a category
     image_ids, rows = [], [np.zeros((0, 7))]
     bar = Progress(len(range(world.rank, len(dataset), world.size)), title="evaluate", unit="image", enabled=progress and world.main, brief=True)
     for batch, targets in loader:
@@ -132,6 +132,10 @@ def autocast(device: torch.device, precision: str):
 def coco_rows(image_id: int, detections, category_ids: np.ndarray) -> np.ndarray:
     """Detections of one image as [N, 7] float64 rows: image id, x, y, w, h in pixels, score, category id.
 
+    category_ids: class index -> category id, NaN or None for a class that raw category ids leave unused. Detections of
+    such a class have no category to be scored under and are left out; they did take places among the best of their image,
+    as in the released code.
+
     Raises EvaluationError where a score or box is NaN or infinite: pycocotools would score it, even as perfect.
     """
     boxes, scores = detections.boxes.double().numpy(), detections.scores.double().numpy()
@@ -140,15 +144,16 @@ def coco_rows(image_id: int, detections, category_ids: np.ndarray) -> np.ndarray
             f"image id {image_id}: the detector predicts a NaN or infinite box or score; its weights are unusable: "
             "evaluate an earlier checkpoint, or train with a lower learning rate"
         )
-    labels = detections.labels.numpy()
+    labels, category_ids = detections.labels.numpy(), np.asarray(category_ids, dtype=np.float64)
     if len(labels) and labels.max() >= len(category_ids):
         raise EvaluationError(
             f"image id {image_id}: class {labels.max()} is predicted, but the data set has {len(category_ids)} classes; "
             "model.num_classes must be the data set's"
         )
-    return np.column_stack(
+    rows = np.column_stack(
         [np.full(len(scores), image_id), boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, category_ids[labels]]
     ).reshape(-1, 7)
+    return rows[~np.isnan(rows[:, 6])]
 
 
 def coco_metrics(coco, detections: np.ndarray, image_ids: Sequence[int] | None = None, max_detections: int = 100) -> EvalResult:

@@ -382,7 +382,7 @@ def _train(config, run, world, resume, progress, init_from, reset_class_head, in
                     "epoch": trainer.steps_done / epoch_steps,
                     "config": config.to_dict(),
                     "class_names": list(train_set.class_names),
-                    "category_ids": [int(c) for c in train_set.categories.category_ids],
+                    "category_ids": list(train_set.categories.category_ids),
                     "metrics": metrics,
                     "training": {**training, "seconds": time.perf_counter() - began, "evaluations": evaluations},
                 },

@@ -56,6 +56,14 @@ def test_a_run_leaves_everything_in_its_directory(finished):
     assert [path.name for path in checkpoints.available(run_dir)][-2:] == ["step_00000008", "step_00000012"]
 
 
+def test_category_ids_as_classes_reach_the_checkpoint(shapes, tmp_path):
+    """The recipes for COCO use its ids as they are, and no category has the id 0."""
+    config = tiny.config(shapes, data__raw_category_ids=True, model__num_classes=9, train__epochs=0.25)
+    results = train(config, tmp_path / "raw", device="cpu", progress=False)
+    assert results["steps"] == 1 and len(results["per_class"]) == 8
+    assert checkpoints.find(tmp_path / "raw").category_ids == [None, 1, 2, 3, 4, 5, 6, 7, 8]
+
+
 def test_a_finished_run_is_returned_as_it_is(finished):
     run_dir, config, results = finished
     before = (run_dir / "metrics.jsonl").read_text()
