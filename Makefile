@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs
 BIN := $(VENV)/bin
-DEMO_RUNS = $(RUNS)/shapes-baseline-seed0 $(RUNS)/shapes-ms-detr-c-seed0
 
 .PHONY: help demo test test-slow faults conformance bench notebooks lint clean
 
@@ -24,17 +23,7 @@ $(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*)
 	touch $@
 
 demo: $(VENV)/.ready
-	$(BIN)/msdetr notebook notebooks/05_train.ipynb --output $(RUNS)/shapes-baseline-seed0/05_train.ipynb \
-		-p recipe=shapes/baseline runs=$(RUNS)
-	$(BIN)/msdetr notebook notebooks/05_train.ipynb --output $(RUNS)/shapes-ms-detr-c-seed0/05_train.ipynb \
-		-p recipe=shapes/ms-detr-c runs=$(RUNS)
-	$(BIN)/msdetr notebook notebooks/06_compare_runs.ipynb --output $(RUNS)/compare/06_compare_runs.ipynb --quiet \
-		-p runs="$(DEMO_RUNS)" output=$(RUNS)/compare
-	$(BIN)/msdetr notebook notebooks/07_candidate_quality.ipynb --output $(RUNS)/candidates/07_candidate_quality.ipynb --quiet \
-		-p runs="$(DEMO_RUNS)" output=$(RUNS)/candidates
-	@echo; cat $(RUNS)/compare/comparison.md; echo
-	@echo "Look at"
-	@ls -d $(RUNS)/*/*.ipynb $(RUNS)/compare/*.png $(RUNS)/candidates/*.png | sed 's/^/  /'
+	$(BIN)/msdetr demo --runs $(RUNS)
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -q -m "not slow" tests

@@ -368,7 +368,56 @@ def convert(
 
 
 @app.command(name="inspect")
-def inspect(path: Argument[Path], config: bool = False) -> None:
+def inspect(
+    run: Argument[Path],
+    image: str | None = None,
+    out: Path | None = None,
+    object: int | None = None,
+    query: int | None = None,
+    layer: int = 0,
+    threshold: float | None = None,
+    k: int | None = None,
+    alpha: float | None = None,
+    score_threshold: float = 0.5,
+    data: Path | None = None,
+    split: str | None = None,
+    device: str = "auto",
+) -> None:
+    """The matching microscope: why a detector matched, kept or lost the objects of an image, in words and pictures.
+
+    For example:
+        msdetr inspect runs/mine
+        msdetr inspect runs/mine --image 7 --object 0 --query 12 --out runs/mine/inspect
+
+    Args:
+        run: Run or checkpoint directory.
+        image: Image id or file name of the validation set; the first image with objects by default.
+        out: Folder for the figures; none are written without.
+        object: Object to look at in detail, counted from 0.
+        query: Query to look at in detail; with an object: why the one does not serve the other.
+        layer: Decoder layer counted from 1; 0 is the last.
+        threshold: Try another tau than the run's.
+        k: Try another number of queries per object.
+        alpha: Try another share of the class probability in the score.
+        score_threshold: Detections count from this score on.
+        data: Folder with another data set in COCO's layout.
+        split: Its split; the run's validation split by default.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    from .viz.inspect import inspect as look
+
+    chosen = int(image) if image is not None and image.lstrip("-").isdigit() else image
+    found = look(
+        run, chosen, out, object=object, query=query, layer=layer, threshold=threshold, k=k, alpha=alpha,
+        score_threshold=score_threshold, data=data, split=split, device=device,
+    )  # fmt: skip
+    print(found.text)
+    if out is not None:
+        print(f"figures: {out}")
+
+
+@app.command(name="verify")
+def verify(path: Argument[Path], config: bool = False) -> None:
     """Say what a run or checkpoint holds, and verify every byte of its checkpoints. Exits 1 if one is damaged.
 
     Args:
@@ -456,7 +505,8 @@ def demo(runs: Path = Path("runs"), notebooks: Path = Path("notebooks"), overrid
     for name, folder in (("06_compare_runs", runs / "compare"), ("07_candidate_quality", runs / "candidates")):
         print(f"\n=== {name}", flush=True)
         results.append(run_notebook(notebooks / f"{name}.ipynb", folder / f"{name}.ipynb", {"runs": both, "output": str(folder)}))
-    print("\nexecuted notebooks:", *results, f"tables and figures: {runs / 'compare'}, {runs / 'candidates'}", sep="\n  ")
+    print("\n" + (runs / "compare" / "comparison.md").read_text())
+    print("executed notebooks:", *results, f"tables and figures: {runs / 'compare'}, {runs / 'candidates'}", sep="\n  ")
 
 
 def _literal(text: str) -> Any:

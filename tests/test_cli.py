@@ -62,16 +62,22 @@ def test_candidates_draws_the_figures(capsys, run_dir, tmp_path):
     assert (tmp_path / "candidates.png").stat().st_size > 5000 and (tmp_path / "first.json").exists()
 
 
-def test_inspect_verifies_and_finds_damage(capsys, run_dir, tmp_path):
+def test_verify_finds_damage(capsys, run_dir, tmp_path):
     import shutil
 
-    status, out, _ = run(capsys, "inspect", str(run_dir))
+    status, out, _ = run(capsys, "verify", str(run_dir))
     assert status == 0 and "finished" in out and "verified" in out and "shapes/ms-detr-c" in out
     copy = tmp_path / "copy"
     shutil.copytree(run_dir, copy)
     next((copy / "checkpoints").glob("*/model.safetensors")).write_bytes(b"short")
-    status, out, _ = run(capsys, "inspect", str(copy))
+    status, out, _ = run(capsys, "verify", str(copy))
     assert status == 1 and "DAMAGED" in out
+
+
+def test_inspect_explains_an_image(capsys, run_dir, tmp_path):
+    status, out, _ = run(capsys, "inspect", str(run_dir), "--object", "0", "--query", "1", "--out", str(tmp_path), "--device", "cpu")
+    assert status == 0 and "query 1" in out
+    assert list(tmp_path.glob("*.png"))
 
 
 def test_recipes_and_doctor(capsys):
@@ -191,7 +197,7 @@ def test_errors_are_one_message_unless_debugging(capsys, tmp_path):
         cli.main(["eval", str(tmp_path), "--debug"])
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "candidates", "recipes", "check-data", "convert", "inspect"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "candidates", "recipes", "check-data", "convert", "inspect", "verify"])
 def test_help_teaches(capsys, command):
     status, out, _ = run(capsys, command, "--help")
     assert status == 0 and "usage: msdetr" in out and len(out.splitlines()) > 8

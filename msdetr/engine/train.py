@@ -7,7 +7,7 @@ import inspect
 import platform
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -316,6 +316,7 @@ def train(
     reset_class_head: bool = False,
     init_partial: bool = False,
     allow_config_change: bool = False,
+    on_step: Callable[[nn.Module, int, float], Any] | None = None,
 ) -> dict[str, Any]:
     """Trains a detector and leaves everything about it in ``run_dir``; returns what results.json says.
 
@@ -325,6 +326,8 @@ def train(
     init_from: checkpoint or run whose weights the training starts from; ``reset_class_head`` where the number of
         classes differs, ``init_partial`` to take whatever fits. Does not apply to a run that resumes.
     allow_config_change: resume although the configuration differs from the checkpoint's.
+    on_step: called on the first rank as ``on_step(detector, steps done, epoch)``, before the first step and after each,
+        e.g. ``msdetr.analysis.stability.MatchRecorder``.
 
     Under torchrun every rank calls this. On SIGTERM, or Ctrl-C, the step is finished and saved first.
     Raises ConfigError, EngineError (see ``msdetr.engine.errors``), the data set's errors, and Terminated (exit 143).
@@ -333,12 +336,17 @@ def train(
         raise CheckpointError(f"resume: {resume} does not exist; give auto, never or a checkpoint directory")
     world = join(device)
     with RunDirectory(run_dir, world) as run:
-        results = _train(config, run, world, resume, progress, init_from, reset_class_head, init_partial, allow_config_change)
+        watch = on_step if world.main else None
+        results = _train(
+            config, run, world, resume, progress, init_from, reset_class_head, init_partial, allow_config_change, watch
+        )
     leave()
     return results
 
 
-def _train(config, run, world, resume, progress, init_from, reset_class_head, init_partial, allow_config_change):
+def _train(
+    config, run, world, resume, progress, init_from, reset_class_head, init_partial, allow_config_change, on_step=None
+):
     start = world.on_main(lambda: _starting_point(config, run, resume, allow_config_change))
     if start == FINISHED:
         return run.results()
@@ -410,6 +418,8 @@ def _train(config, run, world, resume, progress, init_from, reset_class_head, in
     window = _Window(world)
     with _deaths_named(world), StopRequest(watchdog=world.size > 1) as stop:
         data = iter(_loader(train_set, config, trainer))
+        if on_step and not trainer.steps_done:
+            on_step(detector, 0, 0.0)
         while trainer.steps_done < trainer.total_steps:
             micro_batches = _next(data, window)
             objects, stopping = world.sum([sum(len(t) for _, t in micro_batches), stop.signal is not None])
@@ -421,6 +431,8 @@ def _train(config, run, world, resume, progress, init_from, reset_class_head, in
             with _written_down(run, world):
                 step = trainer.step(micro_batches, max(objects / world.size, 1.0))
             window.steps.append(step)
+            if on_step:
+                on_step(detector, trainer.steps_done, trainer.steps_done / epoch_steps)
             done, text = trainer.steps_done, ""
             last = done == trainer.total_steps
             if done % config.train.log_every == 0 or last:
