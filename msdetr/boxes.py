@@ -24,14 +24,16 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 def area(boxes: Tensor) -> Tensor:
     """Area of xyxy boxes [..., 4] -> [...]; inverted boxes count as empty."""
-    size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
-    return size[..., 0] * size[..., 1]
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    return (x1 - x0).clamp(min=0) * (y1 - y0).clamp(min=0)
 
 
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Intersection and union of xyxy boxes, elementwise after broadcasting."""
-    size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
-    intersection = size[..., 0] * size[..., 1]
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.unbind(-1), b.unbind(-1)
+    width = torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)
+    height = torch.minimum(ay1, by1) - torch.maximum(ay0, by0)
+    intersection = width.clamp(min=0) * height.clamp(min=0)
     return intersection, area(a) + area(b) - intersection
 
 
@@ -50,8 +52,10 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 def giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU in [-1, 1] (Rezatofighi et al., 2019) of xyxy boxes, elementwise after broadcasting."""
     intersection, union = _overlap(a, b)
-    size = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0)
-    hull = size[..., 0] * size[..., 1]
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.unbind(-1), b.unbind(-1)
+    width = torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)
+    height = torch.maximum(ay1, by1) - torch.minimum(ay0, by0)
+    hull = width.clamp(min=0) * height.clamp(min=0)
     return _ratio(intersection, union) - _ratio(hull - union, hull)
 
 
