@@ -1,0 +1,146 @@
+"""What every kind of supervision pulls at: parameters by part of the detector, and predicted boxes and logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from msdetr.losses import Criterion, Weights, focal_loss, giou_loss, l1_loss
+from msdetr.structures import DetectorOutput, ImageBatch, Matches, Predictions, Targets
+
+DECODER_PARTS = {
+    "self_attention": "self-attention",
+    "cross_attention": "cross-attention",
+    "ffn": "FFN",
+    "class_heads": "class predictor",
+    "box_heads": "box predictor",
+    "one_to_many.ffns": "one-to-many FFN",
+    "one_to_many.class_heads": "one-to-many class predictor",
+    "one_to_many.box_heads": "one-to-many box predictor",
+}
+
+
+def part_of(parameter: str) -> str:
+    """The part of a detector that a parameter belongs to: 'backbone', 'encoder layer 1', 'layer 2: self-attention'."""
+    names = parameter.split(".")
+    if names[0] == "encoder":
+        return f"encoder layer {int(names[2]) + 1}"
+    if names[0] == "decoder":
+        if names[1] == "layers":
+            return f"layer {int(names[2]) + 1}: {DECODER_PARTS[names[3]]}"
+        number = next(int(name) for name in names if name.isdigit())
+        return f"layer {number + 1}: {DECODER_PARTS['.'.join(names[1 : names.index(str(number))])]}"
+    return {"query_selection": "query selection"}.get(names[0], "backbone" if names[0] == "backbone" else "projections")
+
+
+def layer_of(parameter: str) -> str:
+    """Coarser: 'backbone', 'encoder layer 1', 'query selection', 'decoder layer 2', 'predictors' of all layers, and
+    'one-to-many only', what that branch does not share."""
+    if parameter.startswith("decoder.one_to_many."):
+        return "one-to-many only"
+    if parameter.startswith(("decoder.class_heads.", "decoder.box_heads.")):
+        return "predictors"
+    part = part_of(parameter)
+    return f"decoder {part.split(':')[0]}" if ":" in part else part
+
+
+@dataclass(frozen=True)
+class BranchGradients:
+    """Gradients of the branches' losses by part. products [P, B, B]: inner product of the gradients of two branches in a
+    part; zero where a branch does not reach it."""
+
+    parts: tuple[str, ...]
+    branches: tuple[str, ...]
+    products: np.ndarray
+
+    @property
+    def norms(self) -> np.ndarray:
+        """[P, B]: length of each gradient."""
+        return np.sqrt(np.einsum("pbb->pb", self.products))
+
+    def norm(self, part: str, branch: str) -> float:
+        """Length of one gradient; 0 where the branch does not reach the part."""
+        return float(self.norms[self.parts.index(part), self.branches.index(branch)])
+
+    def cosine(self, first: str, second: str) -> np.ndarray:
+        """[P]: cosine between the gradients of two branches, 1 where they pull alike, -1 against each other; NaN where
+        one of them does not reach."""
+        a, b = self.branches.index(first), self.branches.index(second)
+        length = self.norms[:, a] * self.norms[:, b]
+        return np.divide(self.products[:, a, b], length, out=np.full(len(length), np.nan), where=length > 0)
+
+
+def branch_gradients(
+    detector: nn.Module, batch: ImageBatch, targets: Targets, criterion: Criterion,
+    part: Callable[[str], str] = part_of, layer: int | None = None,
+) -> BranchGradients:  # fmt: skip
+    """The gradient of each branch's weighted loss, by part of the detector. No parameter's ``grad`` is touched.
+
+    layer: supervise this decoder layer's predictions only; None: all, as in training. Part names stand in the order of the
+    detector's parameters.
+    """
+    output = detector(batch, one_to_many=detector.decoder.one_to_many is not None)
+    if layer is not None:
+        many = output.one_to_many
+        output = replace(
+            output, one_to_one=output.one_to_one.layer(layer), one_to_many=None if many is None else many.layer(layer)
+        )
+    named = [(name, p) for name, p in detector.named_parameters() if p.requires_grad]
+    parts = tuple(dict.fromkeys(part(name) for name, _ in named))
+    branches = tuple(branch.name for branch in criterion.branches if branch.predictions(output) is not None)
+    flat: list[dict[str, list[torch.Tensor]]] = []
+    for name in branches:
+        loss = only(criterion, name)(output, targets).total
+        gradients = torch.autograd.grad(loss, [p for _, p in named], retain_graph=True, allow_unused=True)
+        pieces: dict[str, list[torch.Tensor]] = {p: [] for p in parts}
+        for (parameter, value), gradient in zip(named, gradients, strict=True):
+            pieces[part(parameter)].append(
+                (torch.zeros_like(value) if gradient is None else gradient).flatten().double()
+            )
+        flat.append(pieces)
+    products = np.empty((len(parts), len(branches), len(branches)))
+    for row, p in enumerate(parts):
+        stacked = torch.stack([torch.cat(pieces[p]) for pieces in flat])
+        products[row] = (stacked @ stacked.T).cpu().numpy()
+    return BranchGradients(parts, branches, products)
+
+
+def only(criterion: Criterion, name: str) -> Criterion:
+    """The same criterion with the weights of all other branches zero; matching, also by merging, stays as it is."""
+    return Criterion(
+        [b if b.name == name else replace(b, weights=replace(b.weights, classification=0, l1=0, giou=0)) for b in criterion.branches]
+    )  # fmt: skip
+
+
+def pulls(predictions: Predictions, targets: Targets, matches: Matches, weights: Weights) -> dict[str, Predictions]:
+    """What each weighted term would change: term -> minus its gradient, as [K, B, Q, C] for logits and [K, B, Q, 4] for
+    boxes. Adding a little of it to the predictions lowers the term. Not divided by the number of objects."""
+    terms = {
+        "class": lambda p: weights.classification * focal_loss(p, targets, matches, weights.focal_alpha, weights.focal_gamma),
+        "l1": lambda p: weights.l1 * l1_loss(p, targets, matches),
+        "giou": lambda p: weights.giou * giou_loss(p, targets, matches),
+    }  # fmt: skip
+    found = {}
+    for name, term in terms.items():
+        leaves = [x.detach().clone().requires_grad_() for x in (predictions.logits, predictions.boxes)]
+        gradients = torch.autograd.grad(term(Predictions(*leaves)).sum(), leaves, allow_unused=True)
+        found[name] = Predictions(
+            *(torch.zeros_like(x) if g is None else -g for x, g in zip(leaves, gradients, strict=True))
+        )
+    return found
+
+
+def branch_pulls(
+    criterion: Criterion, output: DetectorOutput, targets: Targets, names: Sequence[str] = ("one_to_one", "one_to_many")
+) -> dict[str, tuple[Matches, dict[str, Predictions]]]:
+    """Branch -> its matches, and what each of its terms pulls at."""
+    matches = criterion.match(output, targets)
+    return {
+        b.name: (matches[b.name], pulls(b.predictions(output), b.targets(targets), matches[b.name], b.weights))
+        for b in criterion.branches
+        if b.name in names
+    }
