@@ -28,6 +28,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from safetensors.torch import load as deserialize
 from torch import Tensor, nn
 
 from ..config import RunConfig, from_dict
@@ -88,7 +89,7 @@ class Checkpoint:
                 "use an earlier checkpoint or a copy of this one"
             )
         try:
-            tensors = safetensors.torch.load(data)
+            tensors = deserialize(data)
         except safetensors.SafetensorError as error:
             raise CheckpointError(f"{self.directory / file}: is not a safetensors file ({error})") from error
         return tensors | {alias: tensors[original] for alias, original in entry["aliases"].items()}
