@@ -19,7 +19,7 @@ COURSE = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
 NAMES = [path.stem for path in COURSE]
 HEADER = ("Goal", "You need", "Time, hardware", "Previous / next")
 MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(?:work|root|home|tmp|Users|opt|var|mnt)/\w|[A-Z]:\\\\")
-PROGRESS = re.compile(r"(\w[\w ]*: )?\w+ \d+/\d+ \([\d:]+(, [\d:]+ left)?\)|epoch [\d.]+, step \d+: ")
+PROGRESS = re.compile(r"(\w[\w -]*: )?\w+ \d+/\d+ \([\d:]+(, [\d:]+ left)?\)|epoch [\d.]+, step \d+: ")
 NOISE = re.compile(r"\w*Warning\b|Traceback|\d%\|", re.ASCII)
 
 
