@@ -39,7 +39,7 @@ def pair_iou(predictions: Predictions, targets: Targets) -> Tensor:
 def _pair_corners(predictions: Predictions, targets: Targets) -> tuple[Tensor, Tensor]:
     """xyxy boxes of the queries [K, T, Q, 4] and of the objects [T, 1, 4]."""
     predicted = of_objects_images(box_ops.cxcywh_to_xyxy(predictions.boxes), targets)
-    return predicted, box_ops.cxcywh_to_xyxy(targets.boxes)[:, None].to(predicted.dtype)
+    return predicted, box_ops.cxcywh_to_xyxy(targets.boxes.to(predicted.dtype))[:, None]
 
 
 def score(predictions: Predictions, targets: Targets, alpha: float) -> Tensor:
