@@ -143,6 +143,11 @@ class Predictions(_Movable):
         index = range(len(self.logits))[index]
         return Predictions(self.logits[index : index + 1], self.boxes[index : index + 1])
 
+    def of_image(self, index: int) -> Predictions:
+        """One image, the batch dimension kept (B = 1)."""
+        index = range(self.logits.shape[1])[index]
+        return Predictions(self.logits[:, index : index + 1], self.boxes[:, index : index + 1])
+
     def detach(self) -> Predictions:
         return Predictions(self.logits.detach(), self.boxes.detach())
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .. import boxes as box_ops
 from ..structures import Matches, Predictions, Targets
@@ -19,13 +20,49 @@ def focal_loss(
     A matched query is a positive of its object's class and a negative of every other; an unmatched one a negative of
     all. Computed as if everything were negative, then corrected at the positives, which are few.
     """
-    x = predictions.logits
-    p = x.sigmoid()
-    as_negative = (1 - alpha) * p**gamma * F.softplus(x)
-    pairs = last_per_query(matches, x.shape)
-    positive = pairs.layer, pairs.image, pairs.query, targets.labels[pairs.target]
-    as_positive = alpha * (1 - p[positive]) ** gamma * F.softplus(-x[positive])
-    return as_negative.sum((1, 2, 3)).index_add(0, pairs.layer, as_positive - as_negative[positive])
+    pairs = last_per_query(matches, predictions.logits.shape)
+    positives = predictions.logits[pairs.layer, pairs.image, pairs.query, targets.labels[pairs.target]]
+    correction = focal_of_positives(positives, alpha, gamma) - focal_of_negatives(positives, alpha, gamma)
+    everything = _AllNegatives.apply(predictions.logits, alpha, gamma)
+    return everything.index_add(0, pairs.layer, correction)
+
+
+def focal_of_positives(logits: Tensor, alpha: float, gamma: float) -> Tensor:
+    """-alpha (1 - p)^gamma log p, elementwise."""
+    return alpha * (1 - logits.sigmoid()) ** gamma * F.softplus(-logits)
+
+
+def focal_of_negatives(logits: Tensor, alpha: float, gamma: float) -> Tensor:
+    """-(1 - alpha) p^gamma log(1 - p), elementwise."""
+    return (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)
+
+
+class _AllNegatives(torch.autograd.Function):
+    """``focal_of_negatives`` of logits [K, B, Q, C], summed per layer -> [K].
+
+    No other term touches every logit, and its cost is memory traffic. So its derivative is computed along with its
+    value, nothing else is kept, and on the CPU it goes image by image: what is in between stays in the caches.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, alpha: float, gamma: float) -> Tensor:
+        rows = logits.flatten(0, 1)
+        derivative = torch.empty_like(rows)
+        size = 1 if rows.device.type == "cpu" else len(rows)
+        sums = []
+        for x, slope in zip(rows.split(size), derivative.split(size)):
+            p, minus_log = x.sigmoid(), F.softplus(x)  # softplus(x) = -log(1 - p)
+            weight = (1 - alpha) * p**gamma
+            sums.append((weight * minus_log).sum((1, 2)))
+            torch.mul(weight, gamma * (1 - p) * minus_log + p, out=slope)
+        ctx.save_for_backward(derivative.view_as(logits))
+        return torch.cat(sums).view(logits.shape[:2]).sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (derivative,) = ctx.saved_tensors
+        return upstream[:, None, None, None] * derivative, None, None
 
 
 def l1_loss(predictions: Predictions, targets: Targets, matches: Matches) -> Tensor:

@@ -15,7 +15,7 @@ class Matcher:
     (on the host)."""
 
     def prepare(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, ...]:
-        """The tensors ``assign`` needs, for all layers and images at once."""
+        """The tensors ``assign`` needs, each [K, T, ...], row t depending on the image of object t alone."""
         raise NotImplementedError
 
     def assign(self, host: Sequence[Tensor], predictions: Predictions, targets: Targets) -> Matches:
@@ -48,7 +48,7 @@ def match_all(problems: Sequence[tuple[Matcher, Predictions, Targets]]) -> list[
         if targets.labels.device.type == "cpu":
             check_labels(targets, predictions.logits.shape[-1])
     prepared = [
-        (all_finite(predictions, targets), *matcher.prepare(predictions, targets))
+        (all_finite(predictions, targets), *_prepare(matcher, predictions, targets))
         for matcher, predictions, targets in problems
     ]
     on_gpu = any(p.logits.is_cuda for _, p, _ in problems)
@@ -62,6 +62,15 @@ def match_all(problems: Sequence[tuple[Matcher, Predictions, Targets]]) -> list[
         found = matcher.assign(tensors, predictions, targets)
         matches.append(found.to(predictions.logits.device, non_blocking=True))
     return matches
+
+
+def _prepare(matcher: Matcher, predictions: Predictions, targets: Targets) -> tuple[Tensor, ...]:
+    """Everything at once on an accelerator; image by image on the CPU, whose caches hold the tables of one image."""
+    images = targets.image.unique().tolist() if targets.image.device.type == "cpu" else []
+    if len(images) < 2:
+        return matcher.prepare(predictions, targets)
+    parts = [matcher.prepare(predictions.of_image(b), targets.of_image(b)) for b in images]
+    return tuple(torch.cat(part, dim=1) for part in zip(*parts))
 
 
 def all_finite(predictions: Predictions, targets: Targets) -> Tensor:

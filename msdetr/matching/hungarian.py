@@ -13,15 +13,17 @@ from torch import Tensor
 
 from ..structures import Matches, Predictions, Targets
 from .base import Matcher
-from .score import cost_terms
+from .score import focal_cost, giou_cost, l1_cost
 
 
 def hungarian_cost(
     predictions: Predictions, targets: Targets, cost_class: float = 2.0, cost_l1: float = 5.0, cost_giou: float = 2.0
 ) -> Tensor:
     """[K, T, Q]: weighted sum of the cost terms, for queries and objects of the same image."""
-    terms = cost_terms(predictions, targets)
-    return cost_class * terms.classification + cost_l1 * terms.l1 + cost_giou * terms.giou
+    l1 = cost_l1 * l1_cost(predictions, targets)
+    if cost_class:  # the encoder's matching does without
+        l1 = cost_class * focal_cost(predictions, targets) + l1
+    return l1 + cost_giou * giou_cost(predictions, targets)
 
 
 @dataclass(frozen=True)

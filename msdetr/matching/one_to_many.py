@@ -49,22 +49,22 @@ class OneToManyMatcher(Matcher):
 
     def prepare(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, ...]:
         table = score(predictions, targets, self.alpha)  # [K, T, Q]
-        num_queries = table.shape[-1]
+        if self.exclusive:
+            table = table.masked_fill(~favourite(table, targets), -1)
+        return largest(table, self.k)
+
+    def assign(self, host: Sequence[Tensor], predictions: Predictions, targets: Targets) -> Matches:
+        best, query = host
+        self.check_k(predictions)
+        return chosen_pairs(best > self.threshold, best, query, targets)
+
+    def check_k(self, predictions: Predictions) -> None:
+        """Warns where k is more than there are queries (F46)."""
+        num_queries = predictions.logits.shape[2]
         if self.k > num_queries:
             warnings.warn(
                 f"one-to-many matching: k = {self.k} is more than the {num_queries} queries; using all", stacklevel=5
             )
-        allowed = table.masked_fill(~favourite(table, targets), -1) if self.exclusive else table
-        best, query = largest(allowed, min(self.k, num_queries))
-        return best, query
-
-    def assign(self, host: Sequence[Tensor], predictions: Predictions, targets: Targets) -> Matches:
-        best, query = host
-        layer, target, rank = (best > self.threshold).nonzero(as_tuple=True)
-        query, value = query[layer, target, rank], best[layer, target, rank]
-        order = value.sort(stable=True).indices
-        order = order[layer[order].sort(stable=True).indices]
-        return Matches(layer, targets.image.cpu()[target], query, target).select(order)
 
 
 def favourite(table: Tensor, targets: Targets) -> Tensor:
@@ -82,10 +82,27 @@ def favourite(table: Tensor, targets: Targets) -> Tensor:
 
 
 def largest(table: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest values of the last dimension, descending, and their indices; among equal values the lower index
-    comes first, on every device."""
-    value, index = table.sort(dim=-1, descending=True, stable=True)
-    return value[..., :k].contiguous(), index[..., :k].contiguous()
+    """The k largest values of the last dimension (all, where there are fewer), descending, and their indices; among equal
+    values the lower index comes first, on every device."""
+    k = min(k, table.shape[-1])
+    value, index = table.topk(k)  # right, but for which of several values equal to the last of them it took
+    number = torch.arange(table.shape[-1], dtype=torch.int32, device=table.device)
+    last = value[..., -1:]
+    lowest = number.masked_fill(table != last, table.shape[-1]).topk(k, largest=False).indices
+    above = (value > last).sum(-1, keepdim=True)
+    rank = torch.arange(k, device=table.device).expand_as(index)
+    index = index.where(rank < above, lowest.gather(-1, (rank - above).clamp(min=0)))
+    order = index.argsort(dim=-1)
+    order = order.gather(-1, value.gather(-1, order).argsort(dim=-1, descending=True, stable=True))
+    return value.gather(-1, order), index.gather(-1, order)
+
+
+def chosen_pairs(chosen: Tensor, value: Tensor, query: Tensor, targets: Targets) -> Matches:
+    """The pairs of the true entries of [K, T, k], sorted by layer, then by ascending value."""
+    layer, target, rank = chosen.nonzero(as_tuple=True)
+    pairs = Matches(layer, targets.image.cpu()[target], query[layer, target, rank], target)
+    order = value[layer, target, rank].sort(stable=True).indices
+    return pairs.select(order[layer[order].sort(stable=True).indices])
 
 
 def merge_matches(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..structures import Matches, Predictions, Targets
-from .one_to_many import OneToManyMatcher, favourite, largest
+from .one_to_many import OneToManyMatcher, chosen_pairs, favourite, largest
 from .score import score
 
 
@@ -24,7 +24,8 @@ class ReleasedOneToMany(OneToManyMatcher):
        the ones that voted for it: a query can serve two objects, and an object can go without any.
 
     Paper: Algorithm 1.  Released: the above, and a crash for k > N.  Here: the above, k clamped.
-    Ties: of several best queries the one with the lowest index counts. ``exclusive`` has no meaning here. Pairs of a layer are sorted by ascending score.
+    Ties: of several best queries the one with the lowest index counts. ``exclusive`` has no
+    meaning here. Pairs of a layer are sorted by ascending score.
     """
 
     exclusive: bool = False
@@ -32,7 +33,7 @@ class ReleasedOneToMany(OneToManyMatcher):
 
     def prepare(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, ...]:
         table = score(predictions, targets, self.alpha)  # [K, T, Q]
-        best, query = largest(table, min(self.k, table.shape[-1]))
+        best, query = largest(table, self.k)
         vote = favourite(table, targets)
         # a query is in the running through its highest score, or as the best query of any object of its image
         slots = (len(table), targets.num_images, table.shape[-1])
@@ -46,14 +47,10 @@ class ReleasedOneToMany(OneToManyMatcher):
 
     def assign(self, host: Sequence[Tensor], predictions: Predictions, targets: Targets) -> Matches:
         best, query, positive = host
-        image = targets.image.cpu()
-        votes = self._capped(positive, image, targets.num_images).sum(-1)  # [K, T]
+        self.check_k(predictions)
+        votes = self._capped(positive, targets.image.cpu(), targets.num_images).sum(-1)  # [K, T]
         rank = torch.arange(best.shape[-1])
-        layer, target, rank = (rank < votes[..., None]).nonzero(as_tuple=True)
-        query, value = query[layer, target, rank], best[layer, target, rank]
-        order = value.sort(stable=True).indices
-        order = order[layer[order].sort(stable=True).indices]
-        return Matches(layer, image[target], query, target).select(order)
+        return chosen_pairs(rank < votes[..., None], best, query, targets)
 
     def _capped(self, positive: Tensor, image: Tensor, num_images: int) -> Tensor:
         """At most positive_fraction of the queries of each layer and image, a random subset where there are more."""

@@ -15,20 +15,25 @@ from .. import boxes as box_ops
 from ..structures import Predictions, Targets
 
 
-def pair_logits(predictions: Predictions, targets: Targets) -> Tensor:
-    """[K, T, Q]: the logit that each query of the object's image gives to the object's class."""
-    return predictions.logits[:, targets.image, :, targets.labels].transpose(0, 1)
+def of_objects_classes(values: Tensor, targets: Targets) -> Tensor:
+    """[K, B, Q, C] -> [K, T, Q]: for each object what the queries of its image say of its class. Functions of the logits
+    are computed before they are looked up here: objects of one class then get the same number to the last bit, and ties
+    between them are ties."""
+    return values[:, targets.image, :, targets.labels].transpose(0, 1)
 
 
 def of_objects_images(boxes: Tensor, targets: Targets) -> Tensor:
     """[K, B, Q, 4] -> [K, T, Q, 4]: for each object the boxes of its image. Each coordinate is contiguous in memory, which
     makes the arithmetic on the pairs several times as fast."""
-    return boxes.movedim(-1, 0)[:, :, targets.image].movedim(0, -1)
+    coordinates = boxes.movedim(-1, 0).contiguous()
+    if targets.num_images == 1:
+        return coordinates.expand(-1, -1, len(targets), -1).movedim(0, -1)
+    return coordinates[:, :, targets.image].movedim(0, -1)
 
 
 def class_probability(predictions: Predictions, targets: Targets) -> Tensor:
     """[K, T, Q]: s_i[c_j], the sigmoid probability of the object's class."""
-    return pair_logits(predictions, targets).sigmoid()
+    return of_objects_classes(predictions.logits.sigmoid(), targets)
 
 
 def pair_iou(predictions: Predictions, targets: Targets) -> Tensor:
@@ -59,14 +64,27 @@ class CostTerms:
 def cost_terms(predictions: Predictions, targets: Targets, alpha: float = 0.25, gamma: float = 2.0) -> CostTerms:
     """Focal class cost (the focal loss of a positive minus that of a negative), L1 distance of the cxcywh boxes and
     negative generalised IoU (Deformable DETR, Section A.3)."""
-    p = class_probability(predictions, targets)
+    return CostTerms(
+        focal_cost(predictions, targets, alpha, gamma), l1_cost(predictions, targets), giou_cost(predictions, targets)
+    )
+
+
+def focal_cost(predictions: Predictions, targets: Targets, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """[K, T, Q]: focal loss of a positive minus that of a negative."""
+    p = predictions.logits.sigmoid()
     eps = 1e-8
     positive = -alpha * (1 - p) ** gamma * (p + eps).log()
     negative = -(1 - alpha) * p**gamma * (1 - p + eps).log()
-    true = targets.boxes[:, None].to(p.dtype)
+    return of_objects_classes(positive - negative, targets)
+
+
+def l1_cost(predictions: Predictions, targets: Targets) -> Tensor:
+    """[K, T, Q]: sum of the distances of cx, cy, w and h."""
+    true = targets.boxes[:, None].to(predictions.boxes.dtype)
     distances = (of_objects_images(predictions.boxes, targets) - true).abs().unbind(-1)
-    return CostTerms(
-        classification=positive - negative,
-        l1=sum(distances[1:], distances[0]),
-        giou=-box_ops.giou(*_pair_corners(predictions, targets)),
-    )
+    return sum(distances[1:], distances[0])
+
+
+def giou_cost(predictions: Predictions, targets: Targets) -> Tensor:
+    """[K, T, Q]: negative generalised IoU."""
+    return -box_ops.giou(*_pair_corners(predictions, targets))

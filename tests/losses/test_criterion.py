@@ -50,6 +50,20 @@ def test_terms_against_torchvision():
             torch.testing.assert_close(losses.terms[f"one_to_one/{term}"][layer], (want / len(targets)).detach())
 
 
+@pytest.mark.parametrize("alpha, gamma", [(0.25, 2.0), (0.5, 0.0), (0.1, 1.5)])
+def test_gradient_of_the_focal_loss(alpha, gamma):
+    """It is computed by hand: against torchvision's by autograd."""
+    predictions, targets = make_predictions(), make_targets()
+    matches = HungarianMatcher()(predictions, targets)
+    weights = torch.tensor([2.0, -3.0], dtype=torch.float64)
+    (focal_loss(predictions, targets, matches, alpha, gamma) * weights).sum().backward()
+    logits = predictions.logits.detach().requires_grad_()
+    one_hot = torch.zeros_like(logits)
+    one_hot[matches.layer, matches.image, matches.query, targets.labels[matches.target]] = 1
+    (sigmoid_focal_loss(logits, one_hot, alpha, gamma).sum((1, 2, 3)) * weights).sum().backward()
+    torch.testing.assert_close(predictions.logits.grad, logits.grad)
+
+
 def test_total_is_the_weighted_sum():
     output, targets, criterion = make_output(), make_targets(), criterion_for()
     losses = criterion(output, targets)

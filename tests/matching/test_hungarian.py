@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_one_to_many import pairs_of, scene
 
-from msdetr.matching import HungarianMatcher, class_probability, hungarian_cost, match_all, pair_iou
+from msdetr.matching import (
+    HungarianMatcher,
+    OneToManyMatcher,
+    ReleasedOneToMany,
+    class_probability,
+    hungarian_cost,
+    match_all,
+    pair_iou,
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -57,9 +65,22 @@ def test_images_do_not_influence_each_other():
     predictions, targets = scene(3, counts=(3, 4))
     together = HungarianMatcher()(predictions, targets)
     for image in range(2):
-        alone = type(predictions)(predictions.logits[:, image : image + 1], predictions.boxes[:, image : image + 1])
-        single = targets.of_image(image)
+        alone, single = predictions.of_image(image), targets.of_image(image)
         assert pairs_of(HungarianMatcher()(alone, single), single, 1, 0) == pairs_of(together, targets, 1, image)
+
+
+@pytest.mark.parametrize(
+    "matcher",
+    [HungarianMatcher(), OneToManyMatcher(), ReleasedOneToMany(positive_fraction=1.0)],
+    ids=lambda m: type(m).__name__,
+)
+def test_prepared_as_a_batch_or_image_by_image(matcher):
+    """An accelerator does the first, the CPU the second."""
+    predictions, targets = scene(5, counts=(3, 0, 4), crowded=True)
+    matches = matcher(predictions, targets)
+    batch = matcher.assign(matcher.prepare(predictions, targets), predictions, targets)
+    assert len(matches)
+    assert all(torch.equal(getattr(matches, f), getattr(batch, f)) for f in ("layer", "image", "query", "target"))
 
 
 def test_several_problems_at_once():
