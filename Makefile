@@ -45,6 +45,7 @@ notebooks: $(VENV)/.ready
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check msdetr tests benchmarks
+	$(BIN)/ruff format --check msdetr tests benchmarks
 
 clean:
 	rm -rf $(VENV) build *.egg-info

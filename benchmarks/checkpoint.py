@@ -71,7 +71,9 @@ def main() -> None:
     target.write_text(json.dumps(result, indent=1) + "\n")
     print(f"state of {size:.0f} MiB: training waits {middle['blocked_s']:.2f} s, on disk after {middle['saved_s']:.2f} s, "
           f"verified in {middle['verified_s']:.2f} s")  # fmt: skip
-    print(f"under 2 % of a COCO epoch if a step of 16 images takes longer than {result['step_ms_for_2_percent']:.0f} ms")
+    print(
+        f"under 2 % of a COCO epoch if a step of 16 images takes longer than {result['step_ms_for_2_percent']:.0f} ms"
+    )
 
 
 if __name__ == "__main__":

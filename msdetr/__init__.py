@@ -19,7 +19,10 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["NamedDetections", "Predictor", "__version__", "build", "evaluate", "load", "resolve", "train"]
 
-_EXPORTS = {name: "msdetr.predictor" for name in ("NamedDetections", "Predictor", "build", "evaluate", "load", "resolve", "train")}
+_EXPORTS = {
+    name: "msdetr.predictor"
+    for name in ("NamedDetections", "Predictor", "build", "evaluate", "load", "resolve", "train")
+}
 
 
 def __getattr__(name: str) -> Any:

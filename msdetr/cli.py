@@ -268,7 +268,9 @@ def doctor() -> None:
 
 
 @app.command(name="check-data")
-def check_data(path: Argument[Path], images: Path | None = None, decode: bool = False, thumbnails: Path | None = None) -> None:
+def check_data(
+    path: Argument[Path], images: Path | None = None, decode: bool = False, thumbnails: Path | None = None
+) -> None:
     """Check a data set before training on it: counts, classes, box sizes, suspicious annotations. Exits 1 on errors.
 
     For example:
@@ -498,13 +500,21 @@ def demo(runs: Path = Path("runs"), notebooks: Path = Path("notebooks"), overrid
     for recipe in DEMO:
         folders.append(runs / f"{recipe.replace('/', '-')}-seed{seed}")
         print(f"\n=== training {recipe} in {folders[-1]}", flush=True)
-        wanted = {"recipe": recipe, "seed": seed, "overrides": overrides, "runs": str(runs), "run_name": folders[-1].name}
+        wanted = {
+            "recipe": recipe,
+            "seed": seed,
+            "overrides": overrides,
+            "runs": str(runs),
+            "run_name": folders[-1].name,
+        }
         run_notebook(notebooks / "05_train.ipynb", folders[-1] / "05_train.ipynb", wanted)
     both = " ".join(str(folder) for folder in folders)
     results = [folder / "05_train.ipynb" for folder in folders]
     for name, folder in (("06_compare_runs", runs / "compare"), ("07_candidate_quality", runs / "candidates")):
         print(f"\n=== {name}", flush=True)
-        results.append(run_notebook(notebooks / f"{name}.ipynb", folder / f"{name}.ipynb", {"runs": both, "output": str(folder)}))
+        results.append(
+            run_notebook(notebooks / f"{name}.ipynb", folder / f"{name}.ipynb", {"runs": both, "output": str(folder)})
+        )
     print("\n" + (runs / "compare" / "comparison.md").read_text())
     print("executed notebooks:", *results, f"tables and figures: {runs / 'compare'}, {runs / 'candidates'}", sep="\n  ")
 

@@ -87,9 +87,9 @@ class Predictor:
         sizes = torch.tensor([pixels.shape[-2:]])
         with torch.inference_mode(), autocast(self.device, self.config.train.precision):
             output = self.detector(batch)
-            found = postprocess(
-                output.one_to_one.layer(-1), sizes, max_detections or self.config.train.max_detections
-            )[0].to("cpu")
+            found = postprocess(output.one_to_one.layer(-1), sizes, max_detections or self.config.train.max_detections)[
+                0
+            ].to("cpu")
         named = NamedDetections(found.scores, found.labels, found.boxes, found.query, self.class_names)
         return named.above(min_score) if min_score > 0 else named
 
@@ -124,7 +124,9 @@ def to_pixels(image: ImageLike) -> Tensor:
     raise TypeError(f"expected a path, PIL image, array or tensor, got {type(image).__name__}")
 
 
-def resolve(config: RunConfig | Mapping[str, Any] | str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+def resolve(
+    config: RunConfig | Mapping[str, Any] | str | Path, overrides: Mapping[str, Any] | None = None
+) -> RunConfig:
     """A configuration from a recipe's name, a YAML file, nested values, or itself, with dotted ``overrides`` applied.
 
     Raises ConfigError for an unknown recipe (listing what there is) or value.

@@ -51,7 +51,9 @@ def pytest_collection_modifyitems(items):
 
     for test in properties:
         own = test._hypothesis_internal_use_settings
-        test._hypothesis_internal_use_settings = settings(own, max_examples=math.ceil(wanted / len(properties)), deadline=None)
+        test._hypothesis_internal_use_settings = settings(
+            own, max_examples=math.ceil(wanted / len(properties)), deadline=None
+        )
         test.hypothesis.inner_test = _counted(test.hypothesis.inner_test)
 
 
@@ -114,7 +116,9 @@ def catalogue(share: float) -> Line:
     outcomes = {fault: [entry["outcome"] for entry in tests.values() if fault in entry["ids"]] for fault in IDS}
     held = [fault for fault, found in outcomes.items() if "passed" in found and "failed" not in found]
     problems = [
-        f"{fault}: {', '.join(sorted(set(outcomes[fault]))) or 'no test carries it'}" for fault in IDS if fault not in held
+        f"{fault}: {', '.join(sorted(set(outcomes[fault]))) or 'no test carries it'}"
+        for fault in IDS
+        if fault not in held
     ]
     problems += [f"failed: {name}" for name, entry in tests.items() if entry["outcome"] == "failed"]
     if not tests:
@@ -142,7 +146,13 @@ def injected_fault(what: str, target: str, run: Callable) -> Callable[[float], L
     def line(share: float) -> Line:
         with tempfile.TemporaryDirectory() as folder:
             tally = run(Path(folder), share)
-        return Line(what, target, f"{tally.passed} of {tally.total}", tally.passed == tally.total > 0, problems=tuple(tally.problems))
+        return Line(
+            what,
+            target,
+            f"{tally.passed} of {tally.total}",
+            tally.passed == tally.total > 0,
+            problems=tuple(tally.problems),
+        )
 
     line.__name__ = run.__name__
     return line
@@ -283,13 +293,17 @@ def main() -> int:
 
     chosen = [line for line in LINES if options.only in line.__name__]
     if not chosen:
-        parser.error(f"--only: no line is called {options.only!r}; there are {', '.join(line.__name__ for line in LINES)}")
+        parser.error(
+            f"--only: no line is called {options.only!r}; there are {', '.join(line.__name__ for line in LINES)}"
+        )
     table = []
     for measure in chosen:
         start = time.perf_counter()
         line = measure(0.1 if options.quick else 1.0)
         table.append(Line(**{**asdict(line), "seconds": time.perf_counter() - start, "problems": line.problems}))
-        print(f"{'ok  ' if line.ok else 'FAIL'} {line.what}: {line.reached} (target: {line.target}) [{table[-1].seconds:.0f} s]")
+        print(
+            f"{'ok  ' if line.ok else 'FAIL'} {line.what}: {line.reached} (target: {line.target}) [{table[-1].seconds:.0f} s]"
+        )
         for problem in line.problems[:20]:
             print("       " + problem.replace("\n", "\n       "))
     print(f"\n{sum(line.ok for line in table)} of {len(table)} lines reach their target")

@@ -37,7 +37,9 @@ def test_train_leaves_a_run(run_dir):
 
 
 def test_training_again_returns_at_once(capsys, run_dir, data):
-    status, out, _ = run(capsys, "train", "shapes/ms-detr-c", "--run-dir", str(run_dir), "--data", str(data), "--quiet", *TINY)
+    status, out, _ = run(
+        capsys, "train", "shapes/ms-detr-c", "--run-dir", str(run_dir), "--data", str(data), "--quiet", *TINY
+    )
     assert status == 0 and "AP" in out and str(run_dir) in out
 
 
@@ -52,7 +54,12 @@ def test_predict_prints_a_line_per_object(capsys, run_dir, data, tmp_path):
     status, out, _ = run(capsys, "predict", str(run_dir), image, "--min-score", "0", "--device", "cpu")
     assert status == 0 and len(out.splitlines()) == 101
     output = tmp_path / "found.json"
-    assert run(capsys, "predict", str(run_dir), image, "--max-detections", "3", "--min-score", "0", "--output", str(output))[0] == 0
+    assert (
+        run(
+            capsys, "predict", str(run_dir), image, "--max-detections", "3", "--min-score", "0", "--output", str(output)
+        )[0]
+        == 0
+    )
     assert len(json.loads(output.read_text())[image]) == 3
 
 
@@ -75,7 +82,9 @@ def test_verify_finds_damage(capsys, run_dir, tmp_path):
 
 
 def test_inspect_explains_an_image(capsys, run_dir, tmp_path):
-    status, out, _ = run(capsys, "inspect", str(run_dir), "--object", "0", "--query", "1", "--out", str(tmp_path), "--device", "cpu")
+    status, out, _ = run(
+        capsys, "inspect", str(run_dir), "--object", "0", "--query", "1", "--out", str(tmp_path), "--device", "cpu"
+    )
     assert status == 0 and "query 1" in out
     assert list(tmp_path.glob("*.png"))
 
@@ -184,7 +193,9 @@ def test_unknown_recipe(capsys):
 @pytest.mark.fault("F72")
 def test_output_that_cannot_be_written(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    status, _, err = run(capsys, "train", "shapes/ms-detr-c", "--run-dir", str(tmp_path / "file" / "run"), "--device", "cpu")
+    status, _, err = run(
+        capsys, "train", "shapes/ms-detr-c", "--run-dir", str(tmp_path / "file" / "run"), "--device", "cpu"
+    )
     assert status == 1 and "cannot be written" in err and "Traceback" not in err
 
 
@@ -197,7 +208,9 @@ def test_errors_are_one_message_unless_debugging(capsys, tmp_path):
         cli.main(["eval", str(tmp_path), "--debug"])
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "candidates", "recipes", "check-data", "convert", "inspect", "verify"])
+@pytest.mark.parametrize(
+    "command", ["train", "eval", "predict", "candidates", "recipes", "check-data", "convert", "inspect", "verify"]
+)
 def test_help_teaches(capsys, command):
     status, out, _ = run(capsys, command, "--help")
     assert status == 0 and "usage: msdetr" in out and len(out.splitlines()) > 8

@@ -9,7 +9,9 @@ from msdetr.notebook import NotebookError, check_parameters, parameters, parse_o
 
 
 def test_parameters_become_a_configuration(tmp_path):
-    run = parameters("shapes/ms-detr-c", data="data/mine", epochs="2", seed=3, overrides="train.lr=1e-4 model.variant=d")
+    run = parameters(
+        "shapes/ms-detr-c", data="data/mine", epochs="2", seed=3, overrides="train.lr=1e-4 model.variant=d"
+    )
     assert (run.config.data.root, run.config.train.epochs, run.config.seed) == ("data/mine", 2.0, 3)
     assert run.config.train.lr == 1e-4 and run.config.model.variant == "d"
     assert str(run.run_dir) == "runs/shapes-ms-detr-c-seed3"

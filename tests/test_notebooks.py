@@ -247,7 +247,9 @@ def work_through(capsys, solved):
         for node in ast.parse(plain(cell)).body:
             if solved and isinstance(node, ast.FunctionDef) and node.name in SOLVED:
                 namespace[node.name] = getattr(namespace["solutions"], node.name)
-    return [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith(("not yet", "solved"))]
+    return [
+        line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith(("not yet", "solved"))
+    ]
 
 
 @with_exercises
@@ -261,12 +263,18 @@ def test_every_broken_function_is_caught_and_its_solution_passes(capsys, monkeyp
 def test_folded_hints_and_solutions_are_those_of_the_module():
     prose = "\n".join(cell.source for cell in read(EXERCISES).cells if cell.cell_type == "markdown")
     folded = re.findall(r"<details><summary>Solution</summary>\s+```python\n(.*?)\n```\s+</details>", prose, re.DOTALL)
-    assert folded == [ast.get_source_segment(SOLUTIONS, node) for node in ast.parse(SOLUTIONS).body if isinstance(node, ast.FunctionDef)]
+    assert folded == [
+        ast.get_source_segment(SOLUTIONS, node)
+        for node in ast.parse(SOLUTIONS).body
+        if isinstance(node, ast.FunctionDef)
+    ]
     assert prose.count("<details><summary>Hint</summary>") == len(folded)
     assert prose.count("**Symptom.**") == len(folded)
 
 
 @with_exercises
 def test_solutions_stand_on_their_own():
-    imported = {alias.name for node in ast.walk(ast.parse(SOLUTIONS)) if isinstance(node, ast.Import) for alias in node.names}
+    imported = {
+        alias.name for node in ast.walk(ast.parse(SOLUTIONS)) if isinstance(node, ast.Import) for alias in node.names
+    }
     assert imported == {"torch", "torchvision"} and "msdetr" not in SOLUTIONS

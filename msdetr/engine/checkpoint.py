@@ -310,13 +310,17 @@ def optimizer_files(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}.{name}"] = value
     plain = (str, int, float, bool, list, tuple, type(None))
-    settings = [{k: v for k, v in group.items() if k != "params" and isinstance(v, plain)} for group in optimizer.param_groups]
+    settings = [
+        {k: v for k, v in group.items() if k != "params" and isinstance(v, plain)} for group in optimizer.param_groups
+    ]
     return tensors, settings
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, settings: list[dict[str, Any]]) -> None:
     """Puts back what ``optimizer_files`` took. Raises CheckpointError where the parameters are not the same."""
-    saved, here = ({name for group in groups for name in group["names"]} for groups in (settings, optimizer.param_groups))
+    saved, here = (
+        {name for group in groups for name in group["names"]} for groups in (settings, optimizer.param_groups)
+    )
     if saved != here:
         raise CheckpointError(
             "the optimiser's state is of other parameters: " + _listing(missing=here - saved, unexpected=saved - here)
@@ -350,7 +354,9 @@ class TakenOver:
         return "; ".join(lines)
 
 
-def load_weights(detector: nn.Module, tensors: Tensors, reset_class_head: bool = False, partial: bool = False) -> TakenOver:
+def load_weights(
+    detector: nn.Module, tensors: Tensors, reset_class_head: bool = False, partial: bool = False
+) -> TakenOver:
     """Copies weights into a detector.
 
     reset_class_head: class heads of another number of classes keep their initial values.
@@ -395,7 +401,11 @@ def _is_class_head(name: str, own: Tensor, other: Tensor) -> bool:
 
 def changes(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Dotted path -> (old value, new value) of every field that differs."""
-    return {path: (before, after) for path, before in _flat(old.to_dict()) if before != (after := dict(_flat(new.to_dict()))[path])}
+    return {
+        path: (before, after)
+        for path, before in _flat(old.to_dict())
+        if before != (after := dict(_flat(new.to_dict()))[path])
+    }
 
 
 def _flat(values: Mapping[str, Any], prefix: str = ""):
@@ -416,7 +426,13 @@ def _shortened(names, limit: int = 12) -> str:
 
 
 def _identity(tensor: Tensor) -> tuple:
-    return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.numel() and 1 or id(tensor)
+    return (
+        tensor.data_ptr(),
+        tuple(tensor.shape),
+        tuple(tensor.stride()),
+        tensor.dtype,
+        tensor.numel() and 1 or id(tensor),
+    )
 
 
 def _unaliased(tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, str]]:

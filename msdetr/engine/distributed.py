@@ -114,7 +114,9 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         raise TrainingError(f"device '{device}': {error}; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise TrainingError(f"device '{device}': no CUDA device is visible; use --device cpu, or see `msdetr doctor`")
+            raise TrainingError(
+                f"device '{device}': no CUDA device is visible; use --device cpu, or see `msdetr doctor`"
+            )
         index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
         if index >= torch.cuda.device_count():
             raise TrainingError(

@@ -51,7 +51,9 @@ class EvalResult:
         protocol = ", ".join(f"{name} {value}" for name, value in self.protocol.items())
         lines = [numbers, f"{self.num_images} images, {self.num_detections} detections; protocol: {protocol}"]
         if self.truncated:
-            lines.append(f"{self.truncated} detections were beyond {self.protocol['max_detections']} per image and class and did not count")
+            lines.append(
+                f"{self.truncated} detections were beyond {self.protocol['max_detections']} per image and class and did not count"
+            )
         return "\n".join(lines)
 
 
@@ -93,7 +95,9 @@ def evaluate(
     def score() -> EvalResult:
         seen = [image_id for image_ids, _ in shards for image_id in image_ids]
         if sorted(seen) != sorted(dataset.image_ids):
-            raise EvaluationError(f"the ranks evaluated {len(seen)} images of {len(dataset.image_ids)}, not each exactly once")
+            raise EvaluationError(
+                f"the ranks evaluated {len(seen)} images of {len(dataset.image_ids)}, not each exactly once"
+            )
         detections = np.concatenate([rows for _, rows in shards])
         return coco_metrics(dataset.coco_api(), detections, dataset.image_ids, max_detections)
 
@@ -109,13 +113,21 @@ def _detect(detector, dataset, max_detections, batch_size, workers, precision, d
     loader.worker_init_fn = leave_signals_to_parent
     category_ids = np.asarray(dataset.categories.category_ids, dtype=np.float64)  # NaN for a class without a category
     image_ids, rows = [], [np.zeros((0, 7))]
-    bar = Progress(len(range(world.rank, len(dataset), world.size)), title="evaluate", unit="image", enabled=progress and world.main, brief=True)
+    bar = Progress(
+        len(range(world.rank, len(dataset), world.size)),
+        title="evaluate",
+        unit="image",
+        enabled=progress and world.main,
+        brief=True,
+    )
     for batch, targets in loader:
         if stop():
             break
         with autocast(device, precision):
             output = detector(batch.to(device, non_blocking=True))
-        for image_id, found in zip(targets.image_ids, postprocess(output.one_to_one.layer(-1), targets.sizes, max_detections)):
+        for image_id, found in zip(
+            targets.image_ids, postprocess(output.one_to_one.layer(-1), targets.sizes, max_detections)
+        ):
             image_ids.append(image_id)
             rows.append(coco_rows(image_id, found.to("cpu"), category_ids))
         bar.advance(len(targets.image_ids))
@@ -156,7 +168,9 @@ def coco_rows(image_id: int, detections, category_ids: np.ndarray) -> np.ndarray
     return rows[~np.isnan(rows[:, 6])]
 
 
-def coco_metrics(coco, detections: np.ndarray, image_ids: Sequence[int] | None = None, max_detections: int = 100) -> EvalResult:
+def coco_metrics(
+    coco, detections: np.ndarray, image_ids: Sequence[int] | None = None, max_detections: int = 100
+) -> EvalResult:
     """The twelve COCO numbers of detections against a ``pycocotools.coco.COCO`` ground truth.
 
     detections: [N, 7] rows of image id, x, y, w, h in pixels, score, category id.
@@ -184,7 +198,10 @@ def _score(coco, detections, image_ids, max_detections) -> EvalResult:
         run.evaluate()
         run.accumulate()
 
-    precision, recall = np.asarray(run.eval["precision"]), np.asarray(run.eval["recall"])  # [T, R, C, A, M], [T, C, A, M]
+    precision, recall = (
+        np.asarray(run.eval["precision"]),
+        np.asarray(run.eval["recall"]),
+    )  # [T, R, C, A, M], [T, C, A, M]
     thresholds, areas = list(np.round(run.params.iouThrs, 2)), list(run.params.areaRngLbl)
     metrics = {"AP": _mean(precision[..., 0, -1])}
     for percent in (50, 75):
@@ -300,4 +317,6 @@ def check_metric() -> None:
     for layout, perfect in ((boxes, True), (corners, False)):
         rows = np.column_stack([np.ones(3), layout, [0.9, 0.8, 0.7], np.ones(3)])
         if (_score(coco, rows, None, 100).metrics["AP"] == 1.0) != perfect:
-            raise EvaluationError(f"{metric_backend()[0]} fails its self-test (perfect boxes must score 1); reinstall it")
+            raise EvaluationError(
+                f"{metric_backend()[0]} fails its self-test (perfect boxes must score 1); reinstall it"
+            )

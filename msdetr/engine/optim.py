@@ -32,7 +32,9 @@ def parameter_groups(detector: nn.Module, config: TrainConfig) -> list[dict]:
         "backbone": config.lr_backbone,
         "projection": config.lr * config.lr_projection_factor,
     }
-    groups = {name: {"params": [], "names": [], "name": name, "base_lr": rates[name], "lr": rates[name]} for name in GROUPS}
+    groups = {
+        name: {"params": [], "names": [], "name": name, "base_lr": rates[name], "lr": rates[name]} for name in GROUPS
+    }
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:
             group = groups[group_of(name)]

@@ -53,7 +53,13 @@ class Progress:
             from tqdm.auto import tqdm
 
             self._bar = tqdm(
-                total=total, initial=initial, desc=title, unit=unit, leave=not brief, dynamic_ncols=True, mininterval=0.5
+                total=total,
+                initial=initial,
+                desc=title,
+                unit=unit,
+                leave=not brief,
+                dynamic_ncols=True,
+                mininterval=0.5,
             )
 
     def advance(self, steps: int = 1, text: str = "") -> None:

@@ -1,6 +1,6 @@
 """A run directory: one process at a time, plain files that say at any moment how the run stands.
 
-    runs/NAME/ config.yaml, metrics.jsonl, results.json, checkpoints/, figures/
+runs/NAME/ config.yaml, metrics.jsonl, results.json, checkpoints/, figures/
 """
 
 from __future__ import annotations

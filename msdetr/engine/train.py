@@ -149,7 +149,10 @@ class Trainer:
         for i, (batch, targets) in enumerate(micro_batches):
             batch = batch.to(self.world.device, non_blocking=True)
             targets = targets.to(self.world.device, non_blocking=True)
-            with self._no_exchange(unless=i == len(micro_batches) - 1), out_of_memory_advice(batch, targets, self.config):
+            with (
+                self._no_exchange(unless=i == len(micro_batches) - 1),
+                out_of_memory_advice(batch, targets, self.config),
+            ):
                 with autocast(self.world.device, self.config.precision):
                     output = (self._parallel or self.detector)(batch)
                 try:
@@ -217,7 +220,9 @@ class Trainer:
         self.steps_done = checkpoint.step
         generators = checkpoint.tensors("rng")
         if training["world_size"] == self.world.size and f"cpu.{self.world.rank}" in generators:
-            states = {kind: generators[key] for kind in ("cpu", "cuda") if (key := f"{kind}.{self.world.rank}") in generators}
+            states = {
+                kind: generators[key] for kind in ("cpu", "cuda") if (key := f"{kind}.{self.world.rank}") in generators
+            }
             _restore_generators(states, self.world.device)
         else:  # dropout masks belong to a rank, so another number of ranks draws others
             torch.manual_seed(_seed(self.steps_done, self.world.rank))
@@ -455,7 +460,9 @@ def _train(
                 saved_at = done
             if metrics:
                 window.clear()  # the time of an evaluation is not the time of a step
-        if result is None or (evaluations and evaluations[-1]["step"] != trainer.steps_done):  # only the numbers are missing
+        if result is None or (
+            evaluations and evaluations[-1]["step"] != trainer.steps_done
+        ):  # only the numbers are missing
             with contextlib.suppress(EvaluationStopped):
                 result = evaluate_now()
         if saved_at != trainer.steps_done:
@@ -479,7 +486,9 @@ def _train(
         "seconds": time.perf_counter() - began,
         "parameters": count_parameters(detector),
         "world_size": world.size,
-        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(world.device)
+        if world.device.type == "cuda"
+        else platform.processor() or "cpu",
         "torch": torch.__version__,
         "class_names": list(train_set.class_names),
     }

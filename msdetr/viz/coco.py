@@ -50,7 +50,9 @@ def photo_credits(annotation_file: str | Path) -> dict[int, Credit]:
     return found
 
 
-def thumbnail_figure(dataset, indices: Sequence[int], notes: Mapping[int, str] | None = None, side: int = 160) -> Figure:
+def thumbnail_figure(
+    dataset, indices: Sequence[int], notes: Mapping[int, str] | None = None, side: int = 160
+) -> Figure:
     """Images reduced to ``side`` pixels at most, with their boxes, one colour per class; ``notes`` (image id -> text, for
     instance the licence) go below the image ids. Raises ValueError without any image."""
     if not indices:
@@ -81,7 +83,9 @@ def category_figure(contiguous: Categories, raw: Categories) -> Figure:
             label=f"contiguous: {len(contiguous)} classes")  # fmt: skip
     for gap in sorted(set(range(int(ids.min()), int(ids.max()))) - set(ids.tolist())):
         ax.axvline(gap, color="#999999", linewidth=0.6, alpha=0.7)
-    finish(ax, "From category ids to classes (grey: ids that no category has)", "category id in the file", "class index")
+    finish(
+        ax, "From category ids to classes (grey: ids that no category has)", "category id in the file", "class index"
+    )
     return figure
 
 

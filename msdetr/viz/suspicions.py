@@ -58,6 +58,8 @@ def _look_at(ax, x: float, y: float, w: float, h: float) -> None:
     """Shows a box with as much again around it, 32 pixels at least, within the image."""
     width, height = ax.get_xlim()[1] + 0.5, ax.get_ylim()[0] + 0.5
     side = max(2 * max(w, h), 64)
-    left, top = (min(max(c - side / 2, 0), max(limit - side, 0)) for c, limit in ((x + w / 2, width), (y + h / 2, height)))
+    left, top = (
+        min(max(c - side / 2, 0), max(limit - side, 0)) for c, limit in ((x + w / 2, width), (y + h / 2, height))
+    )
     ax.set_xlim(left, min(left + side, width))
     ax.set_ylim(min(top + side, height), top)

@@ -128,7 +128,11 @@ def test_a_pickle_with_a_right_checksum_is_still_not_executed(tmp_path):
     data = pickle.dumps(Bomb())
     (found.directory / "model.safetensors").write_bytes(data)
     manifest = json.loads((found.directory / "manifest.json").read_text())
-    manifest["files"]["model.safetensors"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "aliases": {}}
+    manifest["files"]["model.safetensors"] = {
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(data),
+        "aliases": {},
+    }
     (found.directory / "manifest.json").write_text(checkpoints._manifest_text(manifest))
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         checkpoints.verify(found.directory)

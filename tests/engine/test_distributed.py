@@ -85,7 +85,12 @@ def test_torchrun_starts_all_ranks_again_from_the_last_checkpoint(tmp_path, shap
     killed = []
 
     def kill_once(line):
-        if "step" in line and not killed and (run_dir / "checkpoints").exists() and list(run_dir.glob("checkpoints/step_*")):
+        if (
+            "step" in line
+            and not killed
+            and (run_dir / "checkpoints").exists()
+            and list(run_dir.glob("checkpoints/step_*"))
+        ):
             killed.append(int((run_dir / ".lock").read_text().split()[1]))
             os.kill(killed[0], signal.SIGKILL)
 

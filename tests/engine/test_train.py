@@ -185,7 +185,9 @@ def test_out_of_memory_names_the_batch_and_what_to_change(shapes):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     trainer.detector.forward = Greedy().forward
-    with pytest.raises(OutOfMemoryError, match=r"2 images padded to \(128, 128\) pixels.*train.micro_batch=1.*gradient_checkp"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"2 images padded to \(128, 128\) pixels.*train.micro_batch=1.*gradient_checkp"
+    ):
         trainer.step([collate([dataset[0], dataset[1]])])
 
 
@@ -209,7 +211,9 @@ def test_resume_with_a_changed_configuration(tmp_path, shapes):
     config = tiny.config(shapes, train__epochs=0.5)
     train(config, tmp_path, device="cpu", progress=False)
     longer = config.override({"train.epochs": 1, "train.lr": 5e-4})
-    with pytest.raises(ConfigError, match=r"(?s)train.epochs: 0.5 in the checkpoint, 1.0 now.*train.lr: 0.001.*0.0005 now"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)train.epochs: 0.5 in the checkpoint, 1.0 now.*train.lr: 0.001.*0.0005 now"
+    ):
         train(longer, tmp_path, device="cpu", progress=False)
     assert train(longer, tmp_path, device="cpu", progress=False, allow_config_change=True)["steps"] == 4
     faster = longer.override({"data.workers": 0, "train.log_every": 2})
@@ -245,7 +249,9 @@ def test_wrong_number_of_classes(tmp_path, shapes, finished):
 @pytest.mark.fault("F66")
 def test_init_from_reports_what_it_took_over(tmp_path, shapes, finished):
     run_dir, config, _ = finished
-    same = train(config.override({"train.epochs": 0}), tmp_path / "same", device="cpu", progress=False, init_from=run_dir)
+    same = train(
+        config.override({"train.epochs": 0}), tmp_path / "same", device="cpu", progress=False, init_from=run_dir
+    )
     assert not same["init_from"]["missing"] and not same["init_from"]["misshapen"]
     weights = checkpoints.latest(tmp_path / "same").tensors("model")
     source = checkpoints.best(run_dir).weights()
@@ -253,9 +259,7 @@ def test_init_from_reports_what_it_took_over(tmp_path, shapes, finished):
     deeper = config.override({"model.decoder_layers": 3, "train.epochs": 0})
     with pytest.raises(CheckpointError, match=r"do not fit the model: \d+ missing: decoder"):
         train(deeper, tmp_path / "deeper", device="cpu", progress=False, init_from=run_dir)
-    partial = train(
-        deeper, tmp_path / "partial", device="cpu", progress=False, init_from=run_dir, init_partial=True
-    )
+    partial = train(deeper, tmp_path / "partial", device="cpu", progress=False, init_from=run_dir, init_partial=True)
     assert partial["init_from"]["missing"] and "missing" in partial["init_from"]["report"]
 
 

@@ -67,7 +67,9 @@ def fingerprint(checkpoint: checkpoints.Checkpoint) -> dict[str, str]:
         digest = hashlib.sha256()
         for name, tensor in sorted(checkpoint.tensors(file.removesuffix(".safetensors")).items()):
             digest.update(name.encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else str(tensor).encode())
+            digest.update(
+                tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else str(tensor).encode()
+            )
         result[file] = digest.hexdigest()
     return result
 
@@ -150,7 +152,9 @@ def start_training(run_dir: Path, config: RunConfig, ranks: int = 1, environment
     ]
 
 
-def train_in_processes(run_dir: Path, config: RunConfig, ranks: int = 1, timeout: float = 100, **options: Any) -> list[int]:
+def train_in_processes(
+    run_dir: Path, config: RunConfig, ranks: int = 1, timeout: float = 100, **options: Any
+) -> list[int]:
     """Trains to the end and returns the exit statuses."""
     return finish(start_training(run_dir, config, ranks, **options), timeout)
 

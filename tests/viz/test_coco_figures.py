@@ -19,7 +19,12 @@ def samples(monkeypatch, request):
 
 
 def test_credits_say_what_may_be_shown(tmp_path):
-    images = [{"id": 1, "license": 4, "flickr_url": "http://x"}, {"id": 2, "license": 3}, {"id": 3}, {"id": 4, "license": 99}]
+    images = [
+        {"id": 1, "license": 4, "flickr_url": "http://x"},
+        {"id": 2, "license": 3},
+        {"id": 3},
+        {"id": 4, "license": 99},
+    ]
     (tmp_path / "a.json").write_text(json.dumps({"images": images}))
     found = photo_credits(tmp_path / "a.json")
     assert (found[1].licence, found[1].source, found[1].free) == ("CC BY 2.0", "http://x", True)
@@ -49,7 +54,11 @@ def test_categories_show_the_gaps():
 def test_first_steps_of_a_run_and_a_baseline():
     def run(positives):
         steps = [
-            {"step": i, "terms": {"one_to_one/class": [2, 1 / (i + 1)], "one_to_one/l1": [1, 0.5]}, "positives_per_object": positives}
+            {
+                "step": i,
+                "terms": {"one_to_one/class": [2, 1 / (i + 1)], "one_to_one/l1": [1, 0.5]},
+                "positives_per_object": positives,
+            }
             for i in range(20)
         ]
         return SimpleNamespace(steps=steps)
