@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..structures import Matches, Predictions, Targets
 
+_LARGE_TABLE = 2**19  # entries
+
 
 class Matcher:
     """Assigns queries to objects. Subclasses define ``prepare`` (on the device, no synchronisation) and ``assign``
@@ -65,10 +67,11 @@ def match_all(problems: Sequence[tuple[Matcher, Predictions, Targets]]) -> list[
 
 
 def _prepare(matcher: Matcher, predictions: Predictions, targets: Targets) -> tuple[Tensor, ...]:
-    """Everything at once on an accelerator; image by image on the CPU, whose caches hold the tables of one image."""
-    images = targets.image.unique().tolist() if targets.image.device.type == "cpu" else []
-    if len(images) < 2:
+    """Everything at once, but large tables on the CPU image by image: its caches hold those of one image."""
+    depth, _, num_queries, _ = predictions.logits.shape
+    if targets.image.device.type != "cpu" or depth * len(targets) * num_queries < _LARGE_TABLE:
         return matcher.prepare(predictions, targets)
+    images = targets.image.unique().tolist()
     parts = [matcher.prepare(predictions.of_image(b), targets.of_image(b)) for b in images]
     return tuple(torch.cat(part, dim=1) for part in zip(*parts))
 

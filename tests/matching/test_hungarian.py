@@ -12,6 +12,7 @@ from msdetr.matching import (
     HungarianMatcher,
     OneToManyMatcher,
     ReleasedOneToMany,
+    base,
     class_probability,
     hungarian_cost,
     match_all,
@@ -74,13 +75,14 @@ def test_images_do_not_influence_each_other():
     [HungarianMatcher(), OneToManyMatcher(), ReleasedOneToMany(positive_fraction=1.0)],
     ids=lambda m: type(m).__name__,
 )
-def test_prepared_as_a_batch_or_image_by_image(matcher):
-    """An accelerator does the first, the CPU the second."""
+def test_prepared_as_a_batch_or_image_by_image(matcher, monkeypatch):
+    """Large tables on the CPU are made image by image."""
     predictions, targets = scene(5, counts=(3, 0, 4), crowded=True)
-    matches = matcher(predictions, targets)
-    batch = matcher.assign(matcher.prepare(predictions, targets), predictions, targets)
-    assert len(matches)
-    assert all(torch.equal(getattr(matches, f), getattr(batch, f)) for f in ("layer", "image", "query", "target"))
+    whole = matcher(predictions, targets)
+    monkeypatch.setattr(base, "_LARGE_TABLE", 0)
+    parts = matcher(predictions, targets)
+    assert len(whole)
+    assert all(torch.equal(getattr(whole, f), getattr(parts, f)) for f in ("layer", "image", "query", "target"))
 
 
 def test_several_problems_at_once():

@@ -37,8 +37,8 @@ def pairs_of(matches: Matches, targets: Targets, layer: int, image: int) -> list
 
 def tables(predictions, targets, alpha):
     """[layer][image] -> table[object][query] of scores, as nested lists."""
-    images = [score(predictions.of_image(b), targets.of_image(b), alpha) for b in range(targets.num_images)]
-    return [[table[layer].tolist() for table in images] for layer in range(len(predictions.logits))]
+    values = score(predictions, targets, alpha)
+    return [[layer[targets.image == b].tolist() for b in range(targets.num_images)] for layer in values]
 
 
 scenes = st.fixed_dictionaries(
