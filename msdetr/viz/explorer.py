@@ -128,7 +128,7 @@ class Explorer:
             start.output.one_to_one.logits.shape[2],
             len(start.output.one_to_one.logits),
         )
-        style = {"style": {"description_width": "40px"}, "layout": widgets.Layout(width="290px")}
+        style = {"style": {"description_width": "48px"}, "layout": widgets.Layout(width="290px")}
         late = {"continuous_update": False, **style}
         self.controls = {
             "threshold": widgets.FloatSlider(value=m.threshold, min=0, max=1, step=0.01, description="τ", **late),

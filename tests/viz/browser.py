@@ -1,0 +1,109 @@
+"""A headless Chromium driven over its debugging protocol, and a JupyterLab for it to open."""
+
+import base64
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Browser:
+    """One page. ``evaluate`` runs JavaScript in it and returns its value."""
+
+    def __init__(self, folder: Path, width: int = 1300, height: int = 1100):
+        import websocket
+
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
+                   "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
+        self.process = subprocess.Popen(
+            [CHROMIUM, *options, "--remote-debugging-port=0", "--remote-allow-origins=*",
+             f"--user-data-dir={folder}", f"--window-size={width},{height}", "about:blank"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        port = _wait(lambda: (folder / "DevToolsActivePort").read_text().splitlines()[0], 90, "Chromium to start")
+        pages = json.loads(urllib.request.urlopen(f"http://127.0.0.1:{port}/json").read())
+        self.socket = websocket.create_connection(
+            next(p for p in pages if p["type"] == "page")["webSocketDebuggerUrl"], timeout=60
+        )
+        self.numbers = itertools.count(1)
+        self.send("Emulation.setFocusEmulationEnabled", enabled=True)  # JupyterLab's commands go to what has the focus
+
+    def send(self, method: str, **parameters):
+        number = next(self.numbers)
+        self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            answer = json.loads(self.socket.recv())
+            if answer.get("id") == number:
+                assert "error" not in answer, answer["error"]
+                return answer["result"]
+
+    def evaluate(self, script: str):
+        result = self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
+
+    def wait_for(self, script: str, seconds: float = 60):
+        """The value of a script as soon as it is true."""
+        return _wait(lambda: self.evaluate(script), seconds, script)
+
+    def press(self, key: str, times: int = 1):
+        for _ in range(times):
+            for kind in ("keyDown", "keyUp"):
+                code = {"ArrowRight": 39, "ArrowLeft": 37}[key]
+                self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def screenshot(self, path: Path):
+        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
+
+    def close(self):
+        self.socket.close()
+        self.process.terminate()
+        self.process.wait(20)
+
+
+@contextlib.contextmanager
+def jupyter_lab(folder: Path):
+    """A JupyterLab server on ``folder``; yields its address."""
+    log = open(folder / "jupyter.log", "w")  # noqa: SIM115 (open as long as the server)
+    options = [
+        "--ServerApp.token=",
+        "--ServerApp.password=",
+        "--ServerApp.disable_check_xsrf=True",
+        "--ServerApp.port=0",
+    ]
+    environment = os.environ | {
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "JUPYTER_CONFIG_DIR": str(folder / "config"), "OMP_NUM_THREADS": "1"
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--LabApp.expose_app_in_browser=True",
+         f"--ServerApp.root_dir={folder}", *options],
+        stdout=log, stderr=log, env=environment,
+    )  # fmt: skip
+    try:
+        files = lambda: next((folder / "runtime").glob("jpserver-*.json"))
+        port = _wait(lambda: json.loads(files().read_text())["port"], 180, "JupyterLab to start")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+        log.close()
+
+
+def _wait(question, seconds: float, what: str):
+    end, last = time.monotonic() + seconds, None
+    while time.monotonic() < end:
+        try:
+            if answer := question():
+                return answer
+        except (OSError, StopIteration, IndexError, ValueError, KeyError, AssertionError) as error:
+            last = error
+        time.sleep(0.25)
+    raise TimeoutError(f"waited {seconds} s for {what}; last error: {last}")

@@ -1,0 +1,64 @@
+"""The sliders in a real browser: JupyterLab in headless Chromium."""
+
+import io
+import os
+import shutil
+
+import nbformat
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser, jupyter_lab
+from PIL import Image
+
+SCENE = """
+import numpy as np
+from msdetr.analysis.specimen import Specimen
+from msdetr.viz.explorer import Explorer
+rng = np.random.default_rng(0)
+objects = np.array([[0.3, 0.3, 0.3, 0.3], [0.7, 0.6, 0.3, 0.4]])
+boxes = np.clip(np.repeat(objects, 5, 0) + rng.normal(0, 0.04, (10, 4)), 0.05, 0.95)
+specimen = Specimen.from_arrays(
+    boxes, rng.uniform(0.1, 0.9, (10, 2)), objects, [0, 1], class_names=["<i>cat</i>", "$dog"], name="toy")
+explorer = Explorer.of_specimens([specimen])
+explorer.show()
+"""
+ACCEPT = "document.querySelector('.jp-Dialog .jp-mod-accept')?.click()"  # the kernel dialog of a slow start
+CONNECTED = "[...window.jupyterapp.shell.widgets('main')][0]?.sessionContext?.session?.kernel?.status === 'idle'"
+STATUS = "document.querySelector('.jp-OutputArea .widget-html .widget-html-content, .jp-OutputArea .widget-html-value')?.innerText"
+PICTURE = "document.querySelector('.jp-OutputArea img.widget-image, .jp-OutputArea .widget-image img, .jp-OutputArea img')?.src"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+def test_a_slider_moved_in_jupyterlab_changes_picture_and_words(tmp_path):
+    pytest.importorskip("jupyterlab")
+    pytest.importorskip("ipywidgets")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SCENE)])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "sliders.ipynb")
+    with jupyter_lab(tmp_path) as address:
+        browser = Browser(tmp_path / "profile")
+        try:
+            browser.send("Page.navigate", url=f"{address}/doc/tree/sliders.ipynb")
+            browser.wait_for("!!window.jupyterapp && !!document.querySelector('.jp-Notebook')", 180)
+            browser.wait_for(f"{ACCEPT}, {CONNECTED}", 180)
+            browser.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+            words = browser.wait_for(STATUS, 180)
+            assert words.endswith("one-to-many pairs in this layer") and not words.startswith("0 ")
+            before = browser.wait_for(PICTURE)
+            assert (
+                browser.evaluate("document.querySelectorAll('.jp-OutputArea .noUi-handle').length") == 4
+            )  # τ, k, α, layer
+            browser.evaluate("document.querySelector('.jp-OutputArea .noUi-handle').focus()")
+            browser.press("ArrowRight", times=60)  # τ from 0.40 to 1.00: nothing scores above it
+            browser.wait_for(f"{STATUS}.startsWith('0 one-to-many pairs')", 60)
+            browser.wait_for(f"{PICTURE} !== {before!r}", 30)
+        finally:
+            path = tmp_path / "sliders.png"
+            browser.screenshot(path)
+            browser.close()
+            if keep := os.environ.get("MSDETR_SCREENSHOTS"):
+                os.makedirs(keep, exist_ok=True)
+                shutil.copy(path, keep)
+    shown = np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
+    assert shown.std() > 10, "the page is not blank"
