@@ -101,6 +101,7 @@ class DataConfig:
     max_size: int = 1333  # longer side at most, pixels
     workers: int = 4
     on_bad_annotation: Literal["error", "drop"] = "error"
+    skip_images: int = 0  # unreadable training images to leave out before it is an error
     cache: bool = False  # keep decoded images in memory (small data sets)
 
 
@@ -127,6 +128,7 @@ class TrainConfig:
     checkpoint_every: float = 1  # epochs
     max_detections: int = 100  # kept per image at evaluation
     log_every: int = 10  # steps between lines of metrics.jsonl
+    tensorboard: bool = False  # the same as TensorBoard event files in the run directory
 
 
 @dataclass(frozen=True)
@@ -297,6 +299,7 @@ _RANGES = {  # dotted path: (lowest, highest), both allowed
     "data.test_size": (0, None),
     "data.max_size": (1, None),
     "data.workers": (0, None),
+    "data.skip_images": (0, None),
     "train.epochs": (0, None),
     "train.batch_size": (1, None),
     "train.micro_batch": (1, None),

@@ -189,5 +189,6 @@ def build_dataset(config: RunConfig, split: str) -> CocoDetection:
         on_bad=data.on_bad_annotation,
         limit=data.num_train if train else data.num_val,
         cache=data.cache,
+        skip_images=data.skip_images if train else 0,  # an evaluation is of all images or of none
         seed=config.seed,
     )

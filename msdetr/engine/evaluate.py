@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import io
 import time
 from collections.abc import Callable, Sequence
@@ -189,11 +190,11 @@ def _score(coco, detections, image_ids, max_detections) -> EvalResult:
     image_ids = list(coco.imgs if image_ids is None else image_ids)
     detections = np.asarray(detections, dtype=np.float64).reshape(-1, 7)
     _check_detections(coco, detections, image_ids)
-    name, evaluator = metric_backend()
+    name, make_evaluator = metric_backend()
     max_dets = sorted({count for count in (1, 10) if count < max_detections} | {max_detections})
     with contextlib.redirect_stdout(io.StringIO()):  # the library prints its progress
-        run = evaluator(coco, _results(coco, detections), iouType="bbox")
-        run.params.imgIds = sorted(image_ids)
+        run = make_evaluator(coco, detections)
+        run.params.imgIds, run.params.catIds = sorted(image_ids), sorted(coco.cats)
         run.params.maxDets = max_dets
         run.evaluate()
         run.accumulate()
@@ -258,8 +259,27 @@ def _check_detections(coco, detections: np.ndarray, image_ids: list[int]) -> Non
         raise EvaluationError(f"detections of image id {min(strangers):.0f}, which is not among the images to evaluate")
 
 
-def _results(coco, detections: np.ndarray):
-    """Detections as the COCO object the evaluators take."""
+@functools.cache
+def metric_backend() -> tuple[str, Callable[[Any, np.ndarray], Any]]:
+    """The name of the metric's implementation, and what makes an evaluator of a ground truth and detections [N, 7]:
+    hotcoco where it is installed (the same numbers, many times as fast), else pycocotools, the reference."""
+    if importlib.util.find_spec("hotcoco"):
+        return "hotcoco", hotcoco_evaluator
+    return "pycocotools", pycocotools_evaluator
+
+
+def hotcoco_evaluator(coco, detections: np.ndarray):
+    """A ``hotcoco.COCOeval`` of a pycocotools ground truth."""
+    import hotcoco
+
+    truth = hotcoco.COCO(coco.dataset)
+    return hotcoco.COCOeval(truth, truth.load_res(detections), "bbox")
+
+
+def pycocotools_evaluator(coco, detections: np.ndarray):
+    """A ``pycocotools.cocoeval.COCOeval``. Without ``loadRes``, which cannot take an empty list of detections."""
+    from pycocotools.cocoeval import COCOeval
+
     results = type(coco)()
     results.dataset = {
         "images": list(coco.imgs.values()),
@@ -278,19 +298,7 @@ def _results(coco, detections: np.ndarray):
         ],
     }
     results.createIndex()
-    return results
-
-
-@functools.cache
-def metric_backend() -> tuple[str, type]:
-    """The name and class of the evaluator: faster-coco-eval where it is installed, else pycocotools, the reference."""
-    try:
-        from faster_coco_eval.core import COCOeval_faster
-    except ImportError:
-        from pycocotools.cocoeval import COCOeval
-
-        return "pycocotools", COCOeval
-    return "faster-coco-eval", COCOeval_faster
+    return COCOeval(coco, results, "bbox")
 
 
 @functools.cache

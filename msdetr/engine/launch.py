@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ def launch(
     resume: str = "auto",
     show: Callable[[str], Any] | None = None,
     max_restarts: int = 0,
+    arguments: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains on ``nproc`` ranks of this machine, started by torchrun, and returns what results.json says.
 
     nproc: one per GPU by default. show: called with every line of progress; by default they go to standard error.
     max_restarts: how often to start all ranks again, from the last checkpoint, when one dies.
+    arguments: further ones of ``msdetr train``, e.g. ``["--init-from", "runs/old"]``.
 
     Raises TrainingError with the last lines if the run fails, and KeyboardInterrupt after passing it on to the ranks.
     """
@@ -40,7 +42,7 @@ def launch(
     config.save(wanted)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)]
     command += ["--max-restarts", str(max_restarts), "-m", "msdetr", "train", str(wanted)]
-    command += ["--run-dir", str(run_dir), "--device", device, "--resume", resume]
+    command += ["--run-dir", str(run_dir), "--device", device, "--resume", resume, *arguments]
     environment = {"OMP_NUM_THREADS": "1", "MSDETR_PROGRESS": "lines"} | os.environ
     last: deque[str] = deque(maxlen=20)
     said: list[str] = []  # what the ranks themselves give as the reason

@@ -1,6 +1,6 @@
 """A run directory: one process at a time, plain files that say at any moment how the run stands.
 
-runs/NAME/ config.yaml, metrics.jsonl, results.json, checkpoints/, figures/
+runs/NAME/ config.yaml, metrics.jsonl, results.json, checkpoints/, figures/, tensorboard/ if asked for
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Self
 from ..config import RunConfig
 from .distributed import ALONE, World
 from .errors import RunDirectoryError, Terminated
+from .tensorboard import EventFiles
 
 
 class RunDirectory:
@@ -30,6 +31,7 @@ class RunDirectory:
         self.path = Path(path)
         self.world = world
         self._lock = None
+        self._events: EventFiles | None = None
 
     def __enter__(self) -> Self:
         # every rank learns whether rank 0 got hold of it
@@ -50,6 +52,8 @@ class RunDirectory:
         except OSError:
             pass  # the disk may be what failed; the error itself goes on
         finally:
+            if self._events:
+                self._events.close()
             self._lock.close()  # frees the lock
             self._lock = None
 
@@ -102,6 +106,13 @@ class RunDirectory:
         if self.world.main:
             with open(self.path / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"kind": kind, **values}) + "\n")
+        if self._events:
+            self._events.add(kind, values["step"], values)
+
+    def log_to_tensorboard(self, step: int) -> None:
+        """From ``step`` on what is logged also goes to event files."""
+        if self.world.main:
+            self._events = EventFiles(self.path / "tensorboard", step)
 
     def forget_after(self, step: int) -> None:
         """Drops the lines of metrics.jsonl beyond a step: a resumed run writes them again."""

@@ -36,11 +36,20 @@ from .optim import MovingAverage, build_optimizer, global_norm, lr_factor, set_l
 from .progress import Progress
 from .run import RunDirectory, write_json
 from .signals import StopRequest, leave_signals_to_parent
+from .tensorboard import require_tensorboard
 
 MicroBatch = tuple[ImageBatch, Targets]
 
 # settings that a resumed run may change without changing what is computed
-HARMLESS = {"recipe", "data.workers", "data.cache", "train.log_every", "train.eval_every", "train.checkpoint_every"}
+HARMLESS = {
+    "recipe",
+    "data.workers",
+    "data.cache",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.tensorboard",
+}
 FINISHED = "finished"
 SIGNS_OF_A_DEAD_RANK = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe", "timed out")
 
@@ -339,6 +348,8 @@ def train(
     """
     if str(resume) not in ("auto", "never") and not Path(resume).exists():
         raise CheckpointError(f"resume: {resume} does not exist; give auto, never or a checkpoint directory")
+    if config.train.tensorboard:
+        require_tensorboard()
     world = join(device)
     with RunDirectory(run_dir, world) as run:
         watch = on_step if world.main else None
@@ -376,6 +387,8 @@ def _train(
         started = run.write_results(init_from={"path": str(init_from), "report": taken.report(), **asdict(taken)})
         run.log("init", step=0, path=str(init_from), report=taken.report())
 
+    if config.train.tensorboard:
+        run.log_to_tensorboard(trainer.steps_done)
     epoch_steps = trainer.steps_per_epoch
     eval_every = _interval(config.train.eval_every, epoch_steps)
     save_every = _interval(config.train.checkpoint_every, epoch_steps)
@@ -471,6 +484,9 @@ def _train(
             _stop(stop, writer, trainer)
         if writer is not None:
             writer.wait()
+    remarks = _image_remarks(train_set, world)
+    for remark in remarks:
+        bar.say(remark)
     bar.close()
     scored = [e for e in evaluations if e["AP"] is not None]
     finished = started | {
@@ -491,6 +507,7 @@ def _train(
         else platform.processor() or "cpu",
         "torch": torch.__version__,
         "class_names": list(train_set.class_names),
+        "image_remarks": remarks,
     }
     return run.write_results(**finished) if world.main else finished
 
@@ -615,6 +632,17 @@ def _stop(stop: StopRequest, writer: checkpoints.Writer | None, trainer: Trainer
     if stop.signal == signal.SIGINT:
         raise KeyboardInterrupt(message)
     raise Terminated(message)
+
+
+def _image_remarks(dataset, world: World) -> list[str]:
+    """What was out of the ordinary about images that any rank read, e.g. "3 × image unreadable and left out, image 4, 7, 9"."""
+    from ..data.validate import Note
+
+    found: dict[str, set[int]] = {}
+    for report in world.gather(dataset.remarks()):
+        for note in report.notes:
+            found.setdefault(note.kind, set()).update(note.ids)
+    return [str(Note(kind, tuple(sorted(ids)))) for kind, ids in found.items()]
 
 
 def _interval(epochs: float, epoch_steps: int) -> int:

@@ -203,7 +203,8 @@ def terminations(folder: Path, data: Path, count: int, seed: int = 0) -> Tally:
 
 
 def killed_ranks(folder: Path, data: Path, count: int, seed: int = 0) -> Tally:
-    """kill -9 of one of two gloo ranks: the other must end, with an error, within 30 s, and the run must resume."""
+    """kill -9 of one of two gloo ranks, after its first checkpoint: the other must end, with an error, within 30 s, and the
+    run must resume."""
     tally, chance = Tally(), random.Random(seed)
     config = tiny.config(data, train__epochs=50)
     for turn in range(count):
@@ -211,6 +212,9 @@ def killed_ranks(folder: Path, data: Path, count: int, seed: int = 0) -> Tally:
         processes = tiny.start_training(run_dir, config, ranks=2)
         after = chance.randrange(4, 12)
         tiny.wait_for_step(run_dir, after)
+        tiny.wait_for(
+            lambda run_dir=run_dir: checkpoints.latest(run_dir) is not None
+        )  # it is written in the background
         victim = turn % 2
         start = time.monotonic()
         os.kill(processes[victim].pid, signal.SIGKILL)

@@ -60,6 +60,10 @@ def test_ranks_started_from_python_report_back(tmp_path, shapes):
     results = launch(config, tmp_path / "run", nproc=2, device="cpu", show=shown.append)
     assert results["status"] == "finished" and results["world_size"] == 2
     assert any("step 4/4" in line for line in shown)
+    again = launch(
+        config, tmp_path / "from", 2, "cpu", show=shown.append, arguments=["--init-from", str(tmp_path / "run")]
+    )
+    assert again["init_from"]["path"] == str(tmp_path / "run")
     with pytest.raises(TrainingError, match=r"(?s)failed with exit status 1.*train.batch_size"):
         launch(config.override({"train.batch_size": 64}), tmp_path / "bad", nproc=2, device="cpu", show=shown.append)
 

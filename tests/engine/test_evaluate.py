@@ -93,14 +93,14 @@ def test_box_formats_mixed_up_lose(dataset):
 
 @pytest.mark.fault("F78")
 def test_the_self_test_catches_a_metric_that_takes_corners(monkeypatch):
-    real = module._results
+    name, real = module.metric_backend()
 
     def corners(coco, detections):
         changed = detections.copy()
         changed[:, 3:5] -= changed[:, 1:3]
         return real(coco, changed)
 
-    monkeypatch.setattr(module, "_results", corners)
+    monkeypatch.setattr(module, "metric_backend", lambda: (name, corners))
     module.check_metric.cache_clear()
     with pytest.raises(EvaluationError, match="fails its self-test"):
         coco_metrics(*random_case(0))
@@ -125,17 +125,23 @@ def test_the_twelve_numbers_are_those_of_pycocotools(seed):
     assert [result.metrics[name] for name in ORDER] == pytest.approx(oracle.stats.tolist(), abs=1e-12)
 
 
+@pytest.mark.parametrize("crowd", [0, 1], ids=["objects", "crowds"])
 @pytest.mark.parametrize("max_detections", [5, 100, 300])
-def test_the_faster_metric_gives_the_same_numbers(max_detections, monkeypatch):
-    fast = pytest.importorskip("faster_coco_eval.core").COCOeval_faster
-    from pycocotools.cocoeval import COCOeval
-
-    for seed in range(5):
+def test_the_faster_metric_gives_the_same_numbers(max_detections, crowd, monkeypatch):
+    """Also with scores that are equal, crowds, images left out, and detections all over a size limit's border."""
+    pytest.importorskip("hotcoco")
+    for seed in range(8):
         coco, rows = random_case(seed)
+        rows[:, 5] = rows[:, 5].round(1)
+        rows[:20, 3:5] = 32
+        for annotation in coco.dataset["annotations"][::5]:
+            annotation["iscrowd"] = crowd
+        some = [i for i in coco.imgs if i % 4]
+        rows = rows[np.isin(rows[:, 0], some)]
         results = []
-        for name, evaluator in (("fast", fast), ("pycocotools", COCOeval)):
-            monkeypatch.setattr(module, "metric_backend", lambda chosen=(name, evaluator): chosen)
-            results.append(coco_metrics(coco, rows, max_detections=max_detections))
+        for make in (module.hotcoco_evaluator, module.pycocotools_evaluator):
+            monkeypatch.setattr(module, "metric_backend", lambda make=make: (make.__name__, make))
+            results.append(coco_metrics(coco, rows, some, max_detections))
         one, two = results
         assert one.metrics == pytest.approx(two.metrics, abs=1e-12)
         assert one.per_class == pytest.approx(two.per_class, abs=1e-12)

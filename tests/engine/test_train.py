@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from msdetr.config import ConfigError, TrainConfig
-from msdetr.data import build_dataset, collate
+from msdetr.data import ImageError, build_dataset, collate
 from msdetr.engine import (
     CheckpointError,
     NonFiniteError,
@@ -54,6 +55,45 @@ def test_a_run_leaves_everything_in_its_directory(finished):
         assert line["positives_per_object"]["one_to_one"] == 1
     assert [line["step"] for line in tiny.lines(run_dir, "eval")] == [4, 8, 12]
     assert [path.name for path in checkpoints.available(run_dir)][-2:] == ["step_00000008", "step_00000012"]
+
+
+def test_event_files_say_what_metrics_say(tmp_path, shapes):
+    """Also after a resume: steps that are done again do not appear twice."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny.config(shapes, train__tensorboard=True, train__eval_every=1)
+    train(config, tmp_path / "run", device="cpu", progress=False)
+    for path in checkpoints.available(tmp_path / "run")[-1:]:
+        shutil.rmtree(path)  # as if the run had stopped before its last checkpoint
+    RunDirectory(tmp_path / "run").write_results(status="running")
+    train(config, tmp_path / "run", device="cpu", progress=False)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    for kind, name in (("train", "loss"), ("train", "grad_norm"), ("eval", "AP50")):
+        expected = [(line["step"], pytest.approx(line[name])) for line in tiny.lines(tmp_path / "run", kind)]
+        assert [(e.step, e.value) for e in events.Scalars(f"{kind}/{name}")] == expected
+    assert len(events.Scalars("train/terms/one_to_many/giou/layer_2")) == 12
+
+
+def test_event_files_need_tensorboard(tmp_path, shapes, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install tensorboard"):
+        train(tiny.config(shapes, train__tensorboard=True), tmp_path / "run", device="cpu", progress=False)
+
+
+@pytest.mark.fault("F22")
+@pytest.mark.filterwarnings("ignore::msdetr.data.DataWarning")
+def test_unreadable_training_images_are_skipped_up_to_a_budget(tmp_path, shapes):
+    shutil.copytree(shapes, tmp_path / "data")
+    for path in sorted((tmp_path / "data" / "train").iterdir())[:2]:
+        path.write_bytes(b"no picture")
+    config = tiny.config(tmp_path / "data", data__generate="none", train__epochs=1)
+    with pytest.raises(ImageError, match="not a readable image"):
+        train(config.override({"data.skip_images": 1}), tmp_path / "one", device="cpu", progress=False)
+    results = train(config.override({"data.skip_images": 2}), tmp_path / "two", device="cpu", progress=False)
+    assert results["status"] == "finished" and results["steps"] == 4
+    assert results["image_remarks"] == ["2 × image unreadable and left out, image 1, 2"]
 
 
 def test_category_ids_as_classes_reach_the_checkpoint(shapes, tmp_path):
