@@ -268,7 +268,7 @@ def doctor() -> None:
         if found.advice:
             print(f"  faster: {found.advice}")
     check_metric()
-    name = metric_backend()[0]
+    name = metric_backend().name
     advice = (
         "; with hotcoco (`pip install hotcoco`) the same numbers take a fraction of the time"
         if name == "pycocotools"

@@ -25,6 +25,14 @@ AREAS = {"": "all", "s": "small", "m": "medium", "l": "large"}  # suffix of AP a
 
 
 @dataclass(frozen=True)
+class Evaluator:
+    """An implementation of the COCO metric. make: (ground truth, detections [N, 7]) -> an object like pycocotools' COCOeval."""
+
+    name: str
+    make: Callable[[Any, np.ndarray], Any]
+
+
+@dataclass(frozen=True)
 class EvalResult:
     """What an evaluation found. A number is None where it is undefined (no object it could be computed on).
 
@@ -170,7 +178,11 @@ def coco_rows(image_id: int, detections, category_ids: np.ndarray) -> np.ndarray
 
 
 def coco_metrics(
-    coco, detections: np.ndarray, image_ids: Sequence[int] | None = None, max_detections: int = 100
+    coco,
+    detections: np.ndarray,
+    image_ids: Sequence[int] | None = None,
+    max_detections: int = 100,
+    evaluator: Evaluator | None = None,
 ) -> EvalResult:
     """The twelve COCO numbers of detections against a ``pycocotools.coco.COCO`` ground truth.
 
@@ -178,22 +190,22 @@ def coco_metrics(
     image_ids: the images that count, all of ``coco`` by default.
     max_detections: detections kept per image and class, and in all by ``postprocess``: 100 in the COCO protocol, 300
     in the released 900-query results.
+    evaluator: what computes them, the fastest installed by default (``metric_backend``).
 
     Raises EvaluationError for NaN values, unknown images or categories, and duplicate image ids.
     """
     check_metric()
-    return _score(coco, detections, image_ids, max_detections)
+    return _score(coco, detections, image_ids, max_detections, evaluator or metric_backend())
 
 
-def _score(coco, detections, image_ids, max_detections) -> EvalResult:
+def _score(coco, detections, image_ids, max_detections, evaluator: Evaluator) -> EvalResult:
     start = time.perf_counter()
     image_ids = list(coco.imgs if image_ids is None else image_ids)
     detections = np.asarray(detections, dtype=np.float64).reshape(-1, 7)
     _check_detections(coco, detections, image_ids)
-    name, make_evaluator = metric_backend()
     max_dets = sorted({count for count in (1, 10) if count < max_detections} | {max_detections})
     with contextlib.redirect_stdout(io.StringIO()):  # the library prints its progress
-        run = make_evaluator(coco, detections)
+        run = evaluator.make(coco, detections)
         run.params.imgIds, run.params.catIds = sorted(image_ids), sorted(coco.cats)
         run.params.maxDets = max_dets
         run.evaluate()
@@ -219,7 +231,12 @@ def _score(coco, detections, image_ids, max_detections) -> EvalResult:
     return EvalResult(
         metrics=metrics,
         per_class={_unique(names, c): _mean(precision[:, :, i, 0, -1]) for i, c in enumerate(run.params.catIds)},
-        protocol={"metric": "COCO bbox", "max_detections": max_detections, "iou": "0.50:0.95", "computed by": name},
+        protocol={
+            "metric": "COCO bbox",
+            "max_detections": max_detections,
+            "iou": "0.50:0.95",
+            "computed by": evaluator.name,
+        },
         num_images=len(image_ids),
         num_detections=len(detections),
         truncated=int(np.maximum(counts - max_detections, 0).sum()),
@@ -259,16 +276,12 @@ def _check_detections(coco, detections: np.ndarray, image_ids: list[int]) -> Non
         raise EvaluationError(f"detections of image id {min(strangers):.0f}, which is not among the images to evaluate")
 
 
-@functools.cache
-def metric_backend() -> tuple[str, Callable[[Any, np.ndarray], Any]]:
-    """The name of the metric's implementation, and what makes an evaluator of a ground truth and detections [N, 7]:
-    hotcoco where it is installed (the same numbers, many times as fast), else pycocotools, the reference."""
-    if importlib.util.find_spec("hotcoco"):
-        return "hotcoco", hotcoco_evaluator
-    return "pycocotools", pycocotools_evaluator
+def metric_backend() -> Evaluator:
+    """hotcoco where it is installed (the same numbers, many times as fast), else pycocotools, the reference."""
+    return HOTCOCO if importlib.util.find_spec("hotcoco") else PYCOCOTOOLS
 
 
-def hotcoco_evaluator(coco, detections: np.ndarray):
+def _hotcoco_evaluator(coco, detections: np.ndarray):
     """A ``hotcoco.COCOeval`` of a pycocotools ground truth."""
     import hotcoco
 
@@ -276,7 +289,7 @@ def hotcoco_evaluator(coco, detections: np.ndarray):
     return hotcoco.COCOeval(truth, truth.load_res(detections), "bbox")
 
 
-def pycocotools_evaluator(coco, detections: np.ndarray):
+def _pycocotools_evaluator(coco, detections: np.ndarray):
     """A ``pycocotools.cocoeval.COCOeval``. Without ``loadRes``, which cannot take an empty list of detections."""
     from pycocotools.cocoeval import COCOeval
 
@@ -299,6 +312,10 @@ def pycocotools_evaluator(coco, detections: np.ndarray):
     }
     results.createIndex()
     return COCOeval(coco, results, "bbox")
+
+
+HOTCOCO = Evaluator("hotcoco", _hotcoco_evaluator)
+PYCOCOTOOLS = Evaluator("pycocotools", _pycocotools_evaluator)
 
 
 @functools.cache
@@ -324,7 +341,7 @@ def check_metric() -> None:
     corners = np.column_stack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
     for layout, perfect in ((boxes, True), (corners, False)):
         rows = np.column_stack([np.ones(3), layout, [0.9, 0.8, 0.7], np.ones(3)])
-        if (_score(coco, rows, None, 100).metrics["AP"] == 1.0) != perfect:
+        if (_score(coco, rows, None, 100, metric_backend()).metrics["AP"] == 1.0) != perfect:
             raise EvaluationError(
-                f"{metric_backend()[0]} fails its self-test (perfect boxes must score 1); reinstall it"
+                f"{metric_backend().name} fails its self-test (perfect boxes must score 1); reinstall it"
             )
