@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -78,25 +79,10 @@ class Case:
         return 0 <= self.worst <= 1
 
 
-Cases = Iterator[tuple[str, Callable[[Case], None]]]
-
-
 # ---------------------------------------------------------------- operator and module
 
 
-def op_cases(folder: Path) -> Cases:
-    manifest = golden.read_json(folder / "manifest.json")
-    implementations = {"": ms_deform_attn, " loop": ms_deform_attn_loop}
-    for name in manifest["cases"]:
-        for dtype in DTYPES:
-            for label, function in implementations.items():
-                yield (
-                    f"{name} {dtype}{label}",
-                    lambda case, n=name, d=dtype, f=function: op_case(case, folder, manifest, n, d, f),
-                )
-
-
-def op_case(case: Case, folder: Path, manifest: dict, name: str, dtype: str, function: Callable) -> None:
+def op_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
     arrays = golden.read_arrays(folder / f"{name}.npz")
     tolerance = {k: v for k, v in manifest["tolerance"][dtype].items() if k in ("rtol", "atol")}
     inputs = {
@@ -104,10 +90,13 @@ def op_case(case: Case, folder: Path, manifest: dict, name: str, dtype: str, fun
         for key in ("value", "sampling_locations", "attention_weights")
     }
     shapes = [tuple(row) for row in arrays["spatial_shapes"].tolist()]
-    output = function(inputs["value"], shapes, inputs["sampling_locations"], inputs["attention_weights"])
+    value, locations, weights = inputs.values()
+    with torch.no_grad():
+        case.close("loop", ms_deform_attn_loop(value, shapes, locations, weights), arrays["output"], **tolerance)
+    output = ms_deform_attn(value, shapes, locations, weights)
     case.close("output", output, arrays["output"], **tolerance)
-    if "grad_output" not in arrays or not output.requires_grad or function is ms_deform_attn_loop:
-        return  # the loop is forward only
+    if "grad_output" not in arrays:
+        return
     output.backward(torch.from_numpy(arrays["grad_output"]).to(output))
     for key, tensor in inputs.items():
         want, allowed = arrays[f"grad_{key}"], dict(tolerance)
@@ -116,13 +105,6 @@ def op_case(case: Case, folder: Path, manifest: dict, name: str, dtype: str, fun
         elif dtype == "float32" and key == "sampling_locations":
             allowed["atol"] = 1e-3 * float(np.abs(want).max())
         case.close(f"grad_{key}", tensor.grad, want, **allowed)
-
-
-def module_cases(folder: Path) -> Cases:
-    manifest = golden.read_json(folder / "manifest.json")
-    for name, spec in manifest["cases"].items():
-        for dtype in DTYPES:
-            yield f"{name} {dtype}", lambda case, n=name, s=spec, d=dtype: module_case(case, folder, manifest, n, s, d)
 
 
 def module_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
@@ -171,14 +153,7 @@ def matching_inputs(arrays: dict, dtype: str) -> tuple[Predictions, Targets]:
     return predictions, golden.read_targets(arrays, predictions.logits.shape[1], DTYPES[dtype])
 
 
-def hungarian_cases(folder: Path) -> Cases:
-    manifest = golden.read_json(folder / "manifest.json")
-    for name, spec in manifest["cases"].items():
-        for dtype in DTYPES:
-            yield f"{name} {dtype}", lambda case, n=name, s=spec, d=dtype: hungarian_case(case, folder, n, s, d)
-
-
-def hungarian_case(case: Case, folder: Path, name: str, spec: dict, dtype: str) -> None:
+def hungarian_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
     arrays = golden.read_arrays(folder / f"{name}.npz")
     predictions, targets = matching_inputs(arrays, dtype)
     matcher = HungarianMatcher(spec["cost_class"], spec["cost_bbox"], spec["cost_giou"])
@@ -187,15 +162,9 @@ def hungarian_case(case: Case, folder: Path, name: str, spec: dict, dtype: str) 
         case.equal(f"image {image}", pairs, as_pairs(want))
 
 
-def o2m_cases(folder: Path) -> Cases:
-    manifest = golden.read_json(folder / "manifest.json")
-    for name, spec in manifest["cases"].items():
-        for dtype in DTYPES:
-            check = o2m_random_case if spec.get("informational") else o2m_case
-            yield f"{name} {dtype}", lambda case, n=name, s=spec, d=dtype, c=check: c(case, folder, n, s, d)
-
-
-def o2m_case(case: Case, folder: Path, name: str, spec: dict, dtype: str) -> None:
+def o2m_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
+    if spec.get("informational"):
+        return o2m_random_case(case, folder, name, spec, dtype)
     arrays = golden.read_arrays(folder / f"{name}.npz")
     predictions, targets = matching_inputs(arrays, dtype)
     num_images, num_queries = predictions.logits.shape[1:3]
@@ -293,16 +262,6 @@ def recorded_matchings(entries: list) -> list:
     return [(kind, [sorted(tuple(pair) for pair in image) for image in images]) for kind, images in entries]
 
 
-def criterion_cases(folder: Path) -> Cases:
-    manifest = golden.read_json(folder / "manifest.json")
-    for name, spec in manifest["cases"].items():
-        for dtype in DTYPES:
-            yield (
-                f"{name} {dtype}",
-                lambda case, n=name, s=spec, d=dtype: criterion_case(case, folder, manifest, n, s, d),
-            )
-
-
 def criterion_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
     arrays, kind = golden.read_arrays(folder / f"{name}.npz"), DTYPES[dtype]
     targets = golden.read_targets(arrays, spec["B"], kind)
@@ -355,13 +314,6 @@ def load_model(folder: Path, variant: str, spec: dict, config: dict, dtype: torc
     return model
 
 
-def model_cases(folder: Path) -> Cases:
-    manifest = golden.read_json(folder / "manifest.json")
-    for name, spec in manifest["variants"].items():
-        for dtype in DTYPES:
-            yield f"{name} {dtype}", lambda case, n=name, s=spec, d=dtype: model_case(case, folder, manifest, n, s, d)
-
-
 def model_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
     kind, tolerance = DTYPES[dtype], manifest["tolerance"][dtype]
     images = golden.read_arrays(folder / manifest["images"]["file"])
@@ -398,13 +350,7 @@ def model_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, 
         case.close("anchors", output.encoder.anchors, encoder["anchors"], atol=tolerance["pred_boxes"])
 
 
-def fullsize_cases(folder: Path) -> Cases:
-    manifest = golden.read_json(folder / "manifest.json")
-    for name, spec in manifest["variants"].items():
-        yield f"{name} float64", lambda case, n=name, s=spec: fullsize_case(case, folder, manifest, n, s)
-
-
-def fullsize_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict) -> None:
+def fullsize_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
     tolerance = manifest["tolerance"]["float64"]
     images = golden.read_arrays(folder / "inputs.npz")
     batch = golden.read_images(images, sorted(k for k in images if k.startswith("u8/")), torch.float64)
@@ -426,13 +372,7 @@ def fullsize_case(case: Case, folder: Path, manifest: dict, name: str, spec: dic
     case.equal("topk_proposals", output.selected.tolist(), arrays["debug/topk_proposals"].tolist())
 
 
-def keys_cases(folder: Path) -> Cases:
-    manifest = golden.read_json(folder / "manifest.json")
-    for name, spec in manifest["configs"].items():
-        yield name, lambda case, n=name, s=spec: keys_case(case, folder, s)
-
-
-def keys_case(case: Case, folder: Path, spec: dict) -> None:
+def keys_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
     """Names, shapes, shared tensors, optimiser groups, frozen parameters and buffers, and the way back."""
     record = golden.read_json(folder / spec["file"])
     config = golden.model_config(spec["arch"], spec["flags"], {})
@@ -448,9 +388,9 @@ def keys_case(case: Case, folder: Path, spec: dict) -> None:
 
     originals = {id(t): name for name, t in released.items() if name not in aliases}
     groups: dict[str, set[str]] = {"rest": set(), "backbone": set(), "projection": set()}
-    for name, parameter in model.named_parameters():
+    for path, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[group_of(name)].add(originals[id(parameter)])
+            groups[group_of(path)].add(originals[id(parameter)])
     for (kind, names), want in zip(groups.items(), record["optimizer_groups"]):
         case.equal(f"optimizer group {kind}", names, {aliases.get(n, n) for n in want})
     frozen = {originals[id(p)] for p in model.parameters() if not p.requires_grad}
@@ -465,13 +405,7 @@ def keys_case(case: Case, folder: Path, spec: dict) -> None:
 # ---------------------------------------------------------------- training
 
 
-def trajectory_cases(folder: Path) -> Cases:
-    manifest = golden.read_json(folder / "manifest.json")
-    for name, spec in manifest["variants"].items():
-        yield f"{name} float64", lambda case, n=name, s=spec: trajectory_case(case, folder, manifest, n, s)
-
-
-def trajectory_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict) -> None:
+def trajectory_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
     kind, tolerance = torch.float64, spec["suggested_tolerance_float64"]
     inputs = golden.read_arrays(folder / "inputs.npz")
     model = load_model(folder.parent / "model", name, spec, manifest["config"], kind).train()
@@ -543,16 +477,6 @@ def released_optimizer(model: torch.nn.Module, spec: dict) -> torch.optim.Optimi
 # ---------------------------------------------------------------- post-processing
 
 
-def postprocess_cases(folder: Path) -> Cases:
-    manifest = golden.read_json(folder / "manifest.json")
-    for name, spec in manifest["cases"].items():
-        for dtype in DTYPES:
-            yield (
-                f"{name} {dtype}",
-                lambda case, n=name, s=spec, d=dtype: postprocess_case(case, folder, manifest, n, s, d),
-            )
-
-
 def postprocess_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
     arrays, tolerance = golden.read_arrays(folder / f"{name}.npz"), manifest["tolerance"]
     predictions = golden.read_predictions(arrays, [""], DTYPES[dtype])
@@ -570,27 +494,45 @@ def postprocess_case(case: Case, folder: Path, manifest: dict, name: str, spec: 
             case.close(stem + "boxes", found.boxes, arrays[stem + "boxes"], atol=tolerance["boxes"])
 
 
-ITEMS: dict[str, Callable[[Path], Cases]] = {
-    "op": op_cases,
-    "module": module_cases,
-    "hungarian": hungarian_cases,
-    "o2m": o2m_cases,
-    "criterion": criterion_cases,
-    "model": model_cases,
-    "fullsize": fullsize_cases,
-    "keys": keys_cases,
-    "trajectory": trajectory_cases,
-    "postprocess": postprocess_cases,
+@dataclass(frozen=True)
+class Item:
+    """A subdirectory of conformance data: one check for each entry of a section of its manifest and each dtype."""
+
+    check: Callable[[Case, Path, dict, str, dict, str], None]
+    section: str = "cases"
+    dtypes: tuple[str, ...] = tuple(DTYPES)
+
+    def cases(self, folder: Path) -> Iterator[tuple[str, Callable[[Case], None]]]:
+        manifest = golden.read_json(folder / "manifest.json")
+        for name, spec in manifest[self.section].items():
+            for dtype in self.dtypes:
+                yield (
+                    f"{name} {dtype}",
+                    lambda case, n=name, s=spec, d=dtype: self.check(case, folder, manifest, n, s, d),
+                )
+
+
+ITEMS = {
+    "op": Item(op_case),
+    "module": Item(module_case),
+    "hungarian": Item(hungarian_case),
+    "o2m": Item(o2m_case),
+    "criterion": Item(criterion_case),
+    "model": Item(model_case, "variants"),
+    "fullsize": Item(fullsize_case, "variants", ("float64",)),
+    "keys": Item(keys_case, "configs", ("float64",)),
+    "trajectory": Item(trajectory_case, "variants", ("float64",)),
+    "postprocess": Item(postprocess_case),
 }
 
 
 def run(directory: Path, items: list[str] | None = None) -> tuple[int, int]:
     """Runs every case of a directory, printing a line each; (passed, failed)."""
     passed = failed = 0
-    for item, cases in ITEMS.items():
-        if not (directory / item).is_dir() or (items and item not in items):
+    for name, item in ITEMS.items():
+        if not (directory / name).is_dir() or (items and name not in items):
             continue
-        for name, check in cases(directory / item):
+        for label, check in item.cases(directory / name):
             case, start = Case(), time.perf_counter()
             try:
                 check(case)
@@ -599,7 +541,7 @@ def run(directory: Path, items: list[str] | None = None) -> tuple[int, int]:
             passed, failed = passed + case.passed, failed + (not case.passed)
             verdict = "pass" if case.passed else "FAIL"
             print(
-                f"{verdict}  {item:11} {name:34} {case.report}  ({case.count} comparisons, {time.perf_counter() - start:.1f} s)",
+                f"{verdict}  {name:11} {label:34} {case.report}  ({case.count} comparisons, {time.perf_counter() - start:.1f} s)",
                 flush=True,
             )
     return passed, failed
