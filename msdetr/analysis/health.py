@@ -18,6 +18,8 @@ import numpy as np
 
 from msdetr.analysis.runs import Run, read_run
 
+ENOUGH_STEPS = 500  # rule of thumb: before, classes that are not found yet say nothing
+
 
 class Level(StrEnum):
     """How bad a finding is; UNKNOWN: the numbers it needs are not there."""
@@ -209,7 +211,14 @@ def _classes(run: Run) -> Iterator[Finding]:
         return
     never = [name for name, ap in per_class.items() if ap <= 0.001]
     overall = float(np.mean(list(per_class.values())))
-    if never and overall > 0.01:
+    steps = run.results.get("steps") or (run.steps[-1]["step"] if run.steps else 0)
+    if never and overall < 0.05 and steps < ENOUGH_STEPS:
+        text = (
+            f"mean AP over classes is {overall:.3f} after {steps} steps: too little training to judge (under "
+            f"{ENOUGH_STEPS} steps a detector seldom finds much)"
+        )
+        yield Finding("classes found", Level.UNKNOWN, text)
+    elif never and overall > 0.01:
         shown = ", ".join(never[:8]) + (f" and {len(never) - 8} more" if len(never) > 8 else "")
         cause = "too few training examples of these classes, a category id map that is off, or too short a training"
         yield Finding(

@@ -50,6 +50,22 @@ def test_planted_fault_is_found_with_its_cause(tmp_path, check):
     assert finding.level in (Level.BAD, Level.WARN) and finding.cause
 
 
+@pytest.mark.parametrize(("steps", "level"), [(40, Level.UNKNOWN), (499, Level.UNKNOWN), (500, Level.BAD)])
+def test_classes_that_are_not_found_are_judged_after_enough_training_only(tmp_path, steps, level):
+    path = make_run(tmp_path / "run", per_class={"cat": 0.0, "dog": 0.0})
+    results = json.loads((path / "results.json").read_text())
+    (path / "results.json").write_text(json.dumps(results | {"steps": steps}))
+    finding = report(path)["classes found"]
+    assert finding.level is level
+    assert ("too little training to judge" in finding.text) == (level is Level.UNKNOWN)
+    assert bool(finding.cause) == (level is Level.BAD)
+
+
+def test_a_detector_that_learned_quickly_is_judged_however_short_its_training(tmp_path):
+    path = make_run(tmp_path / "run", per_class={"cat": 0.5, "dog": 0.0})  # 40 steps
+    assert report(path)["classes found"].level is Level.WARN
+
+
 def test_other_signs(tmp_path):
     crowded = lines(lambda step: {"objects_per_image": 60.0})
     assert "of the queries" in report(make_run(tmp_path / "a", lines=crowded))["one-to-many positives"].text
