@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from msdetr.analysis.candidates import CandidateTable
 from msdetr.viz.style import colours, finish, run_label, spread, subplots
@@ -83,7 +84,7 @@ def gap_figure(groups: Groups, how: str = "std") -> Figure:
                            bbox={"boxstyle": "round", "fc": "white", "ec": "none", "alpha": 0.85})  # fmt: skip
         bottom += share
     at = next(iter(groups.values()))[0].duplicate_iou
-    finish(left, "Duplicate gap: best minus second score", "decoder layer", "class probability", legend=False)
+    finish(left, "Duplicate gap: best minus second score", "decoder layer", "difference of probabilities", legend=False)
     finish(middle, "Last layer: the two best scores", "", "class probability", legend=False)
     finish(right, f"Last layer: candidates at IoU ≥ {at:g}", "", "share of objects", legend=False)
     left.set_ylim(0)
@@ -91,7 +92,12 @@ def gap_figure(groups: Groups, how: str = "std") -> Figure:
     right.set_ylim(0, 1)
     for ax in (middle, right):
         ax.set_xticks(place, [])
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    handles = left.get_legend_handles_labels()[0]
+    handles += [
+        Patch(facecolor="#999999", edgecolor="white", hatch=hatch, label=f"{label} at IoU ≥ {at:g}")
+        for hatch, label in (("//", "one candidate"), ("xx", "no candidate"))
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
     return figure
 
 

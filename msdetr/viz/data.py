@@ -35,7 +35,8 @@ def detection_figure(predictor, dataset, count: int = 6, threshold: float = 0.5,
         for box, _ in zip(*_objects(dataset, index)):
             draw_box(ax, box, "white", style="--", width=1.0)
         found = predictor.predict(dataset.pixels(index), min_score=threshold)
-        for box, label, score in zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist()):
+        detections = zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist())
+        for box, label, score in sorted(detections, key=lambda detection: detection[2]):  # the surest on top
             draw_box(ax, box, PALETTE[label % len(PALETTE)], f"{predictor.class_names[label]} {score:.2f}")
     figure.suptitle(f"Detections with a score above {threshold:g}", fontsize=11)
     handles = [

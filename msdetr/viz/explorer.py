@@ -92,6 +92,7 @@ class Explorer:
             draw_assignments(ax, branch, layer, specimen.picture)
             would = " (as it would be)" if branch.hypothetical else ""
             ax.set_title(f"{name}{would}: {int(branch.matched[layer].sum())} pairs", fontsize=10)
+            ax.set_xlabel("solid: object, dashed: queries that serve it", fontsize=9)
         _score_panel(right, found, layer)
         m = found.one_to_many.matching
         where = "" if self.steps == ["now"] else f", step {self.steps[step]}"

@@ -51,7 +51,12 @@ def assignment_figure(
             draw_assignments(ax, branch, layer, picture)
             pairs = int(branch.matched[layer].sum())
             ax.set_title(f"{BRANCH[name]}, layer {layer + 1}: {pairs} pair{'s' * (pairs != 1)}", fontsize=10)
-    figure.legend(handles=_object_handles(explanation), loc="outside lower center", ncols=3, fontsize=9)
+    handles = [
+        *_object_handles(explanation),
+        Line2D([], [], color=DARK, linewidth=2.2, label="solid: object"),
+        Line2D([], [], color=DARK, linewidth=1.2, linestyle="--", label="dashed: box of a query that serves it"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 

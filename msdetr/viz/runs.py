@@ -31,6 +31,7 @@ def learning_curve_figure(groups: Groups, metrics: Sequence[str] = ("AP", "AP50"
             if len(values) > 1:
                 ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         finish(ax, f"{metric} while training", "epoch", f"{metric} (%)", legend=False)
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_ylim(0)
     _legend_below(figure, axes[0])
     return figure

@@ -6,14 +6,16 @@ import io
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 from scipy.ndimage import median_filter
 
 from msdetr.analysis.specimen import recorded
 from msdetr.analysis.stability import FlipRates, MatchHistory
 from msdetr.viz.matching import BRANCH, canvas, draw_assignments
-from msdetr.viz.style import MARKERS, finish, subplots
+from msdetr.viz.style import DARK, MARKERS, PALETTE, finish, subplots
 
 LAYER_COLOURS = ("#fde0a8", "#f6b48f", "#e8766b", "#c03a76", "#7d2482", "#3b0f70")  # light (first) to dark (last layer)
 
@@ -37,7 +39,11 @@ def flip_figure(rates: FlipRates) -> Figure:
         finish(ax, f"{BRANCH[name]}: {what}", "epoch", "flip rate between records", legend=False)
         ax.set_ylim(0, 1.02)
         ax.title.set_fontsize(10)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
+    handles = [
+        *axes[0].get_legend_handles_labels()[0],
+        Line2D([], [], color=DARK, linewidth=0.7, alpha=0.5, label="thin: every record; with marks: mean of an epoch"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
     return figure
 
 
@@ -46,7 +52,7 @@ def animate(
     path: str | Path,
     image: int = 0,
     layer: int = -1,
-    fps: int = 4,
+    fps: int = 2,
     most: int = 60,
     dpi: int = 72,
 ) -> Path:
@@ -72,11 +78,21 @@ def animate(
             ax.set_title(f"{BRANCH[name]}{would}: {int(found.branch(name).matched[layer].sum())} pairs", fontsize=9)
         figure.suptitle(f"step {history.steps[record]}, epoch {history.epochs[record]:.1f}", fontsize=11)
 
-    frames = []
+    frames, shades = [], _palette()
     for record in records.tolist():
         draw(record)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi)
-        frames.append(Image.open(buffer).convert("RGB").quantize(48, dither=Image.Dither.NONE))
+        frames.append(Image.open(buffer).convert("RGB").quantize(palette=shades, dither=Image.Dither.NONE))
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
     return path
+
+
+def _palette() -> Image.Image:
+    """The colours of all frames: greys, and those of the objects in three strengths. With the same ones in every frame only
+    what changes takes space."""
+    greys = [(shade, shade, shade) for shade in range(0, 256, 15)]
+    strengths = [tuple(round(255 * (1 - w * (1 - part))) for part in to_rgb(c)) for c in PALETTE for w in (1, 0.7, 0.4)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.array(greys + strengths, np.uint8).tobytes())
+    return palette
