@@ -150,8 +150,13 @@ def query_figure(
         one = "–" if step.one_to_one is None else step.one_to_one
         ax.set_title(f"layer {step.layer + 1}: {safe(label, 18)} {step.probability:.2f}", fontsize=10)
         ax.set_xlabel(f"one-to-one: object {one}\none-to-many: object {many}\nIoU {step.iou:.2f}", fontsize=9)
-    handles = [
-        Line2D([], [], color=DARK, linestyle=":", label="reference it starts from"),
+    references = [step.reference for step in steps if step.reference is not None]
+    handles = []
+    if any(reference[2:].any() for reference in references):
+        handles.append(Line2D([], [], color=DARK, linestyle=":", label="reference it starts from"))
+    if any(not reference[2:].any() for reference in references):
+        handles.append(Line2D([], [], color=DARK, marker="+", linestyle="", label="reference point it starts from"))
+    handles += [
         Line2D([], [], color=DARK, linestyle="--", label="box it predicts"),
         Line2D([], [], color=DARK, linestyle="-", linewidth=2.4, label="object it serves"),
     ]

@@ -1,5 +1,7 @@
 """The microscope's figures, texts, widget and command, on scenes and detectors small enough for seconds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,14 @@ def test_boxes_are_drawn_where_they_are(specimen):
     assert len(dashed) == int(found.one_to_many.matched[0].sum())
     assert {tuple(p.get_edgecolor()) for p in dashed} <= {tuple(p.get_edgecolor()) for p in solid}
     assert object_colour(0) != object_colour(1)
+
+
+def test_the_legend_of_a_path_names_what_is_drawn(specimen):
+    legend = query_figure(specimen.explain(), 0).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["box it predicts", "object it serves"]
+    references = specimen.output.one_to_one.boxes[..., :2]
+    point = replace(specimen, output=replace(specimen.output, references=references))
+    assert "reference point" in query_figure(point.explain(), 0).legends[0].get_texts()[0].get_text()
 
 
 @pytest.mark.fault("F83")
