@@ -10,6 +10,7 @@ import datetime
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -136,8 +137,35 @@ def join(device: str | torch.device = "auto") -> World:
         return World(device=device)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=_timeout())
+        store, rank, size = _meet()
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_timeout())
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _meet() -> tuple[dist.Store, int, int]:
+    """The launcher's store, under a prefix that only the ranks of this start know, with rank and world size.
+
+    torchrun keeps its store when it starts all ranks again, with the addresses of those that died; a rank that reads one
+    of these waits for ever. So each rank shows a token of its own, and rank 0 answers each token with the new prefix.
+    Raises TrainingError where ranks stay away.
+    """
+    store, rank, size = next(dist.rendezvous("env://", timeout=_timeout()))
+    token = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"token/{rank}", token)
+        prefix = store.get(f"prefix/{token}").decode()  # waits for rank 0
+        store.set(f"{prefix}/here/{rank}", "")
+        return dist.PrefixStore(prefix, store), rank, size
+    away, deadline = set(range(1, size)), time.monotonic() + _timeout().total_seconds()
+    while away:
+        for other in away:
+            if store.check([f"token/{other}"]):  # perhaps that of a dead rank, whom the answer does not harm
+                store.set("prefix/" + store.get(f"token/{other}").decode(), token)
+        away = {other for other in away if not store.check([f"{token}/here/{other}"])}
+        if time.monotonic() > deadline:
+            raise TrainingError(f"rank 0 waited {_timeout().total_seconds():.0f} s; missing: {sorted(away)}")
+        time.sleep(0.01)
+    return dist.PrefixStore(token, store), rank, size
 
 
 def leave() -> None:
