@@ -127,7 +127,8 @@ def run_notebook(
     that has a results.json there is told: its status becomes "failed".
 
     Raises ConfigError for an unknown parameter (with the nearest), NotebookError naming the cell that failed, called
-    ``sys.exit()``, or never ran.
+    ``sys.exit()``, or never ran. SIGTERM goes on to the kernel, so that a training saves and stops; then raises Terminated
+    (exit 143).
     """
     import nbformat
     import papermill
@@ -142,7 +143,7 @@ def run_notebook(
             raise ConfigError(f"parameter '{name}': {notebook.name} does not have it; {nearest(name, known)}")
     output.parent.mkdir(parents=True, exist_ok=True)
     failure = None
-    with _kernels_are_told():
+    with _kernels_are_told() as told:
         try:
             papermill.execute_notebook(
                 str(notebook),
@@ -159,6 +160,10 @@ def run_notebook(
         except Exception as error:  # noqa: BLE001 (a kernel that dies raises what it likes)
             failure = f"{type(error).__name__}: {error}"
     failure = failure or _incomplete(nbformat.read(output, as_version=4))
+    if failure and told:
+        from .engine.errors import Terminated
+
+        raise Terminated(f"{notebook}, {failure}\nWhat ran is in {output}; run it again to go on")
     if failure:
         _tell_run_directory(output.parent, failure)
         raise NotebookError(f"{notebook} failed in {failure}\nWhat ran is in {output}")
@@ -188,21 +193,23 @@ def _tell_run_directory(folder: Path, failure: str) -> None:
 
 @contextlib.contextmanager
 def _kernels_are_told():
-    """While the block lasts, SIGTERM goes on to this process's kernels, so that a training in one saves and stops."""
+    """While the block lasts, SIGTERM goes on to this process's kernels, so that a training in one saves and stops. Yields
+    the process ids of those that were told, empty as long as nothing happened."""
+    told: set[int] = set()
 
     def forward(number, frame):
         children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-        pids = {int(pid) for file in children for pid in file.read_text().split()}
-        for pid in pids:
+        told.update(int(pid) for file in children for pid in file.read_text().split())
+        for pid in told:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
     try:
         previous = signal.signal(signal.SIGTERM, forward)
     except ValueError:  # not in the main thread
-        yield
+        yield told
         return
     try:
-        yield
+        yield told
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -1,5 +1,8 @@
 import json
+import signal
+import subprocess
 import sys
+import time
 
 import nbformat
 import pytest
@@ -15,7 +18,7 @@ def test_parameters_become_a_configuration(tmp_path):
     assert (run.config.data.root, run.config.train.epochs, run.config.seed) == ("data/mine", 2.0, 3)
     assert run.config.train.lr == 1e-4 and run.config.model.variant == "d"
     assert str(run.run_dir) == "runs/shapes-ms-detr-c-seed3"
-    named = parameters(overrides={"model.k" if False else "matching.k": 4}, run_name="mine", runs=tmp_path)
+    named = parameters(overrides={"matching.k": 4}, run_name="mine", runs=tmp_path)
     assert named.run_dir == tmp_path / "mine" and named.config.matching.k == 4
 
 
@@ -137,3 +140,33 @@ def test_a_failing_cell_fails_the_run_and_keeps_what_ran(tmp_path, notebook):
 def test_leaving_a_notebook_early_is_not_success(tmp_path, notebook, leave):
     with pytest.raises(NotebookError, match="failed in"):
         run_notebook(notebook("1", leave, "print('after')"), tmp_path / "out.ipynb", progress=False)
+
+
+@pytest.mark.fault("F59")
+@pytest.mark.parametrize("cell", ["wait()", "engine_stops()"])
+def test_sigterm_reaches_the_kernel(tmp_path, notebook, cell):
+    """Whether the cell that runs has a way to stop, as a training does, or not. Exit 143, and a training says itself how it
+    ended."""
+    prepare = """
+import pathlib, signal, sys, time
+def wait():
+    pathlib.Path(where).touch()
+    time.sleep(60)
+def engine_stops():
+    def stop(number, frame):
+        sys.exit(143)
+    signal.signal(signal.SIGTERM, stop)
+    wait()
+"""
+    output, flag = tmp_path / "run" / "out.ipynb", tmp_path / "flag"
+    output.parent.mkdir()
+    (output.parent / "results.json").write_text('{"status": "terminated"}')
+    command = [sys.executable, "-m", "msdetr", "notebook", str(notebook(prepare, cell)), "--output", str(output)]
+    process = subprocess.Popen([*command, "-p", f"where={flag}"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not flag.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=40)
+    assert process.returncode == 143 and "run it again to go on" in said
+    assert json.loads((output.parent / "results.json").read_text()) == {"status": "terminated"}
