@@ -163,10 +163,12 @@ class CocoDetection(Dataset):
         index = range(len(self))[index]
         try:
             pixels = self.pixels(index)
-        except ImageError:
+        except ImageError as error:
             self._note(index, Remark.SKIPPED)
             if self.skipped > self.skip_images:
-                raise
+                raise ImageError(
+                    f"{error}; mend the file, or allow for some in training with data.skip_images"
+                ) from error
             return None
         low, high = self._ends[index], self._ends[index + 1]
         height, width = pixels.shape[-2:]

@@ -45,6 +45,7 @@ HARMLESS = {
     "recipe",
     "data.workers",
     "data.cache",
+    "data.skip_images",
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
