@@ -14,7 +14,8 @@ from .errors import (
 from .evaluate import EvalResult, coco_metrics, evaluate
 from .optim import MovingAverage, build_optimizer, lr_factor, parameter_groups
 from .postprocess import nms_postprocess, postprocess
-from .train import Step, Trainer, train
+from .train import train
+from .trainer import Step, Trainer
 
 __all__ = [
     "CheckpointError",

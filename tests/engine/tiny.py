@@ -87,7 +87,7 @@ def train_rank(run_dir: str, config_file: str, environment: dict[str, str], opti
     torch.set_num_threads(1)
     from msdetr import config as configs
     from msdetr.engine import EngineError, train
-    from msdetr.engine.train import Trainer
+    from msdetr.engine.trainer import Trainer
 
     log = Path(run_dir, f"samples_{environment.get('RANK', '0')}.jsonl")
     step = Trainer.step
