@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 
 import pytest
@@ -18,8 +19,10 @@ from msdetr.engine import (
     OutOfMemoryError,
     RunDirectoryError,
     StepError,
+    Terminated,
     Trainer,
     TrainingError,
+    evaluate,
     train,
 )
 from msdetr.engine import checkpoint as checkpoints
@@ -55,6 +58,30 @@ def test_a_run_leaves_everything_in_its_directory(finished):
         assert line["positives_per_object"]["one_to_one"] == 1
     assert [line["step"] for line in tiny.lines(run_dir, "eval")] == [4, 8, 12]
     assert [path.name for path in checkpoints.available(run_dir)][-2:] == ["step_00000008", "step_00000012"]
+
+
+@pytest.mark.fault("F59")
+@pytest.mark.parametrize("number", [2, 3], ids=["between", "last"])
+def test_sigterm_during_an_evaluation(finished, tmp_path, monkeypatch, number):
+    """The weights are saved, the run is not called finished, and a resumed one makes up for the evaluation."""
+    module, calls = sys.modules["msdetr.engine.train"], []
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == number:
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(module, "evaluate", interrupted)
+    _, config, expected = finished
+    with pytest.raises(Terminated, match=f"stopped after step {4 * number} and saved"):
+        train(config, tmp_path, device="cpu", progress=False)
+    assert json.loads((tmp_path / "results.json").read_text())["status"] == "terminated"
+    assert checkpoints.latest(tmp_path).step == 4 * number
+    results = train(config, tmp_path, device="cpu", progress=False)
+    assert results["status"] == "finished" and results["metrics"] == expected["metrics"]
+    # an evaluation in between that was interrupted is not made up for
+    assert [e["step"] for e in results["evaluations"]] == ([4, 12] if number == 2 else [4, 8, 12])
 
 
 def test_event_files_say_what_metrics_say(tmp_path, shapes):
