@@ -186,8 +186,13 @@ class MatchHistory:
 
 
 def load_history(directory: str | Path) -> MatchHistory:
-    """Reads the records of a run. Raises FileNotFoundError where there are none, naming how to get them."""
+    """Reads the records of a run, of its directory or the folder with the records themselves.
+
+    Raises FileNotFoundError where there are none, naming how to get them.
+    """
     directory = Path(directory)
+    if (directory / "matching").is_dir():
+        directory /= "matching"
     paths = sorted(path for path in directory.glob("step_*.npz") if not path.name.endswith(".tmp.npz"))
     if not paths or not (directory / "objects.npz").exists():
         raise FileNotFoundError(f"{directory}: no recorded matches; train with recording on (MatchRecorder)")

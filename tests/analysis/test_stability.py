@@ -138,7 +138,7 @@ def test_recorder_of_a_run_watches_small_data_only(tmp_path, detector):
     config = RunConfig()
     recorder = MatchRecorder.of_run(tmp_path, Dataset(20), config, total_steps=4000)
     assert recorder.every == 100 and len(recorder.targets) == 16 and recorder.budget == 0.03
-    assert recorder(detector, 0, 0.0) and len(load_history(tmp_path / "matching").steps) == 1
+    assert recorder(detector, 0, 0.0) and len(load_history(tmp_path).steps) == 1
     assert MatchRecorder.of_run(tmp_path, Dataset(5001), config, total_steps=4000) is None
 
 
