@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import small
 import torch
 
 from msdetr import recipes
@@ -12,19 +13,10 @@ from msdetr.losses import build_criterion
 from msdetr.model import build_model
 from msdetr.structures import DetectorOutput, ImageBatch, Predictions, Targets
 
-SMALL = {
-    "model.hidden_dim": 32,
-    "model.num_heads": 4,
-    "model.ffn_dim": 32,
-    "model.num_queries": 5,
-    "model.encoder_layers": 1,
-    "model.decoder_layers": 2,
-}
-
 
 def scene(variant, **changes):
     """A detector, a batch, objects close to what it predicts, and its criterion."""
-    config = recipes.get("shapes/ms-detr-c").override(SMALL | {"model.variant": variant} | changes)
+    config = small.config(variant, **changes)
     detector, batch = build_model(config.model), ImageBatch.from_images([torch.randn(3, 64, 64)])
     boxes = both_branches(detector, batch).one_to_one.boxes[-1, 0, :2] - 0.002
     return detector, batch, Targets.from_list([torch.tensor([0, 1])], [boxes]), build_criterion(config)

@@ -3,22 +3,14 @@
 import pytest
 import torch
 from drawing import drawn, overlapping_texts
+from small import config
 
-from msdetr import recipes
 from msdetr.analysis.architecture import Cost, count_parameters, data_flow, flow_text, measure, trace_layer
 from msdetr.losses import build_criterion
 from msdetr.model import build_model
 from msdetr.structures import ImageBatch, Targets
 from msdetr.viz.architecture import cost_figure, variant_figure
 
-SMALL = {
-    "model.hidden_dim": 32,
-    "model.num_heads": 4,
-    "model.ffn_dim": 32,
-    "model.num_queries": 5,
-    "model.encoder_layers": 1,
-    "model.decoder_layers": 2,
-}
 ORDERS = {
     "baseline": "self_attention > cross_attention > ffn",
     "a": "self_attention > cross_attention > ffn *",
@@ -26,10 +18,6 @@ ORDERS = {
     "c": "cross_attention * > self_attention > ffn",
     "d": "self_attention * > cross_attention > ffn",
 }
-
-
-def config(variant, **changes):
-    return recipes.get("shapes/ms-detr-c").override(SMALL | {"model.variant": variant} | changes)
 
 
 def detector(variant, **changes):

@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib.ft2font
 import numpy as np
 import pytest
+import small
 import torch
 from matplotlib.testing import set_font_settings_for_testing
 from matplotlib.testing.compare import compare_images
@@ -74,11 +75,8 @@ def specimen():
 
 def variants():
     """Figure 4 of the paper, as the decoder layers ran (what they compute is not drawn)."""
-    small = {"model.hidden_dim": 32, "model.num_heads": 4, "model.ffn_dim": 32, "model.num_queries": 5,
-             "model.encoder_layers": 1, "model.decoder_layers": 1}  # fmt: skip
-    config = recipes.get("shapes/ms-detr-c").override(small)
-    batch = ImageBatch.from_images([torch.zeros(3, 64, 64)])
-    detectors = {v: build_model(config.override({"model.variant": v}).model) for v in ("baseline", "a", "b", "c", "d")}
+    batch, one_layer = ImageBatch.from_images([torch.zeros(3, 64, 64)]), {"model.decoder_layers": 1}
+    detectors = {v: build_model(small.config(v, **one_layer).model) for v in ("baseline", "a", "b", "c", "d")}
     return architecture.variant_figure({name: trace_layer(model, batch) for name, model in detectors.items()})
 
 
