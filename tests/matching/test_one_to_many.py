@@ -133,10 +133,11 @@ def test_ties_have_an_order():
 
 
 @pytest.mark.fault("F46")
-def test_k_above_the_number_of_queries_is_clamped():
-    predictions, targets = scene(0, num_queries=3)
-    with pytest.warns(UserWarning, match="k = 6 is more than the 3 queries"):
-        matches = OneToManyMatcher(threshold=0.0)(predictions, targets)
+@pytest.mark.parametrize("matcher", [OneToManyMatcher, ReleasedOneToMany])
+def test_k_above_the_number_of_queries_is_clamped(matcher):
+    predictions, targets = scene(0, num_queries=5)
+    with pytest.warns(UserWarning, match="k = 6 is more than the 5 queries"):
+        matches = matcher(threshold=0.0)(predictions, targets)
     assert len(matches)
 
 
