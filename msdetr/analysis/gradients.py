@@ -90,6 +90,7 @@ def branch_gradients(
             output, one_to_one=output.one_to_one.layer(layer), one_to_many=None if many is None else many.layer(layer)
         )
     named = [(name, p) for name, p in detector.named_parameters() if p.requires_grad]
+    named.sort(key=lambda item: "." not in item[0])  # the detector's own level embedding comes after its modules'
     parts = tuple(dict.fromkeys(part(name) for name, _ in named))
     branches = tuple(branch.name for branch in criterion.branches if branch.predictions(output) is not None)
     flat: list[dict[str, list[torch.Tensor]]] = []
