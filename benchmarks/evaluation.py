@@ -61,9 +61,6 @@ def main() -> None:
     seconds = machine.side_by_side(contenders, 1, torch.device("cpu"))
     difference = max(abs(found["hotcoco"][n] - found["pycocotools"][n]) for n in found["hotcoco"])
     result = {
-        "what": __doc__.splitlines()[0],
-        "machine": machine.describe(torch.device("cpu")),
-        "settings": vars(options),
         "seconds": seconds,
         "pycocotools / hotcoco": seconds["pycocotools"] / seconds["hotcoco"],
         "largest difference of the twelve numbers": difference,
@@ -71,7 +68,7 @@ def main() -> None:
     for name, value in seconds.items():
         print(f"{name:12} {value:8.2f} s   {seconds['pycocotools'] / value:6.1f} x")
     print(f"the twelve numbers differ by {difference:.1e} at most")
-    print("written to", machine.save("evaluation", result).relative_to(machine.RESULTS.parent.parent))
+    machine.save("evaluation", __doc__, "cpu", options, result)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Processor, threads, device, versions, date and the load of the machine when the measurement began."""
+    """Processor, threads, device, versions, date and the load of the machine over the last minute."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -51,10 +52,18 @@ def side_by_side(contenders: dict[str, Callable[[], Any]], repeats: int, device:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def save(name: str, result: dict[str, Any]) -> Path:
+def save(name: str, what: str, device: torch.device | str, settings: argparse.Namespace, found: dict[str, Any]) -> Path:
+    """Writes results/NAME.json: what was measured (the first line of a docstring), where, with which settings; says where."""
+    result = {
+        "what": what.splitlines()[0],
+        "machine": describe(torch.device(device)),
+        "settings": vars(settings),
+        **found,
+    }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
+    print("written to", path.relative_to(RESULTS.parent.parent))
     return path
 
 

@@ -77,9 +77,6 @@ def main() -> None:
     small, some = scene(2, options.queries, 10, 500, 6, 91, device)  # the quadratic design needs a small scene
     ours, theirs = criterion(small, some).total.item(), published.objective(small, some, config).item()
     result = {
-        "what": __doc__.splitlines()[0],
-        "machine": machine.describe(device),
-        "settings": vars(options),
         "seconds": seconds,
         "share of the published Hungarian matchings": shares,
         "relative difference of the two designs' losses": abs(ours - theirs) / theirs,
@@ -87,7 +84,7 @@ def main() -> None:
     for name, value in seconds.items():
         print(f"{name:56} {value:8.3f} s   {100 * value / base:6.2f} %")
     print(f"both designs give the same loss up to {abs(ours - theirs) / theirs:.1e}")
-    print("written to", machine.save("matching", result).relative_to(machine.RESULTS.parent.parent))
+    machine.save("matching", __doc__, device, options, result)
 
 
 if __name__ == "__main__":

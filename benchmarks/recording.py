@@ -1,4 +1,6 @@
-"""What recording the matching costs a real training run: ``python benchmarks/recording.py [--steps 400] [--images 160]``.
+"""What recording the matching costs a real training run.
+
+    python benchmarks/recording.py [--steps 400] [--images 160]
 
 Trains ``shapes/ms-detr-c`` with the recorder that notebook 05 uses, at its defaults, and says which share of the run's time it
 took. Writes results/recording.json.
@@ -11,7 +13,6 @@ import tempfile
 from pathlib import Path
 
 import machine
-import torch
 
 from msdetr import recipes
 from msdetr.analysis.stability import MatchRecorder
@@ -24,7 +25,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--images", type=int, default=160)
     options = parser.parse_args()
-    about = machine.describe(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         config = recipes.get("shapes/ms-detr-c")
         changes = {"data.root": f"{folder}/shapes", "data.num_train": options.images, "data.num_val": 20}
@@ -36,9 +36,6 @@ def main() -> None:
         results = train(config, run_dir, device="cpu", progress=False, on_step=recorder)
         records = len(list((run_dir / "matching").glob("step_*.npz")))
     result = {
-        "what": __doc__.splitlines()[0].split(":")[0],
-        "machine": about,
-        "settings": vars(options),
         "records": records,
         "seconds of recording": recorder.seconds,
         "seconds of the run": results["seconds"],
@@ -47,7 +44,7 @@ def main() -> None:
     print(
         f"{records} records took {recorder.seconds:.2f} s of {results['seconds']:.1f} s: {100 * result['share']:.2f} %"
     )
-    print("written to", machine.save("recording", result).relative_to(machine.RESULTS.parent.parent))
+    machine.save("recording", __doc__, "cpu", options, result)
 
 
 if __name__ == "__main__":

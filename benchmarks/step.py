@@ -61,9 +61,6 @@ def main() -> None:
     )
     ratios = {name: seconds["published design"] / value for name, value in seconds.items()}
     result = {
-        "what": __doc__.splitlines()[0],
-        "machine": machine.describe(device),
-        "settings": vars(options),
         "images per step": images,
         "seconds": seconds,
         "times as fast as the published design": ratios,
@@ -75,7 +72,7 @@ def main() -> None:
     for name, share in result["share of the package's step"].items():
         print(f"    {name:31} {100 * share:6.1f} %")
     print("inference:", result["inference"])
-    print("written to", machine.save("step", result).relative_to(machine.RESULTS.parent.parent))
+    machine.save("step", __doc__, device, options, result)
 
 
 def where_the_time_goes(detector, batch, targets, criterion) -> dict[str, float]:

@@ -13,7 +13,6 @@ import json
 from pathlib import Path
 
 import machine
-import torch
 
 from msdetr import recipes
 from msdetr.analysis.candidates import CandidateQuality, measure_run
@@ -61,8 +60,6 @@ def main() -> None:
     rows = compare(groups)
     tables = {name: [candidates(run, options.device).result() for run in members] for name, members in groups.items()}
     result = {
-        "what": __doc__.splitlines()[0],
-        "machine": machine.describe(torch.device("cpu")),
         "protocol": "COCO bbox on 500 generated images, 100 detections; candidates from the last layer's one-to-one boxes",
         "groups": [
             row.to_dict()
@@ -77,7 +74,7 @@ def main() -> None:
             for row in rows
         ],
     }
-    path = machine.save("variants", result)
+    path = machine.save("variants", __doc__, "cpu", argparse.Namespace(seeds=options.seeds), result)
     table = markdown_table(rows)
     path.with_suffix(".md").write_text(table)
     FIGURES.mkdir(parents=True, exist_ok=True)
