@@ -267,14 +267,14 @@ def doctor() -> None:
         print(f"deformable attention on {found.device}: {found.backend} ({found.reason})")
         if found.advice:
             print(f"  faster: {found.advice}")
-    check_metric()
-    name = metric_backend().name
+    evaluator = metric_backend()
+    check_metric(evaluator)
     advice = (
         "; with hotcoco (`pip install hotcoco`) the same numbers take a fraction of the time"
-        if name == "pycocotools"
+        if evaluator.name == "pycocotools"
         else ""
     )
-    print(f"COCO metric: {name}, self-test passed{advice}")
+    print(f"COCO metric: {evaluator.name}, self-test passed{advice}")
 
 
 @app.command(name="check-data")

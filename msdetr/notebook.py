@@ -70,11 +70,8 @@ def parameters(
         _expect(run_name, str, "run_name")
         if Path(run_name).is_absolute() or ".." in Path(run_name).parts:
             raise ConfigError(f"run_name: {run_name!r} must be the name of a folder under {runs}")
-    name = (
-        run_name
-        or f"{Path(recipe).stem if recipe.endswith(('.yaml', '.yml')) else recipe.replace('/', '-')}-seed{config.seed}"
-    )
-    return NotebookRun(config, Path(runs) / name, device)
+    stem = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe.replace("/", "-")
+    return NotebookRun(config, Path(runs) / (run_name or f"{stem}-seed{config.seed}"), device)
 
 
 def _expect(value: Any, kind: type, name: str) -> None:

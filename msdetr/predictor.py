@@ -87,9 +87,8 @@ class Predictor:
         sizes = torch.tensor([pixels.shape[-2:]])
         with torch.inference_mode(), autocast(self.device, self.config.train.precision):
             output = self.detector(batch)
-            found = postprocess(output.one_to_one.layer(-1), sizes, max_detections or self.config.train.max_detections)[
-                0
-            ].to("cpu")
+            count = max_detections or self.config.train.max_detections
+            found = postprocess(output.one_to_one.layer(-1), sizes, count)[0].to("cpu")
         named = NamedDetections(found.scores, found.labels, found.boxes, found.query, self.class_names)
         return named.above(min_score) if min_score > 0 else named
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import SMALL
 
 nbformat = pytest.importorskip("nbformat", reason="no nbformat: pip install msdetr[notebooks]")
 
@@ -145,11 +146,7 @@ def test_its_links_lead_somewhere(name):
 
 # ---------------------------------------------------------------- all of them, executed
 
-TINY = {
-    "model.hidden_dim": 32,
-    "model.num_heads": 4,
-    "model.encoder_layers": 1,
-    "model.decoder_layers": 2,
+TINY = SMALL | {
     "model.ffn_dim": 64,
     "model.num_queries": 20,
     "data.num_train": 12,

@@ -426,13 +426,8 @@ def _shortened(names, limit: int = 12) -> str:
 
 
 def _identity(tensor: Tensor) -> tuple:
-    return (
-        tensor.data_ptr(),
-        tuple(tensor.shape),
-        tuple(tensor.stride()),
-        tensor.dtype,
-        tensor.numel() and 1 or id(tensor),
-    )
+    empty = id(tensor) if tensor.numel() == 0 else None  # has no memory to share
+    return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, empty
 
 
 def _unaliased(tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -194,8 +194,9 @@ def coco_metrics(
 
     Raises EvaluationError for NaN values, unknown images or categories, and duplicate image ids.
     """
-    check_metric()
-    return _score(coco, detections, image_ids, max_detections, evaluator or metric_backend())
+    evaluator = evaluator or metric_backend()
+    check_metric(evaluator)
+    return _score(coco, detections, image_ids, max_detections, evaluator)
 
 
 def _score(coco, detections, image_ids, max_detections, evaluator: Evaluator) -> EvalResult:
@@ -211,10 +212,8 @@ def _score(coco, detections, image_ids, max_detections, evaluator: Evaluator) ->
         run.evaluate()
         run.accumulate()
 
-    precision, recall = (
-        np.asarray(run.eval["precision"]),
-        np.asarray(run.eval["recall"]),
-    )  # [T, R, C, A, M], [T, C, A, M]
+    precision = np.asarray(run.eval["precision"])  # [T, R, C, A, M]
+    recall = np.asarray(run.eval["recall"])  # [T, C, A, M]
     thresholds, areas = list(np.round(run.params.iouThrs, 2)), list(run.params.areaRngLbl)
     metrics = {"AP": _mean(precision[..., 0, -1])}
     for percent in (50, 75):
@@ -319,8 +318,8 @@ PYCOCOTOOLS = Evaluator("pycocotools", _pycocotools_evaluator)
 
 
 @functools.cache
-def check_metric() -> None:
-    """Scores known answers once per process, so that a mix-up of box formats or a broken installation is caught.
+def check_metric(evaluator: Evaluator) -> None:
+    """Scores known answers once per process and evaluator, so that a mix-up of box formats or a broken installation is caught.
 
     Perfect detections must give AP 1, the same boxes as (x0, y0, x1, y1) must not.
     """
@@ -341,7 +340,5 @@ def check_metric() -> None:
     corners = np.column_stack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
     for layout, perfect in ((boxes, True), (corners, False)):
         rows = np.column_stack([np.ones(3), layout, [0.9, 0.8, 0.7], np.ones(3)])
-        if (_score(coco, rows, None, 100, metric_backend()).metrics["AP"] == 1.0) != perfect:
-            raise EvaluationError(
-                f"{metric_backend().name} fails its self-test (perfect boxes must score 1); reinstall it"
-            )
+        if (_score(coco, rows, None, 100, evaluator).metrics["AP"] == 1.0) != perfect:
+            raise EvaluationError(f"{evaluator.name} fails its self-test (perfect boxes must score 1); reinstall it")

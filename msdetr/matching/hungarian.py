@@ -20,10 +20,10 @@ def hungarian_cost(
     predictions: Predictions, targets: Targets, cost_class: float = 2.0, cost_l1: float = 5.0, cost_giou: float = 2.0
 ) -> Tensor:
     """[K, T, Q]: weighted sum of the cost terms, for queries and objects of the same image."""
-    l1 = cost_l1 * l1_cost(predictions, targets)
+    cost = cost_l1 * l1_cost(predictions, targets)
     if cost_class:  # the encoder's matching does without
-        l1 = cost_class * focal_cost(predictions, targets) + l1
-    return l1 + cost_giou * giou_cost(predictions, targets)
+        cost = cost_class * focal_cost(predictions, targets) + cost
+    return cost + cost_giou * giou_cost(predictions, targets)
 
 
 @dataclass(frozen=True)

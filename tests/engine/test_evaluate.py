@@ -102,7 +102,6 @@ def test_the_self_test_catches_a_metric_that_takes_corners(monkeypatch):
         return real.make(coco, changed)
 
     monkeypatch.setattr(module, "metric_backend", lambda: module.Evaluator("corners", corners))
-    module.check_metric.cache_clear()
     with pytest.raises(EvaluationError, match="fails its self-test"):
         coco_metrics(*random_case(0))
     monkeypatch.undo()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from small import SMALL
 
 from msdetr.config import RunConfig
 from msdetr.engine import checkpoint as checkpoints
@@ -23,16 +24,13 @@ STEPS_PER_EPOCH = 4
 def config(root: Path, **overrides: Any) -> RunConfig:
     """12 steps of 4 images on the generated shapes; dropout on, so that the random generators matter."""
     return RunConfig().override(
-        {
+        SMALL
+        | {
             "recipe": "tiny",
             "model.num_classes": 8,
             "model.backbone": "conv",
             "model.pretrained": "none",
             "model.trainable_layers": 5,
-            "model.hidden_dim": 32,
-            "model.num_heads": 4,
-            "model.encoder_layers": 1,
-            "model.decoder_layers": 2,
             "model.ffn_dim": 64,
             "model.num_queries": 20,
             "model.num_levels": 3,
