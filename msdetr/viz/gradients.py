@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from msdetr.analysis.gradients import BranchGradients
+from msdetr.boxes import cxcywh_to_xyxy
 from msdetr.losses import focal_loss
 from msdetr.structures import Matches, Predictions, Targets
 from msdetr.viz.matching import canvas, object_colour
@@ -132,15 +133,16 @@ def draw_pulls(ax: Axes, predictions: Predictions, targets: Targets, matches: Ma
     canvas(ax, None)
     for number, (cx, cy, w, h) in enumerate(targets.boxes.tolist()):
         ax.add_patch(Rectangle((cx - w / 2, cy - h / 2), w, h, fc=object_colour(number), alpha=0.22, lw=0))
-    boxes, moves = predictions.boxes[0, 0].tolist(), pull.boxes[0, 0].detach()
-    longest = max(float(_edges(moves).abs().max()), 1e-12)
+    boxes = predictions.boxes[0, 0].tolist()
+    moves = cxcywh_to_xyxy(pull.boxes[0, 0].detach())  # the conversion is linear, so it also says how edges move
+    longest = max(float(moves.abs().max()), 1e-12)
     for number, (query, target) in enumerate(zip(matches.query.tolist(), matches.target.tolist(), strict=True)):
         cx, cy, w, h = boxes[query]
         colour = object_colour(target)
         ax.add_patch(Rectangle((cx - w / 2, cy - h / 2), w, h, fill=False, ec=colour, ls="--", lw=1.3))
         ax.text(cx - w / 2 + 0.01, cy - h / 2 - 0.01, str(query), fontsize=8, color=DARK, va="bottom",
                 bbox={"fc": "white", "ec": colour, "lw": 0.8, "pad": 1})  # fmt: skip
-        left, top, right, bottom = (0.12 * _edges(moves[query]) / longest).tolist()
+        left, top, right, bottom = (0.12 * moves[query] / longest).tolist()
         shift = 0.7 * ((number + 0.5) / len(matches) - 0.5)  # arrows of different boxes keep apart
         x, y = cx + shift * w, cy + shift * h
         _pull(ax, (cx - w / 2, y), (left, 0), colour)
@@ -157,12 +159,6 @@ def _pull(ax: Axes, start: tuple[float, float], move: tuple[float, float], colou
     ax.annotate("", end, start, zorder=4, arrowprops={"arrowstyle": "-|>", "mutation_scale": 9, "color": DARK, "lw": 1.5,
                 "shrinkA": 0, "shrinkB": 0})  # fmt: skip
     ax.plot(*start, "o", ms=5, mfc=colour, mec=DARK, zorder=5)
-
-
-def _edges(move: torch.Tensor) -> torch.Tensor:
-    """How left, top, right and bottom edge move when (cx, cy, w, h) move [..., 4]."""
-    centre, half = move[..., :2], move[..., 2:] / 2
-    return torch.cat([centre - half, centre + half], dim=-1)
 
 
 def _aligned(gradients: BranchGradients, parts: Sequence[str], branches: Sequence[str]) -> np.ndarray:
