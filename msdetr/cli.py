@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import tyro
 
 from . import __version__
-from .config import ConfigError
-from .notebook import NotebookError, parse_overrides, run_notebook
+from .errors import ConfigError, MSDETRError
+from .notebook import parse_overrides, run_notebook
 
 Argument = tyro.conf.Positional
 Pairs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
@@ -437,7 +437,7 @@ def verify(path: Argument[Path], config: bool = False) -> None:
         config: Show the whole configuration.
     """
     from .engine import checkpoint as checkpoints
-    from .engine.errors import CheckpointError
+    from .errors import CheckpointError
 
     directories = checkpoints.available(path) or [path]
     results = path / "results.json"
@@ -556,21 +556,6 @@ def _first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _expected_errors() -> tuple[type[BaseException], ...]:
-    """What is the user's to mend, and gets a message rather than a traceback."""
-    expected: list[type[BaseException]] = [ConfigError, NotebookError, OSError]
-    for module, names in (
-        ("msdetr.engine.errors", ["EngineError"]),
-        ("msdetr.data", ["AnnotationError", "ImageError"]),
-        ("msdetr.data.shapes", ["ShapesError"]),
-        ("msdetr.analysis.runs", ["RunError"]),
-    ):
-        if module in sys.modules or module.rpartition(".")[0] in sys.modules:
-            loaded = sys.modules.get(module)
-            expected += [getattr(loaded, name) for name in names if hasattr(loaded, name)]
-    return tuple(expected)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The exit status: 0, 1 for an error, 2 for a mistyped command, 130 for Ctrl-C, 143 for SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -589,7 +574,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"msdetr: {error.message}", file=sys.stderr)
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
-        if debug or not isinstance(error, _expected_errors()):
+        if debug or not isinstance(error, (MSDETRError, OSError)):
             raise
         print(f"msdetr: {error}", file=sys.stderr)
         return 1

@@ -19,9 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
-
-class ConfigError(ValueError):
-    """A configuration value that cannot be used; the message names the field and what it accepts."""
+from .errors import ConfigError
 
 
 @dataclass(frozen=True)

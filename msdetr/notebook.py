@@ -19,11 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import ConfigError, RunConfig, nearest
-
-
-class NotebookError(RuntimeError):
-    """A notebook that did not run to its end; the message names the cell."""
+from .config import RunConfig, nearest
+from .errors import ConfigError, NotebookError
 
 
 @dataclass(frozen=True)
@@ -158,7 +155,7 @@ def run_notebook(
             failure = f"{type(error).__name__}: {error}"
     failure = failure or _incomplete(nbformat.read(output, as_version=4))
     if failure and told:
-        from .engine.errors import Terminated
+        from .errors import Terminated
 
         raise Terminated(f"{notebook}, {failure}\nWhat ran is in {output}; run it again to go on")
     if failure:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from . import config as configs
 from . import recipes
-from .config import ConfigError, RunConfig
+from .config import RunConfig
 from .engine import checkpoint as checkpoints
 from .engine.distributed import pick_device
 from .engine.evaluate import EvalResult, autocast
 from .engine.evaluate import evaluate as evaluate_detector
 from .engine.postprocess import postprocess
 from .engine.train import train as train_run
+from .errors import ConfigError
 from .structures import Detections, ImageBatch
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import msdetr.config as config_module
 from msdetr import recipes
-from msdetr.config import ConfigError, RunConfig, all_paths, from_dict, load
+from msdetr.config import RunConfig, all_paths, from_dict, load
+from msdetr.errors import ConfigError
 
 PACKAGE = Path(config_module.__file__).parent
 

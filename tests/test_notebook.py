@@ -7,8 +7,8 @@ import time
 import nbformat
 import pytest
 
-from msdetr.config import ConfigError
-from msdetr.notebook import NotebookError, check_parameters, parameters, parse_overrides, run_notebook
+from msdetr.errors import ConfigError, NotebookError
+from msdetr.notebook import check_parameters, parameters, parse_overrides, run_notebook
 
 
 def test_parameters_become_a_configuration(tmp_path):

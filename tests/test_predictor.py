@@ -4,8 +4,9 @@ import torch
 from PIL import Image
 
 import msdetr
-from msdetr.config import ConfigError, RunConfig
+from msdetr.config import RunConfig
 from msdetr.data import shapes as generator
+from msdetr.errors import ConfigError
 
 TINY = {
     "model.hidden_dim": 32,

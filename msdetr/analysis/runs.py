@@ -17,14 +17,11 @@ import numpy as np
 
 from msdetr import config as configuration
 from msdetr.config import RunConfig
+from msdetr.errors import RunError
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 BESIDE_THE_POINT = {"recipe", "seed", "data.root", "data.workers", "data.cache", "train.log_every", "train.micro_batch",
                     "train.eval_every", "train.checkpoint_every", "train.gradient_checkpointing"}  # fmt: skip
-
-
-class RunError(RuntimeError):
-    """A run directory that cannot be read or used; the message names it and says what to do."""
 
 
 @dataclass(frozen=True)

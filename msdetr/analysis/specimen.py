@@ -14,7 +14,8 @@ from msdetr.analysis.arrays import predictions_from_arrays, targets_from_arrays
 from msdetr.analysis.look import SamplingPoints, both_branches, sampling_points
 from msdetr.analysis.matching import Explanation, explain
 from msdetr.analysis.stability import MatchHistory
-from msdetr.config import ConfigError, MatchingConfig, RunConfig
+from msdetr.config import MatchingConfig, RunConfig
+from msdetr.errors import ConfigError
 from msdetr.structures import DetectorOutput, Predictions, Targets
 
 

@@ -1,12 +1,13 @@
 """Data: COCO-format folders, the generated ``shapes`` set, augmentation, and loaders in a reproducible order."""
 
+from ..errors import AnnotationError, ImageError
 from . import shapes
 from .coco import Categories, CocoDetection, Sample, collate
-from .images import ImageError, Remark, read_image
+from .images import Remark, read_image
 from .loader import EpochSampler, build_dataset, build_datasets, build_eval_loader, build_train_loader
 from .overview import DataReport, SplitReport, Suspicion, check
 from .transforms import IMAGE_MEAN, IMAGE_STD, eval_transform, normalized, train_transform
-from .validate import AnnotationError, Annotations, DataWarning, Report, read_annotations
+from .validate import Annotations, DataWarning, Report, read_annotations
 
 __all__ = [
     "IMAGE_MEAN",

@@ -19,10 +19,11 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from ..boxes import xyxy_to_cxcywh
+from ..errors import AnnotationError, ImageError
 from ..structures import ImageBatch, Targets
-from .images import ImageError, Remark, check_files, read_image
+from .images import Remark, check_files, read_image
 from .transforms import normalized
-from .validate import AnnotationError, Annotations, DataWarning, Report, read_annotations
+from .validate import Annotations, DataWarning, Report, read_annotations
 
 Key = int | tuple[int, int]
 _MAX_RAW_ID = 10_000  # with raw category ids the model has as many classes as the largest id

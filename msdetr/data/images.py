@@ -26,7 +26,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from .validate import AnnotationError
+from ..errors import AnnotationError, ImageError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit of suspicion
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")  # none that runs another program
@@ -34,10 +34,6 @@ _LISTED = 1000
 _TIFF_WIDTH, _TIFF_LENGTH = 256, 257  # tags
 
 Image.init()  # registers every format, so that FORMATS can be asked for
-
-
-class ImageError(OSError):
-    """An image that cannot be used; the message names the path and what is wrong."""
 
 
 class Remark(enum.IntFlag):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .images import ImageError, check_files, open_image, read_image, upright_size
-from .validate import AnnotationError, Annotations, Report, read_annotations
+from ..errors import AnnotationError, ImageError
+from .images import check_files, open_image, read_image, upright_size
+from .validate import Annotations, Report, read_annotations
 
 SMALL, MEDIUM = 32**2, 96**2  # pixels: COCO's limits of small and medium objects
 THIN = 2.0  # pixels; a box with a shorter side is suspicious

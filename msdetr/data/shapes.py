@@ -24,6 +24,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..errors import ShapesError
+
 VERSION = 2
 IMAGE_SIZE = 128  # pixels
 CLASS_NAMES = ("ellipse", "ring", "half-disc", "triangle", "rectangle", "cross", "star", "arrow")
@@ -52,10 +54,6 @@ _PALETTE = np.array(
     ],
     dtype=np.int64,
 )  # fmt: skip
-
-
-class ShapesError(RuntimeError):
-    """The folder for the generated data set cannot be used; the message says what is there and what to do."""
 
 
 class _Dice:

@@ -18,15 +18,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..errors import AnnotationError
+
 TOLERANCE = 0.02  # pixels a box may stick out without being reported: COCO rounds coordinates to hundredths
 _MISSING = type("Missing", (), {"__repr__": lambda self: "missing"})()
 _FIELDS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
 _HUGE = 1e300  # numbers below it survive float arithmetic
 _LISTED = 5  # examples named in a message
-
-
-class AnnotationError(ValueError):
-    """An annotation file that cannot be used. The message names file, entry, value and remedy."""
 
 
 class DataWarning(UserWarning):

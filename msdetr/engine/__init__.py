@@ -1,6 +1,6 @@
 """Training, evaluation, checkpoints and ranks."""
 
-from .errors import (
+from ..errors import (
     CheckpointError,
     EngineError,
     EvaluationError,

@@ -32,7 +32,7 @@ from safetensors.torch import load as deserialize
 from torch import Tensor, nn
 
 from ..config import RunConfig, from_dict
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 FORMAT = "msdetr-checkpoint/1"
 MANIFEST = "manifest.json"

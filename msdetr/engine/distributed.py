@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import TrainingError
+from ..errors import TrainingError
 
 TIMEOUT_SECONDS = 600  # for a peer that has vanished with its machine; a peer that died is noticed at once
 

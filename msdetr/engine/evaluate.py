@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..errors import EvaluationError, EvaluationStopped
 from .distributed import ALONE, World
-from .errors import EvaluationError, EvaluationStopped
 from .postprocess import postprocess
 from .progress import Progress
 from .signals import leave_signals_to_parent

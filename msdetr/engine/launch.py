@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..config import RunConfig
-from .errors import TrainingError
+from ..errors import TrainingError
 
 
 def launch(

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..config import RunConfig
+from ..errors import RunDirectoryError, Terminated
 from .distributed import ALONE, World
-from .errors import RunDirectoryError, Terminated
 from .tensorboard import EventFiles
 
 

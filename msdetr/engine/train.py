@@ -14,10 +14,18 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from ..config import ConfigError, RunConfig
+from ..config import RunConfig
+from ..errors import (
+    CheckpointError,
+    ConfigError,
+    EvaluationStopped,
+    RunDirectoryError,
+    StepError,
+    Terminated,
+    TrainingError,
+)
 from . import checkpoint as checkpoints
 from .distributed import World, join, leave
-from .errors import CheckpointError, EvaluationStopped, RunDirectoryError, StepError, Terminated, TrainingError
 from .evaluate import EvalResult, evaluate
 from .optim import MovingAverage
 from .progress import Progress
@@ -66,7 +74,7 @@ def train(
         e.g. ``msdetr.analysis.stability.MatchRecorder``.
 
     Under torchrun every rank calls this. On SIGTERM, or Ctrl-C, the step is finished and saved first.
-    Raises ConfigError, EngineError (see ``msdetr.engine.errors``), the data set's errors, and Terminated (exit 143).
+    Raises ConfigError, EngineError (see ``msdetr.errors``), the data set's errors, and Terminated (exit 143).
     """
     if str(resume) not in ("auto", "never") and not Path(resume).exists():
         raise CheckpointError(f"resume: {resume} does not exist; give auto, never or a checkpoint directory")

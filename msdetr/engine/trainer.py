@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import TrainConfig
+from ..errors import NonFiniteError, OutOfMemoryError, StepError
 from ..structures import ImageBatch, Targets
 from . import checkpoint as checkpoints
 from .distributed import ALONE, World
-from .errors import NonFiniteError, OutOfMemoryError, StepError
 from .evaluate import autocast
 from .optim import MovingAverage, build_optimizer, global_norm, lr_factor, set_learning_rates
 

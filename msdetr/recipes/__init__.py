@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import ConfigError, RunConfig, nearest
+from ..config import RunConfig, nearest
+from ..errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from msdetr.analysis.health import health
 from msdetr.analysis.matching import Explanation
-from msdetr.analysis.runs import RunError, open_folder
+from msdetr.analysis.runs import open_folder
 from msdetr.analysis.specimen import Microscope, Specimen
-from msdetr.config import ConfigError
+from msdetr.errors import ConfigError, RunError
 from msdetr.viz.matching import assignment_figure, candidate_figure, outcome_figure, query_figure, why_not_figure
 from msdetr.viz.text import assignment_text, candidate_text, health_text, outcome_text, path_text
 

@@ -7,7 +7,8 @@ from textwrap import fill
 
 from matplotlib.figure import Figure
 
-from ..data import ImageError, SplitReport, Suspicion, read_annotations, read_image
+from ..data import SplitReport, Suspicion, read_annotations, read_image
+from ..errors import ImageError
 from .data import draw_box
 from .style import PALETTE, safe, subplots
 

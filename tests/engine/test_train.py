@@ -11,7 +11,7 @@ import tiny
 import torch
 from torch import nn
 
-from msdetr.config import ConfigError, TrainConfig
+from msdetr.config import TrainConfig
 from msdetr.data import ImageError, build_dataset, collate
 from msdetr.engine import (
     CheckpointError,
@@ -27,6 +27,7 @@ from msdetr.engine import (
 )
 from msdetr.engine import checkpoint as checkpoints
 from msdetr.engine.run import RunDirectory
+from msdetr.errors import ConfigError
 from msdetr.losses import build_criterion
 from msdetr.model import build_model
 

@@ -4,8 +4,9 @@ import pytest
 
 from msdetr.analysis.candidates import measure_run
 from msdetr.analysis.specimen import Microscope
-from msdetr.config import ConfigError, RunConfig
+from msdetr.config import RunConfig
 from msdetr.engine import train
+from msdetr.errors import ConfigError
 from msdetr.viz.explorer import Explorer
 from msdetr.viz.inspect import inspect
 
