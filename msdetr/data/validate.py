@@ -70,7 +70,7 @@ class Annotations:
 
     image_ids [N] int64, file_names N strings, sizes [N, 2] int64 (height, width).
     category_ids [C] int64, category_names C strings.
-    ids [A] int64 (re-indexed from 1 where they cannot serve pycocotools), image [A] and category [A] int64 indices,
+    ids [A] int64, image [A] and category [A] int64 indices,
     boxes [A, 4] float64 (x, y, width, height) in pixels within the image, areas [A] float64, crowd [A] bool.
     """
 
@@ -101,10 +101,18 @@ class Annotations:
             **{name: getattr(self, name)[:last] for name in ("ids", "image", "category", "boxes", "areas", "crowd")},
         )
 
+    @property
+    def ids_fit_pycocotools(self) -> np.ndarray:
+        """[A] bool. pycocotools keeps annotation ids in floats, and takes 0 for "no match"."""
+        return (self.ids >= 1) & (self.ids <= 2**53)
+
     def to_coco(self) -> dict[str, Any]:
-        """The content of a COCO file for box evaluation (no segmentations)."""
+        """The content of a COCO file for box evaluation (no segmentations).
+
+        Annotations count from 1 where the ids of the file cannot serve pycocotools.
+        """
         rows = zip(
-            self.ids.tolist(),
+            (self.ids if self.ids_fit_pycocotools.all() else np.arange(1, len(self.ids) + 1)).tolist(),
             self.image_ids[self.image].tolist(),
             self.category_ids[self.category].tolist(),
             self.boxes.tolist(),
@@ -146,9 +154,12 @@ class _Reader:
         image_ids, file_names, sizes = self.images(content["images"])
         category_ids, category_names = self.categories(content["categories"])
         columns = self.annotations(content["annotations"], image_ids, sizes, category_ids)
-        return Annotations(
-            self.file, image_ids, file_names, sizes, category_ids, category_names, **columns
-        ), self.report
+        table = Annotations(self.file, image_ids, file_names, sizes, category_ids, category_names, **columns)
+        self.report.add(
+            "annotation id that pycocotools would misread, all re-indexed for evaluation, id",
+            table.ids[~table.ids_fit_pycocotools].tolist(),
+        )
+        return table, self.report
 
     def fail(self, problem: str, remedy: str) -> None:
         raise AnnotationError(f"{self.file}: {problem}; {remedy}")
@@ -287,15 +298,7 @@ class _Reader:
 
         order = np.nonzero(kept)[0][np.argsort(image[kept], kind="stable")]
         columns = {"ids": ids, "image": image, "category": category, "boxes": boxes, "areas": areas, "crowd": crowd}
-        columns = {name: values[order] for name, values in columns.items()}
-        unfit = (columns["ids"] < 1) | (columns["ids"] > 2**53)
-        if unfit.any():
-            self.report.add(
-                "annotation id that pycocotools would misread, all re-indexed from 1, id",
-                columns["ids"][unfit].tolist(),
-            )
-            columns["ids"] = np.arange(1, len(order) + 1)
-        return columns
+        return {name: values[order] for name, values in columns.items()}
 
     def keep(self, rows: dict[str, Sequence], good: Sequence[bool], field: str, kind: str) -> dict[str, Sequence]:
         """The good rows of all columns; the others raise AnnotationError or are counted as dropped."""

@@ -13,20 +13,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from pycocotools.coco import COCO
 from torch import nn
 
+from ..checks import count
 from ..errors import EvaluationError, EvaluationStopped
+from ..structures import Detections
 from .distributed import ALONE, World
 from .postprocess import postprocess
 from .progress import Progress
 from .signals import leave_signals_to_parent
 
 AREAS = {"": "all", "s": "small", "m": "medium", "l": "large"}  # suffix of AP and AR -> pycocotools' area label
+# One detection. Ids are whole numbers of 64 bits; a float would round those beyond 2**53.
+DETECTION = np.dtype([("image_id", "i8"), ("box", "f8", 4), ("score", "f8"), ("category_id", "i8")])
+_EXACT = 2**53  # floats hold every whole number up to here
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """An implementation of the COCO metric. make: (ground truth, detections [N, 7]) -> an object like pycocotools' COCOeval."""
+    """An implementation of the COCO metric. make: (ground truth, detections) -> an object like pycocotools' COCOeval.
+
+    It is given small ids counted from 1; detections: [N, 7] rows of image id, x, y, w, h in pixels, score, category id.
+    """
 
     name: str
     make: Callable[[Any, np.ndarray], Any]
@@ -39,6 +48,7 @@ class EvalResult:
     metrics: AP, AP50, AP75, APs, APm, APl, AR1, AR10, ARmax, ARs, ARm, ARl in [0, 1].
     per_class: class name -> AP.   protocol: what the numbers were computed under.
     truncated: detections beyond ``max_detections`` of their image and class, which did not count.
+    detections: [N] of ``DETECTION``, under the ids of the annotations.
     """
 
     metrics: dict[str, float | None]
@@ -86,9 +96,10 @@ def evaluate(
     """The COCO numbers of a detector on a data set, on the device the detector is on.
 
     The ranks of ``world`` share the images, each image exactly once, and all get the result. The detector is left in
-    the mode (training or not) it was in. Raises EvaluationError for NaN or infinite predictions, naming the image, and
-    EvaluationStopped on all ranks once ``stop()`` is true on one.
+    the mode (training or not) it was in. Raises EvaluationError for NaN or infinite predictions, naming the image,
+    EvaluationStopped on all ranks once ``stop()`` is true on one, and InputError for counts below 1.
     """
+    max_detections, batch_size = count(max_detections, "max_detections"), count(batch_size, "batch_size")
     start = time.perf_counter()
     device = next(detector.parameters()).device
     training = detector.training
@@ -115,13 +126,13 @@ def evaluate(
 
 
 def _detect(detector, dataset, max_detections, batch_size, workers, precision, device, world, progress, stop):
-    """This rank's image ids and detections [N, 7]: image id, x, y, w, h in pixels, score, category id."""
+    """This rank's image ids and detections, [N] of ``DETECTION``."""
     from ..data import build_eval_loader
 
     loader = build_eval_loader(dataset, batch_size, world.rank, world.size, workers)
     loader.worker_init_fn = leave_signals_to_parent
-    category_ids = np.asarray(dataset.categories.category_ids, dtype=np.float64)  # NaN for a class without a category
-    image_ids, rows = [], [np.zeros((0, 7))]
+    category_ids = dataset.categories.category_ids
+    image_ids, rows = [], [np.zeros(0, DETECTION)]
     bar = Progress(
         len(range(world.rank, len(dataset), world.size)),
         title="evaluate",
@@ -150,12 +161,12 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16)
 
 
-def coco_rows(image_id: int, detections, category_ids: np.ndarray) -> np.ndarray:
-    """Detections of one image as [N, 7] float64 rows: image id, x, y, w, h in pixels, score, category id.
+def coco_rows(image_id: int, detections: Detections, category_ids: Sequence[int | None]) -> np.ndarray:
+    """Detections of one image as [N] of ``DETECTION``: image id, box (x, y, w, h in pixels), score, category id.
 
-    category_ids: class index -> category id, NaN or None for a class that raw category ids leave unused. Detections of
-    such a class have no category to be scored under and are left out; they did take places among the best of their image,
-    as in the released code.
+    category_ids: class index -> category id, None for a class that raw category ids leave unused. Detections of such a
+    class have no category to be scored under and are left out; they did take places among the best of their image, as in
+    the released code.
 
     Raises EvaluationError where a score or box is NaN or infinite: pycocotools would score it, even as perfect.
     """
@@ -165,16 +176,18 @@ def coco_rows(image_id: int, detections, category_ids: np.ndarray) -> np.ndarray
             f"image id {image_id}: the detector predicts a NaN or infinite box or score; its weights are unusable: "
             "evaluate an earlier checkpoint, or train with a lower learning rate"
         )
-    labels, category_ids = detections.labels.numpy(), np.asarray(category_ids, dtype=np.float64)
+    labels = detections.labels.numpy()
     if len(labels) and labels.max() >= len(category_ids):
         raise EvaluationError(
             f"image id {image_id}: class {labels.max()} is predicted, but the data set has {len(category_ids)} classes; "
             "model.num_classes must be the data set's"
         )
-    rows = np.column_stack(
-        [np.full(len(scores), image_id), boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, category_ids[labels]]
-    ).reshape(-1, 7)
-    return rows[~np.isnan(rows[:, 6])]
+    used = np.array([category_id is not None for category_id in category_ids], dtype=bool)
+    ids = np.array([0 if category_id is None else category_id for category_id in category_ids], dtype=np.int64)
+    rows = np.zeros(len(scores), DETECTION)
+    rows["image_id"], rows["score"], rows["category_id"] = image_id, scores, ids[labels]
+    rows["box"] = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    return rows[used[labels]]
 
 
 def coco_metrics(
@@ -186,14 +199,18 @@ def coco_metrics(
 ) -> EvalResult:
     """The twelve COCO numbers of detections against a ``pycocotools.coco.COCO`` ground truth.
 
-    detections: [N, 7] rows of image id, x, y, w, h in pixels, score, category id.
+    detections: [N] of ``DETECTION``; or pycocotools' [N, 7] rows of image id, x, y, w, h in pixels, score, category id,
+    where no id is beyond 2**53. Ids of images, categories and annotations may be any whole numbers of 64 bits, 0 and
+    negative ones too: the metric is computed under ids of its own.
     image_ids: the images that count, all of ``coco`` by default.
     max_detections: detections kept per image and class, and in all by ``postprocess``: 100 in the COCO protocol, 300
     in the released 900-query results.
     evaluator: what computes them, the fastest installed by default (``metric_backend``).
 
-    Raises EvaluationError for NaN values, unknown images or categories, and duplicate image ids.
+    Raises EvaluationError for NaN values, unknown images or categories, and duplicate image ids; InputError for a
+    ``max_detections`` below 1.
     """
+    max_detections = count(max_detections, "max_detections")
     evaluator = evaluator or metric_backend()
     check_metric(evaluator)
     return _score(coco, detections, image_ids, max_detections, evaluator)
@@ -201,13 +218,16 @@ def coco_metrics(
 
 def _score(coco, detections, image_ids, max_detections, evaluator: Evaluator) -> EvalResult:
     start = time.perf_counter()
-    image_ids = list(coco.imgs if image_ids is None else image_ids)
-    detections = np.asarray(detections, dtype=np.float64).reshape(-1, 7)
+    image_ids = sorted(coco.imgs if image_ids is None else image_ids)
+    detections = _as_detections(detections)
     _check_detections(coco, detections, image_ids)
-    max_dets = sorted({count for count in (1, 10) if count < max_detections} | {max_detections})
+    truth, rows = _renumbered(coco, detections)
+    max_dets = sorted({kept for kept in (1, 10) if kept < max_detections} | {max_detections})
     with contextlib.redirect_stdout(io.StringIO()):  # the library prints its progress
-        run = evaluator.make(coco, detections)
-        run.params.imgIds, run.params.catIds = sorted(image_ids), sorted(coco.cats)
+        truth.createIndex()
+        run = evaluator.make(truth, rows)
+        run.params.imgIds = (np.searchsorted(sorted(coco.imgs), image_ids) + 1).tolist()
+        run.params.catIds = sorted(truth.cats)
         run.params.maxDets = max_dets
         run.evaluate()
         run.accumulate()
@@ -220,16 +240,16 @@ def _score(coco, detections, image_ids, max_detections, evaluator: Evaluator) ->
         metrics[f"AP{percent}"] = _mean(precision[thresholds.index(percent / 100), ..., 0, -1])
     for suffix in "sml":
         metrics[f"AP{suffix}"] = _mean(precision[..., areas.index(AREAS[suffix]), -1])
-    for label, count in (("1", 1), ("10", 10), ("max", max_detections)):
-        metrics[f"AR{label}"] = _mean(recall[..., 0, max_dets.index(min(count, max_detections))])
+    for label, kept in (("1", 1), ("10", 10), ("max", max_detections)):
+        metrics[f"AR{label}"] = _mean(recall[..., 0, max_dets.index(min(kept, max_detections))])
     for suffix in "sml":
         metrics[f"AR{suffix}"] = _mean(recall[..., areas.index(AREAS[suffix]), -1])
 
-    names = {category_id: coco.cats[category_id]["name"] for category_id in run.params.catIds}
-    counts = np.unique(detections[:, [0, 6]], axis=0, return_counts=True)[1]  # per image and class
+    names = {category_id: coco.cats[category_id]["name"] for category_id in sorted(coco.cats)}
+    counts = np.unique(rows[:, [0, 6]], axis=0, return_counts=True)[1]  # per image and class
     return EvalResult(
         metrics=metrics,
-        per_class={_unique(names, c): _mean(precision[:, :, i, 0, -1]) for i, c in enumerate(run.params.catIds)},
+        per_class={_unique(names, c): _mean(precision[:, :, i, 0, -1]) for i, c in enumerate(names)},
         protocol={
             "metric": "COCO bbox",
             "max_detections": max_detections,
@@ -256,23 +276,80 @@ def _mean(values: np.ndarray) -> float | None:
     return float(defined.mean()) if defined.size else None
 
 
-def _check_detections(coco, detections: np.ndarray, image_ids: list[int]) -> None:
-    bad = ~np.isfinite(detections).all(axis=1)
+def _as_detections(detections: np.ndarray) -> np.ndarray:
+    """[N] of ``DETECTION`` from itself or from rows [N, 7], which must hold ids as whole numbers that a float can hold."""
+    detections = np.asarray(detections)
+    if detections.dtype == DETECTION:
+        return detections
+    rows = detections.astype(np.float64).reshape(-1, 7)
+    bad = ~np.isfinite(rows).all(axis=1)
+    if bad.any():
+        row = rows[bad][0]
+        raise EvaluationError(f"image id {row[0]:.0f}: a detection has a NaN or infinite value: {row.tolist()}")
+    ids = rows[:, [0, 6]]
+    if (ids != np.rint(ids)).any() or (abs(ids) >= _EXACT).any():
+        raise EvaluationError(
+            "detections in rows [N, 7] have an id that is no whole number, or too large for a float to hold; give them as "
+            "an array of msdetr.engine.evaluate.DETECTION"
+        )
+    found = np.zeros(len(rows), DETECTION)
+    found["image_id"], found["box"], found["score"], found["category_id"] = (
+        rows[:, 0],
+        rows[:, 1:5],
+        rows[:, 5],
+        rows[:, 6],
+    )
+    return found
+
+
+def _check_detections(coco: COCO, detections: np.ndarray, image_ids: list[int]) -> None:
+    bad = ~(np.isfinite(detections["box"]).all(axis=1) & np.isfinite(detections["score"]))
     if bad.any():
         row = detections[bad][0]
-        raise EvaluationError(f"image id {row[0]:.0f}: a detection has a NaN or infinite value: {row.tolist()}")
-    unknown = set(detections[:, 6]) - set(coco.cats)
+        raise EvaluationError(f"image id {row['image_id']}: a detection has a NaN or infinite value: {row.tolist()}")
+    unknown = set(detections["category_id"].tolist()) - set(coco.cats)
     if unknown:
         known = sorted(coco.cats)
         raise EvaluationError(
-            f"detections of category id {', '.join(f'{c:.0f}' for c in sorted(unknown))}, which the annotations do not "
+            f"detections of category id {', '.join(map(str, sorted(unknown)))}, which the annotations do not "
             f"have (they have {len(known)}: {known[0]} to {known[-1]}); was the model trained with another class map?"
         )
     if len(set(image_ids)) < len(image_ids):
         raise EvaluationError("an image id appears twice among the images to evaluate")
-    strangers = set(detections[:, 0]) - set(image_ids)
+    strangers = set(image_ids) - set(coco.imgs)
     if strangers:
-        raise EvaluationError(f"detections of image id {min(strangers):.0f}, which is not among the images to evaluate")
+        raise EvaluationError(f"image id {min(strangers)} is to be evaluated, but the annotations do not have it")
+    strangers = set(detections["image_id"].tolist()) - set(image_ids)
+    if strangers:
+        raise EvaluationError(f"detections of image id {min(strangers)}, which is not among the images to evaluate")
+
+
+def _renumbered(coco: COCO, detections: np.ndarray) -> tuple[COCO, np.ndarray]:
+    """Ground truth (not indexed yet) and detections [N, 7] with ids counted from 1 in the order of the given ones.
+
+    Evaluators keep ids in floats, and take an annotation with id 0 for none.
+    """
+    images, categories = sorted(coco.imgs), sorted(coco.cats)
+    new_image = {old: i + 1 for i, old in enumerate(images)}
+    new_category = {old: i + 1 for i, old in enumerate(categories)}
+    truth = type(coco)()
+    truth.dataset = {
+        "info": {},
+        "images": [{**coco.imgs[old], "id": new} for old, new in new_image.items()],
+        "categories": [{**coco.cats[old], "id": new} for old, new in new_category.items()],
+        "annotations": [
+            {
+                **annotation,
+                "id": i + 1,
+                "image_id": new_image[annotation["image_id"]],
+                "category_id": new_category[annotation["category_id"]],
+            }
+            for i, annotation in enumerate(coco.dataset.get("annotations", []))
+        ],
+    }
+    image = np.searchsorted(np.array(images, dtype=np.int64), detections["image_id"]) + 1
+    category = np.searchsorted(np.array(categories, dtype=np.int64), detections["category_id"]) + 1
+    return truth, np.column_stack([image, detections["box"], detections["score"], category]).astype(np.float64)
 
 
 def metric_backend() -> Evaluator:
@@ -280,7 +357,7 @@ def metric_backend() -> Evaluator:
     return HOTCOCO if importlib.util.find_spec("hotcoco") else PYCOCOTOOLS
 
 
-def _hotcoco_evaluator(coco, detections: np.ndarray):
+def _hotcoco_evaluator(coco: COCO, detections: np.ndarray):
     """A ``hotcoco.COCOeval`` of a pycocotools ground truth."""
     import hotcoco
 
@@ -288,7 +365,7 @@ def _hotcoco_evaluator(coco, detections: np.ndarray):
     return hotcoco.COCOeval(truth, truth.load_res(detections), "bbox")
 
 
-def _pycocotools_evaluator(coco, detections: np.ndarray):
+def _pycocotools_evaluator(coco: COCO, detections: np.ndarray):
     """A ``pycocotools.cocoeval.COCOeval``. Without ``loadRes``, which cannot take an empty list of detections."""
     from pycocotools.cocoeval import COCOeval
 
@@ -323,8 +400,6 @@ def check_metric(evaluator: Evaluator) -> None:
 
     Perfect detections must give AP 1, the same boxes as (x0, y0, x1, y1) must not.
     """
-    from pycocotools.coco import COCO
-
     boxes = np.array([[10.0, 20, 30, 40], [50, 60, 20, 10], [5, 5, 80, 90]])
     coco = COCO()
     coco.dataset = {

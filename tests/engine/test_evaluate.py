@@ -1,16 +1,19 @@
 import importlib
+import json
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 from torch import nn
 
 from msdetr.boxes import xyxy_to_cxcywh
-from msdetr.data import build_dataset
+from msdetr.data import CocoDetection, build_dataset
 from msdetr.engine import EvaluationError, coco_metrics, evaluate
-from msdetr.engine.evaluate import HOTCOCO, PYCOCOTOOLS
-from msdetr.structures import DetectorOutput, Predictions
+from msdetr.engine.evaluate import DETECTION, HOTCOCO, PYCOCOTOOLS, coco_rows
+from msdetr.errors import InputError
+from msdetr.structures import Detections, DetectorOutput, Predictions
 
 # the package exports the function of the same name
 module = importlib.import_module("msdetr.engine.evaluate")
@@ -215,3 +218,83 @@ def test_categories_of_one_name_keep_apart():
         category["name"] = "same"
     result = coco_metrics(coco, rows_of(coco))
     assert list(result.per_class) == ["same (id 10)", "same (id 20)"]
+
+
+LARGEST, SMALLEST = 2**63 - 1, -(2**63)
+
+
+def folder_with_ids(root, image_ids, category_ids, annotation_ids):
+    """Images of noise with one object of each category in turn."""
+    rng = np.random.default_rng(0)
+    (root / "val").mkdir(parents=True)
+    images = []
+    for i, image_id in enumerate(image_ids):
+        Image.fromarray(rng.integers(0, 256, (32 + i, 40, 3), dtype=np.uint8)).save(root / "val" / f"{i}.png")
+        images.append({"id": image_id, "file_name": f"{i}.png", "height": 32 + i, "width": 40})
+    annotations = [
+        {"id": annotation_id, "image_id": image_ids[i % len(image_ids)], "iscrowd": 0, "area": 100.0,
+         "category_id": category_ids[i % len(category_ids)], "bbox": [3.0 + 4 * i, 5.0, 10.0, 10.0]}
+        for i, annotation_id in enumerate(annotation_ids)
+    ]  # fmt: skip
+    categories = [{"id": category_id, "name": f"class {i}"} for i, category_id in enumerate(category_ids)]
+    file = root / "instances_val.json"
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return CocoDetection(root / "val", file)
+
+
+@pytest.mark.fault("F90")
+@pytest.mark.filterwarnings("ignore::msdetr.data.DataWarning")
+@pytest.mark.parametrize("evaluator", [HOTCOCO, PYCOCOTOOLS], ids=lambda evaluator: evaluator.name)
+@pytest.mark.parametrize(
+    ("images", "categories", "annotations"),
+    [
+        ([2**53, 2**53 + 1, 2**53 + 2], [1, 2], [1, 2, 3]),  # floats cannot tell the first two apart
+        ([LARGEST, LARGEST - 1, LARGEST - 2], [LARGEST, LARGEST - 1], [LARGEST, LARGEST - 1, LARGEST - 2]),
+        ([SMALLEST, SMALLEST + 1, -1], [SMALLEST, -7], [SMALLEST, SMALLEST + 1, 0]),
+        ([-1, 0, 1], [0, -1], [-1, 0, 1]),
+    ],
+)
+def test_any_64_bit_id_is_exact(tmp_path, monkeypatch, evaluator, images, categories, annotations):
+    if evaluator is HOTCOCO:
+        pytest.importorskip("hotcoco")
+    monkeypatch.setattr(module, "metric_backend", lambda: evaluator)
+    dataset = folder_with_ids(tmp_path, images, categories, annotations)
+    assert dataset.image_ids == sorted(images) and sorted(dataset.annotations.ids.tolist()) == sorted(annotations)
+    result = evaluate(Oracle(dataset), dataset, max_detections=10, progress=False)
+    assert result.metrics["AP"] == pytest.approx(1.0) and result.metrics["ARmax"] == pytest.approx(1.0)
+    assert set(result.detections["image_id"].tolist()) == set(images)
+    assert set(result.detections["category_id"].tolist()) == set(categories)
+    best = result.detections[result.detections["score"] > 0.5]
+    assert sorted(zip(best["image_id"].tolist(), best["category_id"].tolist())) == sorted(
+        (images[i % 3], categories[i % 2]) for i in range(3)
+    )
+
+
+@pytest.mark.fault("F90")
+def test_rows_of_floats_cannot_carry_large_ids():
+    coco, rows = random_case(0)
+    rows[0, 0] = 2.0**53
+    with pytest.raises(EvaluationError, match="too large for a float"):
+        coco_metrics(coco, rows)
+    rows[0, 0] = 1.5
+    with pytest.raises(EvaluationError, match="no whole number"):
+        coco_metrics(coco, rows)
+
+
+def test_a_class_without_a_category_is_left_out():
+    labels = torch.tensor([0, 1, 2])
+    detections = Detections(torch.tensor([0.9, 0.8, 0.7]), labels, torch.rand(3, 4), torch.arange(3))
+    rows = coco_rows(7, detections, (None, 5, LARGEST))
+    assert rows.dtype == DETECTION and rows["category_id"].tolist() == [5, LARGEST]
+    assert rows["image_id"].tolist() == [7, 7] and rows["score"] == pytest.approx([0.8, 0.7])
+
+
+@pytest.mark.fault("F98")
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, None, "5"])
+def test_counts_below_one_are_refused(dataset, value):
+    with pytest.raises(InputError, match="max_detections: must be a whole number, at least 1"):
+        evaluate(Oracle(dataset), dataset, max_detections=value, progress=False)
+    with pytest.raises(InputError, match="batch_size: must be"):
+        evaluate(Oracle(dataset), dataset, batch_size=value, progress=False)
+    with pytest.raises(InputError, match="max_detections: must be"):
+        coco_metrics(*random_case(0), max_detections=value)
