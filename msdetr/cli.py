@@ -6,15 +6,16 @@ from __future__ import annotations
 import json
 import pickle
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from . import __version__
+from .config import parse_overrides
 from .errors import ConfigError, MSDETRError
-from .notebook import parse_overrides, run_notebook
+from .notebook import run_notebook
 
 Argument = tyro.conf.Positional
 Pairs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
@@ -462,7 +463,7 @@ def verify(path: Argument[Path], config: bool = False) -> None:
         print(f"recipe {last.config.recipe}, variant {model.variant}, {model.num_queries} queries, {len(last.class_names)} classes: "
               + ", ".join(last.class_names[:10]) + (" ..." if len(last.class_names) > 10 else ""))  # fmt: skip
         if config:
-            print(json.dumps(asdict(last.config), indent=1))
+            print(json.dumps(last.config.to_dict(), indent=1))
     if damaged:
         raise SystemExit(1)
 

@@ -11,7 +11,6 @@ import contextlib
 import inspect
 import json
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Iterable, Mapping
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import RunConfig, nearest
+from .config import RunConfig, nearest, parse_overrides
 from .errors import ConfigError, NotebookError
 
 
@@ -74,22 +73,6 @@ def parameters(
 def _expect(value: Any, kind: type, name: str) -> None:
     if not isinstance(value, kind):
         raise ConfigError(f"parameter '{name}': expected text, got {value!r}")
-
-
-def parse_overrides(overrides: Mapping[str, Any] | str | Iterable[str] | None) -> dict[str, Any]:
-    """``{"train.lr": "1e-4"}`` from a mapping, from ``"train.lr=1e-4 seed=3"`` or from a list of such pairs."""
-    if not overrides:
-        return {}
-    if isinstance(overrides, Mapping):
-        return {str(path): value for path, value in overrides.items()}
-    pairs = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
-    parsed = {}
-    for pair in pairs:
-        path, equals, value = str(pair).partition("=")
-        if not equals or not path:
-            raise ConfigError(f"overrides: {pair!r} is not of the form name=value, e.g. train.lr=1e-4")
-        parsed[path.strip()] = value.strip()
-    return parsed
 
 
 def check_parameters(namespace: Mapping[str, Any], known: Iterable[str]) -> None:

@@ -173,7 +173,7 @@ def test_convert_executes_nothing(capsys, tmp_path):
 @pytest.mark.fault("F69")
 def test_unknown_names_suggest_the_nearest(capsys):
     status, _, err = run(capsys, "train", "shapes/ms-detr-c", "--set", "model.num_querys=5")
-    assert status == 1 and "model.num_querys: unknown parameter; did you mean 'num_queries'?" in err
+    assert status == 1 and "model.num_querys: unknown parameter; did you mean 'model.num_queries'?" in err
     status, _, err = run(capsys, "train", "shapes/ms-detr-c", "--epoch", "5")
     assert status == 2 and "--epochs" in err
 

@@ -1,6 +1,8 @@
 import ast
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 import yaml
@@ -9,10 +11,24 @@ from hypothesis import strategies as st
 
 import msdetr.config as config_module
 from msdetr import recipes
-from msdetr.config import RunConfig, all_paths, from_dict, load
+from msdetr.config import (
+    MatchingConfig,
+    Range,
+    RunConfig,
+    TrainConfig,
+    all_paths,
+    flatten,
+    from_dict,
+    harmless_in_comparison,
+    harmless_on_resume,
+    load,
+    parse_overrides,
+    register_section,
+    unregister_section,
+)
 from msdetr.errors import ConfigError
 
-PACKAGE = Path(config_module.__file__).parent
+PACKAGE = Path(config_module.__file__).parent.parent
 
 
 @pytest.mark.parametrize("path", all_paths())
@@ -22,7 +38,7 @@ def test_every_field_is_read_by_something(path):
     readers = [
         file
         for file in PACKAGE.rglob("*.py")
-        if file.name != "config.py" and "recipes" not in file.parts
+        if "config" not in file.parts and "recipes" not in file.parts
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.ctx, ast.Load)
     ]
@@ -33,9 +49,9 @@ def test_every_field_is_read_by_something(path):
 @pytest.mark.parametrize(
     "wrong, meant",
     [
-        ("train.lrr", "lr"),
+        ("train.lrr", "train.lr"),
         ("lr", "train.lr"),
-        ("model.num_querys", "num_queries"),
+        ("model.num_querys", "model.num_queries"),
         ("sead", "seed"),
         ("matchin.k", "matching.k"),
     ],
@@ -138,7 +154,7 @@ def test_anything_else_is_a_config_error(changes):
         config = RunConfig().override(changes)
     except ConfigError:
         return
-    assert from_dict(yaml.safe_load(yaml.safe_dump(config_module._plain(config.to_dict())))) == config
+    assert from_dict(yaml.safe_load(yaml.safe_dump(config_module.plain(config.to_dict())))) == config
 
 
 def test_small_gpu_recipes_keep_the_global_batch():
@@ -148,3 +164,149 @@ def test_small_gpu_recipes_keep_the_global_batch():
             assert small.train.batch_size == full.train.batch_size == 16
             assert small.train.micro_batch == 1
             assert small.train.gradient_checkpointing
+
+
+@pytest.mark.fault("F101")
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("train.betas", (2, 2)),
+        ("train.betas", "0.9,1"),
+        ("data.train_sizes", ()),
+        ("data.train_sizes", "480,0"),
+        ("data.root", ""),
+        ("data.val_split", "a\0b"),
+        ("model.hidden_dim", 40),
+        ("model.hidden_dim", 10**9),
+        ("model.dropout", 1.0),
+        ("train.ema_decay", 1),
+        ("seed", -1),
+        ("seed", 2**64),
+        ("loss.focal_alpha", 1.5),
+        ("loss.class_weight", "inf"),
+        ("train.batch_size", 10**400),
+        ("model.pretrained", ""),
+    ],
+)
+def test_values_outside_their_domain_name_the_field(path, value):
+    with pytest.raises(ConfigError, match=re.escape(path)):
+        RunConfig().override({path: value})
+
+
+@pytest.mark.fault("F101")
+def test_a_configuration_made_in_python_is_checked_as_well():
+    with pytest.raises(ConfigError, match="train.epochs: expected float, got '3'"):
+        RunConfig(train=TrainConfig(epochs="3"))
+    with pytest.raises(ConfigError, match="matching.k: must be at least 1"):
+        RunConfig(matching=MatchingConfig(k=0))
+    with pytest.raises(ConfigError, match="model: expected ModelConfig"):
+        RunConfig(model={})
+
+
+def test_large_whole_numbers_are_exact():
+    assert RunConfig().override({"seed": "9007199254740993"}).seed == 2**53 + 1
+
+
+def test_what_is_suggested_is_accepted_as_it_stands():
+    """The full dotted path, wherever the mistake was made."""
+    for mistake in ({"model": {"num_clases": 3}}, {"num_clases": 3}):
+        with pytest.raises(ConfigError, match=r"did you mean 'model\.num_classes'\?"):
+            from_dict(mistake)
+    with pytest.raises(ConfigError, match=r"did you mean 'model\.num_classes'\?"):
+        RunConfig().override({"model.num_clases": 3})
+
+
+def test_overrides_as_text():
+    assert parse_overrides("train.lr=1e-4 model.variant=d") == {"train.lr": "1e-4", "model.variant": "d"}
+    with pytest.raises(ConfigError, match="not of the form name=value"):
+        parse_overrides("train.lr")
+    with pytest.raises(ConfigError, match=r"train.lr: given twice, as '1' and as '2'"):
+        parse_overrides("train.lr=1 train.lr=2")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        parse_overrides("data.root='a")
+
+
+# ---------------------------------------------------------------- sections that are registered
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    k: Annotated[int, Range(1)] = 6
+    groups: Literal["one", "two"] = "one"
+
+    def check(self, run):
+        if self.k > run.model.num_queries:
+            raise ConfigError("hybrid.k: more than model.num_queries")
+
+
+@pytest.fixture
+def hybrid():
+    register_section("hybrid", Hybrid)
+    yield
+    unregister_section("hybrid")
+
+
+def test_a_registered_section_is_off_until_a_field_is_given(hybrid):
+    assert {"hybrid.k", "hybrid.groups"} <= set(all_paths())
+    off = RunConfig()
+    assert off.methods == {} and "hybrid" not in off.to_dict() and flatten(off)["hybrid.k"] is None
+    on = off.override({"hybrid.k": "3"})
+    assert on.methods["hybrid"] == Hybrid(3) and on != off
+    assert on.to_dict()["hybrid"] == {"k": 3, "groups": "one"} and flatten(on)["hybrid.k"] == 3
+    assert on.override({"seed": 1}).methods == on.methods
+    assert on.override({"hybrid": "none"}) == on.override({"hybrid": None}) == off
+    assert (
+        off.override({"hybrid": True}).methods["hybrid"] == Hybrid() == off.override({"hybrid": {}}).methods["hybrid"]
+    )
+    assert off.override({"hybrid": "true", "hybrid.groups": "two"}).methods["hybrid"] == Hybrid(groups="two")
+
+
+def test_a_registered_section_survives_yaml(hybrid, tmp_path):
+    config = RunConfig().override({"hybrid.k": 3})
+    config.save(tmp_path / "config.yaml")
+    assert load(tmp_path / "config.yaml") == config
+    (tmp_path / "off.yaml").write_text("hybrid: null\n")
+    assert load(tmp_path / "off.yaml") == RunConfig()
+
+
+@pytest.mark.parametrize(
+    "path, value, message",
+    [
+        ("hybrid.k", 0, "hybrid.k: must be at least 1"),
+        ("hybrid.kk", 1, "hybrid.kk: unknown parameter; did you mean 'hybrid.k'"),
+        ("hybrid.groups", "three", "hybrid.groups: 'three' is not one of"),
+        ("hybrid.k", 301, "hybrid.k: more than model.num_queries"),
+        ("hybrid", 3, "hybrid: expected true, false or one of its fields, e.g. hybrid.k"),
+    ],
+)
+def test_errors_in_a_registered_section(hybrid, path, value, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        RunConfig().override({path: value})
+
+
+def test_what_cannot_be_registered(hybrid):
+    for name, section in [("model", Hybrid), ("a.b", Hybrid), ("other", dict), ("hybrid", MatchingConfig)]:
+        with pytest.raises(ConfigError, match=re.escape(f"section '{name}'")):
+            register_section(name, section)
+    with pytest.raises(ConfigError, match="unknown parameter"):
+        RunConfig().override({"never_registered.k": 1})
+
+
+@dataclass(frozen=True)
+class Owner:
+    inner: Hybrid | None = None
+
+
+def test_a_field_may_be_a_section_or_none():
+    assert from_dict({}, Owner).inner is None
+    assert from_dict({"inner": {"k": 2}}, Owner).inner == Hybrid(2)
+    assert from_dict({"inner": None}, Owner).inner is None
+    assert all_paths(Owner) == ["inner.k", "inner.groups"]
+    with pytest.raises(ConfigError, match="inner.k"):
+        from_dict({"inner": {"k": 0}}, Owner)
+
+
+def test_settings_that_make_no_other_experiment():
+    assert "train.tensorboard" in harmless_on_resume() & harmless_in_comparison()
+    assert "seed" in harmless_in_comparison() - harmless_on_resume()
+    assert not {"train.lr", "model.variant"} & (harmless_on_resume() | harmless_in_comparison())

@@ -30,7 +30,7 @@ def test_empty_values_mean_as_the_recipe_says():
 def test_unknown_parameters_suggest_the_nearest():
     with pytest.raises(ConfigError, match="parameter 'epoch': unknown; did you mean 'epochs'"):
         parameters(epoch=3)
-    with pytest.raises(ConfigError, match="train.lrr: unknown parameter; did you mean 'lr'"):
+    with pytest.raises(ConfigError, match="train.lrr: unknown parameter; did you mean 'train.lr'"):
         parameters(overrides="train.lrr=1")
 
 
@@ -42,7 +42,7 @@ def test_unknown_parameters_suggest_the_nearest():
         ({"seed": 1.5}, "seed: expected a whole number"),
         ({"seed": True}, "seed: expected a number"),
         ({"overrides": "train.gradient_checkpointing=yes"}, "expected true or false"),
-        ({"overrides": "matching.alpha=2"}, "matching.alpha: must be between 0 and 1"),
+        ({"overrides": "matching.alpha=2"}, "matching.alpha: must be at most 1"),
         ({"overrides": "lr"}, "not of the form name=value"),
         ({"recipe": 3}, "parameter 'recipe': expected text"),
         ({"run_name": "../elsewhere"}, "must be the name of a folder"),

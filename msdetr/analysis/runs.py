@@ -20,8 +20,6 @@ from msdetr.config import RunConfig
 from msdetr.errors import RunError
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-BESIDE_THE_POINT = {"recipe", "seed", "data.root", "data.workers", "data.cache", "train.log_every", "train.micro_batch",
-                    "train.eval_every", "train.checkpoint_every", "train.gradient_checkpointing"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -222,7 +220,7 @@ def title(config: RunConfig) -> str:
 def differences(groups: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
     """Settings in which groups differ: dotted path -> {group name: value}. What a fair comparison must show."""
     settings = {name: _settings(members[0].config) for name, members in groups.items()}
-    paths = [p for p in configuration.all_paths() if p not in BESIDE_THE_POINT]
+    paths = next(iter(settings.values()), {})
     return {
         path: {name: values[path] for name, values in settings.items()}
         for path in paths
@@ -291,14 +289,9 @@ def _cell(value: Statistic, factor: float, digits: int) -> str:
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """Dotted path -> value, without what does not change the result."""
-    flat = {}
-    for path in configuration.all_paths():
-        value: Any = config
-        for name in path.split("."):
-            value = getattr(value, name)
-        flat[path] = value
-    return {path: value for path, value in flat.items() if path not in BESIDE_THE_POINT}
+    """Dotted path -> value, without what repetitions of one experiment may differ in."""
+    harmless = configuration.harmless_in_comparison()
+    return {path: value for path, value in configuration.flatten(config).items() if path not in harmless}
 
 
 def _names(configs: Sequence[RunConfig]) -> list[str]:

@@ -31,7 +31,7 @@ import torch
 from safetensors.torch import load as deserialize
 from torch import Tensor, nn
 
-from ..config import RunConfig, from_dict
+from ..config import RunConfig, flatten, from_dict
 from ..errors import CheckpointError
 
 FORMAT = "msdetr-checkpoint/1"
@@ -401,19 +401,8 @@ def _is_class_head(name: str, own: Tensor, other: Tensor) -> bool:
 
 def changes(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Dotted path -> (old value, new value) of every field that differs."""
-    return {
-        path: (before, after)
-        for path, before in _flat(old.to_dict())
-        if before != (after := dict(_flat(new.to_dict()))[path])
-    }
-
-
-def _flat(values: Mapping[str, Any], prefix: str = ""):
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+    after = flatten(new)
+    return {path: (before, after[path]) for path, before in flatten(old).items() if before != after[path]}
 
 
 def _listing(**keys) -> str:

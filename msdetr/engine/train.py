@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from ..config import RunConfig
+from ..config import RunConfig, harmless_on_resume
 from ..errors import (
     CheckpointError,
     ConfigError,
@@ -34,17 +34,6 @@ from .signals import StopRequest, leave_signals_to_parent
 from .tensorboard import require_tensorboard
 from .trainer import MicroBatch, Step, Trainer, mixed_seed
 
-# settings that a resumed run may change without changing what is computed
-HARMLESS = {
-    "recipe",
-    "data.workers",
-    "data.cache",
-    "data.skip_images",
-    "train.log_every",
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.tensorboard",
-}
 FINISHED = "finished"
 SIGNS_OF_A_DEAD_RANK = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe", "timed out")
 
@@ -356,7 +345,8 @@ def _starting_point(config: RunConfig, run: RunDirectory, resume, allow_config_c
     found = checkpoints.latest(run.path) if str(resume) == "auto" else checkpoints.find(resume)
     if found is None:
         return None
-    different = {k: v for k, v in checkpoints.changes(found.config, config).items() if k not in HARMLESS}
+    harmless = harmless_on_resume()
+    different = {k: v for k, v in checkpoints.changes(found.config, config).items() if k not in harmless}
     if different and not allow_config_change:
         lines = [f"  {path}: {old!r} in the checkpoint, {new!r} now" for path, (old, new) in different.items()]
         raise ConfigError(

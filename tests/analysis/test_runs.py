@@ -46,7 +46,7 @@ def test_configurations_of_one_title_are_told_apart(tmp_path):
 
 def test_what_does_not_change_the_result_does_not_split_a_group(tmp_path):
     one = make_run(tmp_path / "one", **{"data.workers": 0})
-    two = make_run(tmp_path / "two", seed=1, **{"data.workers": 2, "train.log_every": 3})
+    two = make_run(tmp_path / "two", seed=1, **{"data.workers": 2, "train.log_every": 3, "train.tensorboard": True})
     assert len(group_runs(read_runs([one, two]))) == 1
 
 

@@ -1,0 +1,267 @@
+"""Every setting of a run, with its default and its range."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from ..errors import ConfigError
+from .fields import Harmless, NonEmpty, Range, Registered
+from .parse import Setting, assign, build, check, fields_of, section_of, settings
+from .sections import registered_sections
+
+GROUPS_OF_NORM = 32  # the projections to hidden_dim channels are followed by group norm with this many groups
+
+Text = Annotated[str, NonEmpty()]
+Count = Annotated[int, Range(1, 10**6)]
+Depth = Annotated[int, Range(1, 1000)]
+Pixels = Annotated[int, Range(1, 10**5)]
+Fraction = Annotated[float, Range(0, 1)]
+BelowOne = Annotated[float, Range(0, below=1)]
+NotNegative = Annotated[float, Range(0)]
+Weight = Annotated[float, Range(0, 10**6)]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The detector. Defaults are the released MS-DETR on Deformable DETR++ with 300 queries."""
+
+    num_classes: Count = 91  # COCO category ids are used as class indices by the released models: 91 = 90 + unused 0
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "conv"] = "resnet50"
+    pretrained: Text = "imagenet"  # "imagenet" (torchvision's weights), a path to a local file, or "none"
+    backbone_norm: Literal["frozen", "group"] = "frozen"  # frozen batch norm, or group norm to train from scratch
+    trainable_layers: Annotated[int, Range(0, 5)] = 3  # residual stages trained, from the last: 3 leaves stem and stage
+    # 1 frozen; 5 trains all
+    hidden_dim: Annotated[int, Range(1, 2**16)] = 256
+    num_heads: Depth = 8
+    encoder_layers: Annotated[int, Range(0, 1000)] = 6
+    decoder_layers: Depth = 6
+    ffn_dim: Count = 2048
+    dropout: BelowOne = 0.0
+    num_queries: Count = 300
+    num_levels: Annotated[int, Range(1, 16)] = 4  # feature levels; levels beyond the backbone's are strided
+    # convolutions on its last one
+    num_points: Depth = 4  # sampling points per head and level
+    two_stage: bool = True  # queries come from the encoder's best proposals
+    box_refine: bool = True  # every decoder layer refines the boxes of the layer before
+    mixed_selection: bool = True  # Deformable DETR++: positions from proposals, contents learned
+    look_forward_twice: bool = True  # Deformable DETR++: a box's gradient reaches the layer before
+    variant: Literal["baseline", "a", "b", "c", "d"] = "c"  # decoder layer, Figure 4 of the paper
+    separate_heads: bool | None = (
+        None  # one-to-many predictors of their own; None: (a), (b) class head only, (c), (d) no
+    )
+    candidate_ffn: bool | None = None  # additional FFN before the one-to-many predictors; None: (c) and (d) only
+
+    def check(self, run: RunConfig) -> None:
+        """What the fields must be to each other."""
+        if self.hidden_dim % self.num_heads:
+            raise ConfigError(
+                f"model.hidden_dim: {self.hidden_dim} is not divisible by model.num_heads = {self.num_heads}"
+            )
+        if self.hidden_dim % GROUPS_OF_NORM:
+            raise ConfigError(
+                f"model.hidden_dim: {self.hidden_dim} is not divisible by {GROUPS_OF_NORM} (the groups of its group norm; "
+                "the sine position embedding needs 4)"
+            )
+        if self.pretrained == "imagenet" and self.backbone_norm == "group" and self.backbone != "conv":
+            raise ConfigError(
+                "model.pretrained: imagenet's weights have batch norm, model.backbone_norm=group has not; set "
+                "model.backbone_norm=frozen, or model.pretrained=none to train from scratch"
+            )
+        if self.two_stage and not self.box_refine:
+            raise ConfigError("model.two_stage: needs model.box_refine (proposals are refined layer by layer)")
+        if self.look_forward_twice and not self.box_refine:
+            raise ConfigError("model.look_forward_twice: needs model.box_refine")
+        if self.mixed_selection and not self.two_stage:
+            raise ConfigError("model.mixed_selection: needs model.two_stage")
+        if self.variant == "baseline" and (self.separate_heads or self.candidate_ffn):
+            raise ConfigError("model.variant: a baseline has no one-to-many branch for separate_heads or candidate_ffn")
+        if self.variant in ("a", "b") and self.separate_heads is False and not self.candidate_ffn:
+            raise ConfigError(
+                f"model.separate_heads: variant ({self.variant}) reads the layer output; with shared heads and no "
+                "candidate_ffn both branches would be the same predictions"
+            )
+
+
+@dataclass(frozen=True)
+class MatchingConfig:
+    """Hungarian costs, and the one-to-many assignment of Algorithm 1."""
+
+    cost_class: Weight = 2.0
+    cost_l1: Weight = 5.0
+    cost_giou: Weight = 2.0
+    one_to_many: Literal["exclusive", "literal", "released"] = "exclusive"
+    alpha: Fraction = 0.3  # score = alpha * class probability + (1 - alpha) * IoU
+    threshold: Fraction = 0.4  # tau: pairs with score <= tau are dropped
+    k: Count = 6  # queries per object at most
+    merge: bool = False  # add one-to-one pairs that one-to-many matching missed
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the loss terms of each branch."""
+
+    class_weight: Weight = 1.0
+    l1_weight: Weight = 5.0
+    giou_weight: Weight = 2.0
+    one_to_many_class_weight: Weight = 2.0
+    one_to_many_l1_weight: Weight = 5.0
+    one_to_many_giou_weight: Weight = 2.0
+    encoder_class_weight: Weight = 2.0
+    encoder_l1_weight: Weight = 5.0
+    encoder_giou_weight: Weight = 2.0
+    focal_alpha: Fraction = 0.25
+    focal_gamma: Annotated[float, Range(0, 100)] = 2.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A COCO-format folder: images in root/SPLIT, annotations in root/annotations/instances_SPLIT.json."""
+
+    root: Annotated[str, NonEmpty(), Harmless(on_resume=False)] = "data/coco"
+    train_split: Text = "train2017"
+    val_split: Text = "val2017"
+    generate: Literal["none", "shapes"] = "none"  # make the embedded data set under root when it is not there
+    num_train: Annotated[int, Range(0)] = 0  # use the first N training images, 0 for all; the number to make for a
+    # generated set
+    num_val: Annotated[int, Range(0)] = 0
+    raw_category_ids: bool = False  # category ids as class indices (released models) instead of 0...C-1
+    augment: Literal["detr", "flip", "none"] = "detr"  # multi-scale resize and crop, flip only, or nothing
+    train_sizes: Annotated[tuple[Pixels, ...], NonEmpty()] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    # shorter side, pixels
+    test_size: Annotated[int, Range(0, 10**5)] = 800  # shorter side at evaluation, pixels; 0 keeps images as they are
+    max_size: Pixels = 1333  # longer side at most, pixels
+    workers: Annotated[int, Range(0, 1000), Harmless()] = 4
+    on_bad_annotation: Literal["error", "drop"] = "error"
+    skip_images: Annotated[int, Range(0), Harmless(in_comparison=False)] = 0  # unreadable training images to leave out
+    # before it is an error
+    cache: Annotated[bool, Harmless()] = False  # keep decoded images in memory (small data sets)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimisation."""
+
+    epochs: Annotated[float, Range(0, 10**6)] = 12
+    batch_size: Count = 16  # images per optimiser step over all ranks and micro-batches
+    micro_batch: Annotated[int, Range(1, 10**6), Harmless(on_resume=False)] = (
+        2  # images per forward pass on one device;
+    )
+    # the rest is gradient accumulation
+    lr: NotNegative = 2e-4
+    lr_backbone: NotNegative = 2e-5
+    lr_projection_factor: NotNegative = 0.1  # sampling offsets and reference points learn at lr times this
+    weight_decay: NotNegative = 1e-4
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    schedule: Literal["step", "one_cycle", "constant"] = "step"
+    drop_epoch: NotNegative = 11  # "step": the learning rates fall to a tenth from here on
+    warmup_fraction: Fraction = 0.1  # "one_cycle": share of the steps spent warming up
+    clip_norm: NotNegative = 0.1  # total gradient norm is clipped to this; 0 for no clipping
+    ema_decay: BelowOne = 0.0  # exponential moving average of the weights, evaluated instead of them; 0 for none
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, fp32 elsewhere
+    gradient_checkpointing: Annotated[bool, Harmless(on_resume=False)] = False  # recompute transformer layers in the
+    # backward pass to save memory
+    eval_every: Annotated[float, Range(0), Harmless()] = 1  # epochs; 0 evaluates only at the end
+    checkpoint_every: Annotated[float, Range(0), Harmless()] = 1  # epochs; 0 saves only at the end
+    max_detections: Count = 100  # kept per image at evaluation
+    log_every: Annotated[int, Range(1), Harmless()] = 10  # steps between lines of metrics.jsonl
+    tensorboard: Annotated[bool, Harmless()] = False  # the same as TensorBoard event files in the run directory
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run. ``recipe`` is the name it started from; the other fields are what counts.
+
+    methods: the sections of further methods that are on, by the name they are registered under; in YAML and dotted paths
+    they stand beside the others (see ``register_section``).
+    """
+
+    recipe: Annotated[str, Harmless()] = "custom"
+    seed: Annotated[int, Range(0, 2**63 - 1), Harmless(on_resume=False)] = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    methods: Annotated[Mapping[str, Any], Registered()] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self):
+        check(self, RunConfig)
+        known = registered_sections()
+        for name, section in self.methods.items():
+            if name not in known or not isinstance(section, known[name]):
+                raise ConfigError(f"{name}: {section!r} is not a registered section of the configuration")
+            check(section, known[name], f"{name}.")
+        named = [getattr(self, f.name) for f in dataclasses.fields(self)]
+        for section in [*named, *self.methods.values()]:
+            if dataclasses.is_dataclass(section) and hasattr(section, "check"):
+                section.check(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested values; registered sections that are off are left out."""
+        values = dataclasses.asdict(self)
+        return values | values.pop("methods")
+
+    def override(self, values: Mapping[str, Any]) -> RunConfig:
+        """A copy with some fields changed, named by dotted path: ``override({"train.lr": 1e-4, "seed": 3})``.
+
+        Raises ConfigError for an unknown name (with the nearest known one), a wrong type or a value out of range.
+        """
+        nested = self.to_dict()
+        for path, value in values.items():
+            assign(nested, RunConfig, str(path), value, _known_names(RunConfig))
+        return from_dict(nested)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a YAML file that ``load`` reads."""
+        from .files import to_yaml
+
+        Path(path).write_text(to_yaml(self), encoding="utf-8")
+
+
+def from_dict(values: Mapping[str, Any], kind: type = RunConfig, path: str = "") -> Any:
+    """Builds a configuration from nested mappings, coercing each value to the declared type.
+
+    Raises ConfigError naming the field's dotted path.
+    """
+    return build(kind, values, path, _known_names(kind, f"{path}." if path else ""))
+
+
+def all_settings(kind: type = RunConfig, prefix: str = "") -> list[Setting]:
+    """All fields with their types and markers, sections entered."""
+    return list(settings(kind, prefix))
+
+
+def all_paths(kind: type = RunConfig, prefix: str = "") -> list[str]:
+    """Dotted paths of all fields: 'seed', 'model.num_queries', ..."""
+    return [setting.path for setting in settings(kind, prefix)]
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Dotted path -> value of all fields; None for those of a section that is off."""
+    values = config.to_dict()
+    flat = {}
+    for path in all_paths():
+        value: Any = values
+        for name in path.split("."):
+            value = value.get(name) if value is not None else None
+        flat[path] = value
+    return flat
+
+
+def harmless_on_resume() -> set[str]:
+    """Paths of the settings that a resumed run may change without changing what is computed."""
+    return {s.path for s in settings(RunConfig) if any(isinstance(m, Harmless) and m.on_resume for m in s.markers)}
+
+
+def harmless_in_comparison() -> set[str]:
+    """Paths of the settings in which repetitions of one experiment may differ."""
+    return {s.path for s in settings(RunConfig) if any(isinstance(m, Harmless) and m.in_comparison for m in s.markers)}
+
+
+def _known_names(kind: type, prefix: str = "") -> list[str]:
+    sections = [prefix + name for name, declared in fields_of(kind).items() if section_of(declared)[0] is not None]
+    return all_paths(kind, prefix) + sections
