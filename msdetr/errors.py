@@ -19,6 +19,18 @@ class InputError(MSDETRError, ValueError):
     """Tensors, arrays or objects that do not fit what they were given to."""
 
 
+class InputTypeError(InputError, TypeError):
+    """Tensors of a dtype, layout or device that does not fit."""
+
+
+class OperatorError(MSDETRError, RuntimeError):
+    """Deformable attention cannot run, or not in the way that was asked for."""
+
+
+class OperatorWarning(UserWarning):
+    """Deformable attention runs, but slower or less repeatably than it could."""
+
+
 class DataError(MSDETRError):
     """A data set that cannot be read or used."""
 

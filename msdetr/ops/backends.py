@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -11,11 +13,14 @@ from typing import Literal
 
 import torch
 
+from ..errors import ConfigError, OperatorError, OperatorWarning
 from . import cpu, cuda, plain
 
 Choice = Literal["auto", "native", "plain"]
 CHOICES: tuple[Choice, ...] = ("auto", "native", "plain")
 VARIABLE = "MSDETR_OPS_BACKEND"
+
+_NATIVE = {"cpu": cpu, "cuda": cuda}
 
 _chosen: str = os.environ.get(VARIABLE, "auto")
 
@@ -28,7 +33,7 @@ def backend(choice: Choice) -> Iterator[None]:
     """
     global _chosen
     if choice not in CHOICES:
-        raise ValueError(f"there is no backend {choice!r}; choose one of {', '.join(CHOICES)}")
+        raise ConfigError(f"there is no backend {choice!r}; choose one of {', '.join(CHOICES)}")
     before, _chosen = _chosen, choice
     try:
         yield
@@ -39,13 +44,13 @@ def backend(choice: Choice) -> Iterator[None]:
 def asked() -> Choice:
     """What is asked for: by ``backend``, else by the environment, else "auto"."""
     if _chosen not in CHOICES:
-        raise ValueError(f"{VARIABLE} is {_chosen!r}; it must be one of {', '.join(CHOICES)}")
+        raise ConfigError(f"{VARIABLE} is {_chosen!r}; it must be one of {', '.join(CHOICES)}")
     return _chosen
 
 
 def native(device_type: str) -> ModuleType | None:
     """The native backend of a kind of device, if there is one and it can run here."""
-    module = {"cpu": cpu, "cuda": cuda}.get(device_type)
+    module = _NATIVE.get(device_type)
     return module if module is not None and module.available() else None
 
 
@@ -55,8 +60,34 @@ def select(device: torch.device) -> ModuleType:
         return plain
     module = native(device.type)
     if module is None and asked() == "native":
-        raise RuntimeError(f"no native backend for {device.type}; `msdetr doctor` says why")
+        raise OperatorError(f"there is no native backend for {device.type}: {_shortfall(device.type)[0]}")
+    if module is None and device.type in _NATIVE:
+        _warn_of_plain(device.type)
     return module or plain
+
+
+@functools.cache
+def _warn_of_plain(device_type: str) -> None:
+    """Says once per process that the slow backend runs, and what would make it fast."""
+    reason, advice = _shortfall(device_type)
+    warnings.warn(
+        f"deformable attention on {device_type} runs in plain PyTorch, an order of magnitude slower: {reason}; {advice}. "
+        f"With {VARIABLE}=plain this is taken as intended",
+        OperatorWarning,
+        stacklevel=3,
+    )
+
+
+def _shortfall(device_type: str) -> tuple[str, str]:
+    """Why a kind of device has no native backend, and what would give it one."""
+    if device_type == "cpu":
+        return (
+            f"there is no compiled library: {cpu.failure()}",
+            "install a C++ compiler (g++ or clang++) and install the package again",
+        )
+    if device_type == "cuda":
+        return cuda.failure() or "", cuda.advice()
+    return f"the kernels are for {' and '.join(_NATIVE)}", f'use "auto" or "plain" on {device_type}'
 
 
 @dataclass(frozen=True)
@@ -78,12 +109,7 @@ def _describe_cpu() -> Description:
     if asked() == "plain":
         return Description("cpu", "plain", f'"plain" is asked for, by {VARIABLE} or msdetr.ops.backend')
     if not cpu.available():
-        return Description(
-            "cpu",
-            "plain",
-            f"there is no compiled library: {cpu.failure()}",
-            "install a C++ compiler (g++ or clang++) and install the package again: an order of magnitude faster",
-        )
+        return Description("cpu", "plain", *_shortfall("cpu"))
     best = cpu.instruction_set()
     threads = torch.get_num_threads()
     return Description(
@@ -99,7 +125,7 @@ def _describe_cuda() -> Description:
         return Description("cuda", "none", "PyTorch sees no CUDA device")
     if asked() == "plain":
         return Description("cuda", "plain", f'"plain" is asked for, by {VARIABLE} or msdetr.ops.backend')
-    if reason := cuda.failure():
-        return Description("cuda", "plain", reason, "several times faster with the native kernels")
+    if not cuda.available():
+        return Description("cuda", "plain", *_shortfall("cuda"))
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     return Description("cuda", "native", f"compiled by NVRTC at first use for {names}; cache: {cuda.cache_folder()}")

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..errors import OperatorError
+
 LIBRARY = Path(__file__).with_name("libms_deform_attn.so")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
+_SEAL = b"msdetr library, SHA-256 of what is before: "  # SEAL of setup.py: with the digest, the end of the file
 _INTERFACE = 1  # MSDETR_INTERFACE of csrc/ms_deform_attn.h
 _DTYPES = {torch.float32: 0, torch.float64: 1}
 _ERRORS = {
@@ -37,20 +43,56 @@ class _Problem(ctypes.Structure):
 
 @functools.cache
 def load() -> ctypes.CDLL:
-    """The library; raises OSError where it is missing or of another version."""
-    library = ctypes.CDLL(str(LIBRARY))
-    if library.msdetr_interface_version() != _INTERFACE:
-        raise OSError(f"{LIBRARY.name} was built from other sources; install the package again")
-    for call in (library.msdetr_deform_attn_forward, library.msdetr_deform_attn_backward):
-        call.argtypes = (ctypes.POINTER(_Problem), ctypes.c_int, ctypes.c_int)
-    library.msdetr_set_parallel.argtypes = (ctypes.c_void_p,)
-    library.msdetr_set_parallel.restype = None
+    """The library; raises OSError where it is missing, damaged, for another machine or of another version."""
+    try:
+        library = _open(_verified(LIBRARY))
+    except OSError as error:
+        raise OSError(f"{LIBRARY} cannot be loaded: {error}") from None
+    try:
+        if (version := library.msdetr_interface_version()) != _INTERFACE:
+            raise OSError(f"{LIBRARY} has interface {version}, this package wants {_INTERFACE}")
+        for call in (library.msdetr_deform_attn_forward, library.msdetr_deform_attn_backward):
+            call.argtypes = (ctypes.POINTER(_Problem), ctypes.c_int, ctypes.c_int)
+        library.msdetr_set_parallel.argtypes = (ctypes.c_void_p,)
+        library.msdetr_set_parallel.restype = None
+        library.msdetr_best_instruction_set, library.msdetr_set_instruction_set  # noqa: B018 (that they exist)
+    except AttributeError as error:
+        raise OSError(f"{LIBRARY} is another library: {error}") from None
     try:  # the OpenMP runtime that PyTorch has loaded, if it is one with this entry
         parallel = ctypes.CDLL(None).GOMP_parallel
     except (AttributeError, OSError, TypeError):
         parallel = None
     library.msdetr_set_parallel(ctypes.cast(parallel, ctypes.c_void_p) if parallel else None)
     return library
+
+
+def _verified(path: Path) -> bytes:
+    """The library without its seal; raises OSError where it is not what the build wrote."""
+    if not path.is_file():
+        raise OSError("there is no such file")
+    content = path.read_bytes()
+    end = len(content) - hashlib.sha256().digest_size
+    library, seal, digest = content[: max(0, end - len(_SEAL))], content[max(0, end - len(_SEAL)) : end], content[end:]
+    if seal != _SEAL:  # built before libraries were sealed
+        return content
+    if hashlib.sha256(library).digest() != digest:
+        raise OSError("it is damaged, its SHA-256 is not the one it was built with")
+    return library
+
+
+def _open(library: bytes) -> ctypes.CDLL:
+    """Loads a copy that nobody else can reach: a file that is truncated or overwritten while its code is mapped would
+    end the process."""
+    if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
+        # Never closed: the loader takes two files of one name for the same library, so the number must stay ours.
+        descriptor = os.memfd_create(LIBRARY.name)
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(library)
+        return ctypes.CDLL(f"/proc/self/./fd/{descriptor}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / LIBRARY.name
+        path.write_bytes(library)
+        return ctypes.CDLL(str(path))
 
 
 @functools.cache
@@ -134,4 +176,4 @@ def _problem(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor
 
 def _call(name: str, problem: _Problem, dtype: torch.dtype) -> None:
     if error := getattr(load(), name)(ctypes.byref(problem), _DTYPES[dtype], torch.get_num_threads()):
-        raise RuntimeError(f"{name} failed: {_ERRORS.get(error, f'error {error}')}")
+        raise OperatorError(f"{name} failed: {_ERRORS.get(error, f'error {error}')}")

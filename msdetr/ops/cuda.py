@@ -8,8 +8,11 @@ launching and compiling, PyTorch's own wheels bring NVRTC. Kernels run on PyTorc
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.metadata
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -19,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..errors import InputError, OperatorError, OperatorWarning
 
 _TYPES = {torch.float32: "float", torch.float64: "double", torch.float16: "Half", torch.bfloat16: "Bfloat"}
 _LANES = 32
@@ -121,6 +126,13 @@ def resources(case: Case, arch: str) -> dict[str, dict[str, int]]:
     return report
 
 
+_NEEDED = {
+    "cuda.core": ("Device", "LaunchConfig", "Program", "ProgramOptions", "launch"),
+    "cuda.core.utils": ("FileStreamProgramCache",),
+    "cuda.bindings.nvrtc": ("nvrtcVersion",),
+}
+
+
 @functools.cache
 def failure() -> str | None:
     """Why there is no CUDA backend on this machine, or None where there is one."""
@@ -129,10 +141,21 @@ def failure() -> str | None:
     if torch.version.hip:
         return "the kernels are CUDA C++, this PyTorch is built for ROCm"
     try:
-        import cuda.core
-    except ImportError as error:
-        return f"cuda.core cannot be imported ({error}); pip install cuda-core"
-    return None if hasattr(cuda.core, "Program") else "this cuda.core is too old; pip install -U cuda-core"
+        for name, needed in _NEEDED.items():
+            module = importlib.import_module(name)
+            if missing := [attribute for attribute in needed if not hasattr(module, attribute)]:
+                version = importlib.metadata.version("cuda-core")
+                return f"cuda-core {version} is too old, {name} has no {' and no '.join(missing)}"
+        importlib.import_module("cuda.bindings.nvrtc").nvrtcVersion()
+    except Exception as error:  # noqa: BLE001 (missing modules, CUDA libraries that do not load: many kinds of errors)
+        return f"cuda.core or NVRTC cannot be used ({type(error).__name__}: {error})"
+    return None
+
+
+def advice() -> str:
+    """What installs a cuda.core that fits this PyTorch: its wheels for CUDA 12 do not bring the bindings."""
+    toolkit = (torch.version.cuda or "13").split(".")[0]
+    return f'pip install -U "cuda-core[cu{toolkit}]>=1.2" brings the native kernels'
 
 
 def available() -> bool:
@@ -208,7 +231,7 @@ def _launch(name: str, case: Case, tensors: Sequence[Tensor], value: Tensor, sha
         Device(value.device.index).set_current()
         blocks = -(-queries // case.queries_per_block) * case.heads * batch
         if blocks >= 2**31:
-            raise ValueError(f"{batch} images of {queries} queries are too many for one launch; split the batch")
+            raise InputError(f"{batch} images of {queries} queries are too many for one launch; split the batch")
         sizes = [np.int32(size) for shape in shapes for size in shape]
         pointers = [tensor.data_ptr() for tensor in tensors]
         launch(
@@ -226,6 +249,19 @@ def _ready(tensor: Tensor) -> Tensor:
     """Contiguous, and starting at a multiple of 16 bytes, as the loads want it."""
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def alert_not_deterministic() -> None:
+    """What PyTorch's own operators do in deterministic mode: an error, or a warning where only that is asked for."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return
+    message = (
+        "the CUDA gradient of ms_deform_attn with respect to value has no deterministic implementation; use "
+        "torch.use_deterministic_algorithms(True, warn_only=True) to accept differences in the last bits"
+    )
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
+        raise OperatorError(message)
+    warnings.warn(message, OperatorWarning, stacklevel=2)
 
 
 def forward(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
@@ -251,13 +287,8 @@ def backward(
 
     The gradient of value is summed up atomically, in an order that differs from run to run.
     """
-    if need_value and torch.are_deterministic_algorithms_enabled():
-        message = (
-            "the CUDA gradient of ms_deform_attn with respect to value has no deterministic implementation; use "
-            "torch.use_deterministic_algorithms(True, warn_only=True) to accept differences in the last bits"
-        )
-        if not torch.is_deterministic_algorithms_warn_only_enabled():
-            raise RuntimeError(message)
+    if need_value:
+        alert_not_deterministic()
     grad_output, value, locations, weights = (_ready(x) for x in (grad_output, value, locations, weights))
     case = case_of(value, locations, need_value, need_points)
     grad_value = value.new_zeros(value.shape if need_value else 0, dtype=case.real)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..errors import InputError, InputTypeError
 from . import backends, plain
 
 Shapes = Sequence[tuple[int, int]]
@@ -35,9 +37,11 @@ def ms_deform_attn(
     gets gradients of zero. Values and weights are expected to be finite.
 
     Raises:
-        ValueError: shapes that do not fit together, sizes <= 0, no levels or no points.
-        TypeError: dtypes that are not floating point or differ (fp32 locations and weights beside a half-typed value
-            are fine), tensors on different devices.
+        InputError: shapes that do not fit together, sizes <= 0, no levels or no points.
+        InputTypeError: dtypes that are not floating point or differ (fp32 locations and weights beside a half-typed
+            value are fine), tensors on different devices, sparse ones.
+        OperatorError: "native" is asked for where there is none; forward-mode differentiation; and, outside the backend
+            "plain", double backward and the transforms of torch.func that differentiate.
     """
     shapes = as_shapes(spatial_shapes)
     value, sampling_locations, attention_weights = autocast(value, sampling_locations, attention_weights)
@@ -65,18 +69,23 @@ def as_shapes(spatial_shapes: Shapes | Tensor) -> tuple[tuple[int, int], ...]:
     """Spatial shapes as L pairs of Python integers."""
     if isinstance(spatial_shapes, Tensor):
         if spatial_shapes.is_floating_point() or spatial_shapes.ndim != 2 or spatial_shapes.shape[1] != 2:
-            raise ValueError(
+            raise InputError(
                 "spatial_shapes must be L pairs (height, width) or an integer tensor [L, 2], got a tensor of "
                 f"{spatial_shapes.dtype} of shape {list(spatial_shapes.shape)}"
             )
         spatial_shapes = spatial_shapes.tolist()
     try:
-        return tuple((height, width) for height, width in spatial_shapes)
+        return tuple((_whole(height), _whole(width)) for height, width in spatial_shapes)
     except (TypeError, ValueError):
-        raise ValueError(f"spatial_shapes must be L pairs (height, width), got {spatial_shapes!r}") from None
+        raise InputError(f"spatial_shapes must be L pairs (height, width), got {spatial_shapes!r}") from None
+
+
+def _whole(size: int | torch.SymInt) -> int | torch.SymInt:
+    return size if isinstance(size, torch.SymInt) else operator.index(size)
 
 
 _HALF = (torch.float16, torch.bfloat16)
+_DTYPES = (torch.float32, torch.float64, *_HALF)
 
 
 def check(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> None:
@@ -84,45 +93,49 @@ def check(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> 
     tensors = {"value": value, "sampling_locations": locations, "attention_weights": weights}
     layouts = {"value": "B S M D", "sampling_locations": "B Q M L P 2", "attention_weights": "B Q M L P"}
     for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_nested:
+            raise InputTypeError(
+                f"{name} must be a dense tensor, got layout {tensor.layout}; convert it with .to_dense()"
+            )
         rank = len(layouts[name].split())
         if tensor.ndim != rank:
-            raise ValueError(f"{name} must be [{', '.join(layouts[name].split())}], got {_shape(tensor)}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {tensor.dtype}; convert it with .float()")
+            raise InputError(f"{name} must be [{', '.join(layouts[name].split())}], got {_shape(tensor)}")
+        if tensor.dtype not in _DTYPES:
+            raise InputTypeError(f"{name} must be floating point, got {tensor.dtype}; convert it with .float()")
         if tensor.device != value.device:
-            raise TypeError(f"{name} is on {tensor.device}, value on {value.device}; move them to one device")
+            raise InputTypeError(f"{name} is on {tensor.device}, value on {value.device}; move them to one device")
     if weights.dtype != locations.dtype or not (
         locations.dtype == value.dtype or (value.dtype in _HALF and locations.dtype == torch.float32)
     ):
-        raise TypeError(
+        raise InputTypeError(
             f"dtypes differ: value {value.dtype}, sampling_locations {locations.dtype}, attention_weights "
             f"{weights.dtype}; convert them to one (float32 locations and weights beside a half-typed value are fine)"
         )
     batch, tokens, heads, channels = value.shape
     if len(shapes) == 0:
-        raise ValueError("spatial_shapes is empty; at least one level is needed")
+        raise InputError("spatial_shapes is empty; at least one level is needed")
     for level, (height, width) in enumerate(shapes):
         if height <= 0 or width <= 0:
-            raise ValueError(f"spatial_shapes[{level}] is ({height}, {width}); height and width must be positive")
+            raise InputError(f"spatial_shapes[{level}] is ({height}, {width}); height and width must be positive")
     if (total := sum(height * width for height, width in shapes)) != tokens:
-        raise ValueError(f"spatial_shapes {list(shapes)} hold {total} tokens, value {_shape(value)} has {tokens}")
+        raise InputError(f"spatial_shapes {list(shapes)} hold {total} tokens, value {_shape(value)} has {tokens}")
     if tokens >= 2**31 or locations.shape[1] >= 2**31:
-        raise ValueError(f"{tokens} tokens and {locations.shape[1]} queries: each must be below 2^31")
+        raise InputError(f"{tokens} tokens and {locations.shape[1]} queries: each must be below 2^31")
     if heads == 0 or channels == 0:
-        raise ValueError(f"value {_shape(value)} has no heads or no channels")
+        raise InputError(f"value {_shape(value)} has no heads or no channels")
     if locations.shape[3] != len(shapes):
-        raise ValueError(
+        raise InputError(
             f"sampling_locations {_shape(locations)} are for {locations.shape[3]} levels, spatial_shapes for {len(shapes)}"
         )
     if locations.shape[4] == 0:
-        raise ValueError(f"sampling_locations {_shape(locations)} have no points; at least one is needed")
+        raise InputError(f"sampling_locations {_shape(locations)} have no points; at least one is needed")
     if locations.shape[0] != batch or locations.shape[2] != heads or locations.shape[5] != 2:
-        raise ValueError(
+        raise InputError(
             f"sampling_locations {_shape(locations)} do not fit value {_shape(value)}: expected "
             f"[{batch}, Q, {heads}, {len(shapes)}, P, 2]"
         )
     if weights.shape != locations.shape[:-1]:
-        raise ValueError(
+        raise InputError(
             f"attention_weights {_shape(weights)} do not fit sampling_locations {_shape(locations)}: expected "
             f"{list(locations.shape[:-1])}"
         )

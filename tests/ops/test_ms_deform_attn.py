@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from operator_inputs import Inputs
 
 import msdetr.ops
+from msdetr.errors import MSDETRError
 from msdetr.ops import cpu, ms_deform_attn, plain
 from msdetr.ops.reference import ms_deform_attn_composite as composite
 from msdetr.ops.reference import ms_deform_attn_loop
@@ -304,6 +305,10 @@ _GOOD = Inputs.random()
             ("F32", {"shapes": [5, 4, 3, 2]}, ValueError, "must be L pairs"),
             ("F32", {"shapes": torch.tensor([5, 4, 3, 2])}, ValueError, r"an integer tensor \[L, 2\]"),
             ("F32", {"shapes": torch.tensor([[5.0, 4.0], [3.0, 2.0]])}, ValueError, r"an integer tensor \[L, 2\]"),
+            ("F32", {"shapes": [(5.0, 4.0), (3.0, 2.0)]}, ValueError, "must be L pairs"),
+            ("F32", {"value": _GOOD.value.to_sparse()}, TypeError, "value must be a dense tensor"),
+            ("F35", {"value": _GOOD.value.to(torch.complex128)}, TypeError, "value must be floating point"),
+            ("F35", {"value": _GOOD.value.to(torch.float8_e4m3fn)}, TypeError, "value must be floating point"),
             ("F33", {"shapes": [(5, 4), (3, 3)]}, ValueError, r"hold 29 tokens, value \[2, 26, 2, 4\] has 26"),
             ("F34", {"shapes": [(5, 4), (0, 2)]}, ValueError, r"spatial_shapes\[1\] is \(0, 2\)"),
             ("F34", {"shapes": [(-5, -4), (3, 2)]}, ValueError, r"spatial_shapes\[0\] is \(-5, -4\)"),
@@ -321,8 +326,9 @@ _GOOD = Inputs.random()
 def test_rejected(changes, error, message, choice):
     inputs = bad(**changes)
     arguments = (inputs.value, inputs.shapes, inputs.locations, inputs.weights)
-    with msdetr.ops.backend(choice), pytest.raises(error, match=message):
+    with msdetr.ops.backend(choice), pytest.raises(error, match=message) as raised:
         ms_deform_attn(*arguments)
+    assert isinstance(raised.value, MSDETRError)
 
 
 @pytest.mark.fault("F36")

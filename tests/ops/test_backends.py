@@ -1,0 +1,197 @@
+"""Which backend runs: damaged or missing libraries, cuda.core that does not fit, and what the user is told."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from operator_inputs import Inputs
+
+import msdetr.ops
+from msdetr.errors import ConfigError, OperatorError, OperatorWarning
+from msdetr.ops import backends, cpu, cuda
+
+compiled = pytest.mark.skipif(not cpu.available(), reason="no CPU library")
+
+
+@pytest.fixture
+def library(monkeypatch, tmp_path) -> Path:
+    """A copy of the library that the backend takes for the installed one, not loaded yet."""
+    path = tmp_path / "lib.so"
+    if cpu.LIBRARY.exists():
+        shutil.copyfile(cpu.LIBRARY, path)
+    monkeypatch.setattr(cpu, "LIBRARY", path)
+    caches = (cpu.load, cpu.failure, backends._warn_of_plain)
+    for cache in caches:
+        cache.cache_clear()
+    yield path
+    for cache in caches:
+        cache.cache_clear()
+
+
+def _sealed(content: bytes) -> bytes:
+    return content + cpu._SEAL + hashlib.sha256(content).digest()
+
+
+def _elf_of_another_machine(content: bytes) -> bytes:
+    return _sealed(content[:18] + b"\xf3\x00" + content[20:])  # e_machine: RISC-V
+
+
+def _another_library(_: bytes) -> bytes:
+    return Path(sys.modules["_ctypes"].__file__).read_bytes()
+
+
+DAMAGES = {
+    "missing": lambda content: None,
+    "a bit flipped": lambda content: content[:3000] + bytes([content[3000] ^ 1]) + content[3001:],
+    "no library": lambda content: b"#!/bin/sh\n",
+    "of another machine": _elf_of_another_machine,
+    "another library, sealed": lambda content: _sealed(_another_library(content)),
+    "an ELF header alone, sealed": lambda content: _sealed(content[:64]),
+}
+
+
+@compiled
+@pytest.mark.fault("F107")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_library_means_plain_pytorch_and_one_warning(damage, library):
+    content = DAMAGES[damage](library.read_bytes())
+    library.unlink() if content is None else library.write_bytes(content)
+    inputs = Inputs.random()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        results = [inputs.run(), inputs.run()]
+    assert [w.category for w in seen] == [OperatorWarning]
+    assert re.search(r"plain PyTorch.*lib\.so", str(seen[0].message)), seen[0].message
+    with msdetr.ops.backend("plain"):
+        expected = inputs.run()
+    for result in results:
+        assert all(torch.equal(*pair) for pair in zip(result, expected, strict=True))
+    (described, _) = msdetr.ops.describe()
+    assert described.backend == "plain" and "compiled library" in described.reason and "compiler" in described.advice
+    with msdetr.ops.backend("native"), pytest.raises(OperatorError, match="there is no compiled library"):
+        inputs.run()
+
+
+@compiled
+@pytest.mark.fault("F107")
+def test_a_library_of_another_version(library, monkeypatch):
+    monkeypatch.setattr(cpu, "_INTERFACE", cpu._INTERFACE + 1)
+    with pytest.warns(OperatorWarning, match=f"interface {cpu._INTERFACE - 1}, this package wants {cpu._INTERFACE}"):
+        Inputs.random().run()
+
+
+@compiled
+@pytest.mark.fault("F107")
+@pytest.mark.parametrize("size", [0, 1 << 20])
+def test_a_library_replaced_while_loaded(size, library):
+    """In a process of its own: an in-place change of a mapped file would end it by SIGBUS or SIGSEGV."""
+    script = f"""
+import sys, torch
+from pathlib import Path
+from msdetr.ops import cpu
+cpu.LIBRARY = Path({str(library)!r})
+from operator_inputs import Inputs
+import msdetr.ops
+with msdetr.ops.backend("native"):
+    cpu.load()
+    with open(cpu.LIBRARY, "r+b") as file:
+        file.write(bytes({size}))
+        file.truncate({size})
+    native = Inputs.random(channels=33).run()
+with msdetr.ops.backend("plain"):
+    plain = Inputs.random(channels=33).run()
+for ours, expected in zip(native, plain):
+    torch.testing.assert_close(ours, expected)
+"""
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(msdetr.__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+
+
+def test_plain_on_request_is_not_warned_about(library):
+    library.unlink(missing_ok=True)
+    with warnings.catch_warnings(), msdetr.ops.backend("plain"):
+        warnings.simplefilter("error")
+        Inputs.random().run()
+
+
+def test_unknown_backend(monkeypatch):
+    with pytest.raises(ConfigError, match="no backend 'fast'"), msdetr.ops.backend("fast"):
+        pass
+    monkeypatch.setattr(backends, "_chosen", "fast")
+    with pytest.raises(ConfigError, match="MSDETR_OPS_BACKEND is 'fast'"):
+        Inputs.random().run()
+
+
+# ----------------------------------------------------------------------------------------------------------------- CUDA
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """PyTorch sees a GPU, as far as finding the backend goes."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "12.4")
+    monkeypatch.setattr(torch.version, "hip", None)
+    cuda.failure.cache_clear()
+    yield
+    cuda.failure.cache_clear()
+
+
+def _modules(**attributes) -> dict[str, types.ModuleType]:
+    core, utils = types.ModuleType("cuda.core"), types.ModuleType("cuda.core.utils")
+    vars(core).update(attributes)
+    return {"cuda.core": core, "cuda.core.utils": utils}
+
+
+@pytest.mark.parametrize(
+    "modules, reason",
+    [
+        (_modules(Program=1), "is too old, cuda.core has no Device and no LaunchConfig"),  # 0.x
+        (_modules(**dict.fromkeys(cuda._NEEDED["cuda.core"])), "cuda.core.utils has no FileStreamProgramCache"),
+        ({"cuda.core": None}, "cannot be used .*cuda.core"),  # no cuda-core
+        ({"cuda.bindings.nvrtc": None}, "cannot be used .*cuda.bindings.nvrtc"),  # PyTorch's wheels for CUDA 12
+    ],
+)
+def test_a_cuda_core_that_does_not_fit_means_plain_pytorch(modules, reason, pretended_gpu, monkeypatch):
+    pytest.importorskip("cuda.core")
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    assert not cuda.available()
+    (_, described) = msdetr.ops.describe()
+    assert described.backend == "plain"
+    assert re.search(reason, described.reason), described.reason
+    assert 'pip install -U "cuda-core[cu12]' in described.advice
+
+
+def test_a_cuda_core_that_fits(pretended_gpu):
+    pytest.importorskip("cuda.core")
+    assert cuda.failure() is None
+
+
+def test_deterministic_mode_refuses_or_warns():
+    cuda.alert_not_deterministic()
+    try:
+        torch.use_deterministic_algorithms(True)
+        with pytest.raises(OperatorError, match="no deterministic implementation"):
+            cuda.alert_not_deterministic()
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        with pytest.warns(OperatorWarning, match="no deterministic implementation"):
+            cuda.alert_not_deterministic()
+    finally:
+        torch.use_deterministic_algorithms(False)
