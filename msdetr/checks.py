@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -16,4 +17,15 @@ def count(value: Any, name: str, least: int = 1) -> int:
         number = None
     if number is None or isinstance(value, bool) or number < least:
         raise InputError(f"{name}: must be a whole number, at least {least}; got {value!r}")
+    return number
+
+
+def fraction(value: Any, name: str) -> float:
+    """``value`` as a float in [0, 1]. Raises InputError naming it where it is something else, or NaN."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, (bool, str)) or not 0 <= number <= 1:
+        raise InputError(f"{name}: must be a number between 0 and 1; got {value!r}")
     return number

@@ -105,7 +105,7 @@ def evaluate(
     data: Path | None = None,
     split: str | None = None,
     max_detections: int | None = None,
-    limit: int = 0,
+    limit: int | None = None,
     device: str = "auto",
     output: Path | None = None,
 ) -> None:
@@ -150,22 +150,24 @@ def predict(
 
     For example:
         msdetr predict runs/first photo.jpg --min-score 0.5
+        msdetr predict runs/first photos --output found.json
 
     Args:
         model: Run directory (its best checkpoint) or checkpoint directory.
-        images: Image files.
+        images: Image files, or folders of them.
         min_score: Leave out weaker detections.
         max_detections: Kept per image.
         device: auto, cpu, cuda or cuda:N.
         output: Write JSON to this file instead.
     """
     from . import load
+    from .data import image_files
 
+    files = [file for path in images for file in (image_files(path) if path.is_dir() else [path])]
     predictor = load(model, device)
     found = {}
-    for path in images:
-        detections = predictor.predict(path, max_detections, min_score)
-        found[str(path)] = [
+    for detections in predictor.stream(files, max_detections, min_score):
+        found[str(detections.path)] = [
             {"score": round(score, 4), "class": name, "box": [round(x, 1) for x in box]}
             for score, name, box in zip(detections.scores.tolist(), detections.names, detections.boxes.tolist())
         ]
@@ -183,7 +185,7 @@ def candidates(
     runs: Argument[tuple[Path, ...]],
     data: Path | None = None,
     split: str | None = None,
-    limit: int = 0,
+    limit: int | None = None,
     device: str = "auto",
     output: Path = Path("runs/candidates"),
 ) -> None:

@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
+from torchvision import tv_tensors
 
 from . import config as configs
 from . import recipes
+from .checks import count, fraction
 from .config import RunConfig
+from .data import ImageLike, build_dataset, eval_transform, image_files, to_pixels
 from .engine import checkpoint as checkpoints
 from .engine.distributed import pick_device
 from .engine.evaluate import EvalResult, autocast
 from .engine.evaluate import evaluate as evaluate_detector
-from .engine.postprocess import postprocess
+from .engine.postprocess import postprocess, require_finite
 from .engine.train import train as train_run
 from .errors import ConfigError
 from .structures import Detections, ImageBatch
 
+_READ_AHEAD = 4  # batches
+
 
 @dataclass(frozen=True)
 class NamedDetections(Detections):
-    """Detections that know what their labels mean: ``class_names[label]``."""
+    """Detections that know what their labels mean: ``class_names[label]``.
+
+    path: the file they were found in, None for other images.
+    """
 
     class_names: tuple[str, ...] = ()
+    path: Path | None = None
 
     @property
     def names(self) -> list[str]:
@@ -42,9 +53,6 @@ class NamedDetections(Detections):
         return replace(
             self, scores=self.scores[keep], labels=self.labels[keep], boxes=self.boxes[keep], query=self.query[keep]
         )
-
-
-ImageLike = str | Path | np.ndarray | Tensor | Image.Image
 
 
 class Predictor:
@@ -62,8 +70,6 @@ class Predictor:
         category_ids: Sequence[int] | None = None,
         device: str | torch.device = "auto",
     ):
-        from .data import eval_transform
-
         self.device = pick_device(device)
         self.detector = detector.to(self.device).eval()
         self.config = config
@@ -72,56 +78,100 @@ class Predictor:
         self._transform = eval_transform(config.data)
 
     def predict(
-        self, image: ImageLike | Sequence[ImageLike], max_detections: int | None = None, min_score: float = 0.0
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        max_detections: int | None = None,
+        min_score: float = 0.0,
+        batch_size: int | None = None,
     ) -> NamedDetections | list[NamedDetections]:
-        """Detections of one image, or a list of them for a list of images; boxes in pixels of the image as given.
+        """Detections of one image; of a folder of images, a list or any other iterable of images, a list of them in order.
 
-        image: a path; a PIL image; an array [h, w, 3] or [h, w] uint8; a tensor [3, h, w], uint8 or float in [0, 1].
+        images: a path; a PIL image; an array [h, w], [h, w, C]; a tensor [h, w], [C, h, w]: see ``msdetr.data.images``
+        for the types and ranges of values. A folder stands for its image files by name.
         max_detections: the run's own by default. min_score: drops detections below it.
+        batch_size: images at a time, the run's ``train.micro_batch`` by default.
 
-        Raises TypeError or ValueError for anything else, and the data set's errors for files that cannot be read.
+        Boxes are in pixels of the image, upright, and clipped to it. Raises InputError for values that do not fit, the data
+        set's errors for files that cannot be read, and EvaluationError where the weights predict NaN.
         """
-        if isinstance(image, (list, tuple)):
-            return [self.predict(one, max_detections, min_score) for one in image]
+        if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
+            images = image_files(images)
+        if isinstance(images, (str, os.PathLike, np.ndarray, Tensor, Image.Image)):
+            return next(self.stream([images], max_detections, min_score, batch_size))
+        if not isinstance(images, Iterable) or isinstance(images, (Mapping, bytes)):
+            raise TypeError(f"expected a path, PIL image, array or tensor, got {type(images).__name__}")
+        return list(self.stream(images, max_detections, min_score, batch_size))
+
+    def stream(
+        self,
+        images: Iterable[ImageLike],
+        max_detections: int | None = None,
+        min_score: float = 0.0,
+        batch_size: int | None = None,
+    ) -> Iterator[NamedDetections]:
+        """As ``predict`` for an iterable that need not end or fit into memory: yields the detections of each in order.
+
+        A few batches are read ahead. Only images of one size go through the detector together, so there is no padding and a
+        prediction is the same, up to the rounding of the last digit, whatever its neighbours.
+        """
+        settings = self.config.train
+        kept = settings.max_detections if max_detections is None else count(max_detections, "max_detections")
+        size = settings.micro_batch if batch_size is None else count(batch_size, "batch_size")
+        min_score = fraction(min_score, "min_score")
+        return self._stream(iter(images), kept, min_score, size)
+
+    def _stream(
+        self, images: Iterator[ImageLike], max_detections: int, min_score: float, batch_size: int
+    ) -> Iterator[NamedDetections]:
+        number = 0
+        while window := [self._prepare(image) for image in itertools.islice(images, _READ_AHEAD * batch_size)]:
+            by_size: dict[torch.Size, list[int]] = {}
+            for index, image in enumerate(window):
+                by_size.setdefault(image.pixels.shape, []).append(index)
+            found: dict[int, Detections] = {}
+            for same in by_size.values():
+                for low in range(0, len(same), batch_size):
+                    batch = same[low : low + batch_size]
+                    found |= zip(batch, self._detect([window[index] for index in batch], max_detections))
+            for index, image in enumerate(window):
+                require_finite(found[index], str(image.path or f"image {number}"))
+                named = NamedDetections(
+                    **{name: getattr(found[index], name) for name in ("scores", "labels", "boxes", "query")},
+                    class_names=self.class_names,
+                    path=image.path,
+                )
+                yield named.above(min_score) if min_score > 0 else named
+                number += 1
+
+    def _prepare(self, image: ImageLike) -> _Prepared:
         pixels = to_pixels(image)
-        batch = ImageBatch.from_images([self._transform(pixels)]).to(self.device)
-        sizes = torch.tensor([pixels.shape[-2:]])
+        path = Path(image) if isinstance(image, (str, os.PathLike)) else None
+        return _Prepared(self._transform(tv_tensors.Image(pixels)).as_subclass(Tensor), tuple(pixels.shape[-2:]), path)
+
+    def _detect(self, images: list[_Prepared], max_detections: int) -> list[Detections]:
+        """Detections of images that have one size once resized; boxes in pixels of each, clipped to it."""
+        batch = ImageBatch.from_images([image.pixels for image in images]).to(self.device)
+        sizes = torch.tensor([image.size for image in images])
         with torch.inference_mode(), autocast(self.device, self.config.train.precision):
             output = self.detector(batch)
-            count = max_detections or self.config.train.max_detections
-            found = postprocess(output.one_to_one.layer(-1), sizes, count)[0].to("cpu")
-        named = NamedDetections(found.scores, found.labels, found.boxes, found.query, self.class_names)
-        return named.above(min_score) if min_score > 0 else named
+            found = postprocess(output.one_to_one.layer(-1), sizes, max_detections)
+        detections = []
+        for one, (height, width) in zip((one.to("cpu") for one in found), sizes.tolist()):
+            limits = one.boxes.new_tensor([width, height, width, height])
+            detections.append(replace(one, boxes=one.boxes.clamp(min=0).minimum(limits)))
+        return detections
 
     def __repr__(self) -> str:
         return f"Predictor({self.config.recipe}, {len(self.class_names)} classes, {self.device})"
 
 
-def to_pixels(image: ImageLike) -> Tensor:
-    """An image as a uint8 RGB tensor [3, h, w]. Raises TypeError or ValueError saying what is accepted."""
-    from torchvision import tv_tensors
-    from torchvision.transforms.v2 import functional as F
+@dataclass(frozen=True)
+class _Prepared:
+    """An image as the detector takes it: pixels [3, h, w] normalised; size: its own (height, width)."""
 
-    from .data import read_image
-
-    if isinstance(image, (str, Path)):
-        return tv_tensors.Image(read_image(image)[0])
-    if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
-        return tv_tensors.Image(F.pil_to_tensor(image.convert("RGB")))
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[-1] != 3):
-            raise ValueError(f"an array must be uint8 [h, w, 3] (RGB) or [h, w]; got {image.dtype} {list(image.shape)}")
-        return to_pixels(Image.fromarray(image))
-    if isinstance(image, Tensor):
-        if image.dim() != 3 or image.shape[0] != 3:
-            raise ValueError(f"a tensor must be [3, h, w] (RGB); got {list(image.shape)}")
-        if image.dtype != torch.uint8:
-            if not image.is_floating_point() or not bool(((image >= 0) & (image <= 1)).all()):
-                raise ValueError("a tensor must be uint8, or float in [0, 1] (not normalised)")
-            image = (image.float() * 255).round().to(torch.uint8)
-        return tv_tensors.Image(image.cpu())
-    raise TypeError(f"expected a path, PIL image, array or tensor, got {type(image).__name__}")
+    pixels: Tensor
+    size: tuple[int, int]
+    path: Path | None
 
 
 def resolve(
@@ -175,7 +225,7 @@ def evaluate(
     split: str | None = None,
     *,
     max_detections: int | None = None,
-    limit: int = 0,
+    limit: int | None = None,
     device: str | torch.device = "auto",
     workers: int | None = None,
     progress: bool = True,
@@ -183,10 +233,9 @@ def evaluate(
     """The twelve COCO numbers of a predictor, checkpoint or run on a COCO-format folder.
 
     data, split: images in ``data/split``, annotations in ``data/annotations/instances_split.json``; the run's own
-    validation set by default. limit: the first images only. Raises ConfigError where the classes are not the same.
+    validation set by default. limit: the first images only. Raises ConfigError where the classes are not the same, and
+    InputError for a ``max_detections`` or ``limit`` below 1.
     """
-    from .data import build_dataset
-
     predictor = model if isinstance(model, Predictor) else load(model, device)
     config = predictor.config.override(dataset_settings(data, split, limit))
     dataset = build_dataset(config, "val")
@@ -194,19 +243,22 @@ def evaluate(
     return evaluate_detector(
         predictor.detector,
         dataset,
-        max_detections=max_detections or config.train.max_detections,
+        max_detections=config.train.max_detections if max_detections is None else max_detections,
         batch_size=config.train.micro_batch,
-        workers=config.data.workers if workers is None else workers,
+        workers=config.data.workers if workers is None else count(workers, "workers", least=0),
         precision=config.train.precision,
         progress=progress,
     )
 
 
-def dataset_settings(data: str | Path | None = None, split: str | None = None, limit: int = 0) -> dict[str, Any]:
-    """The overrides of a configuration that evaluate on other data than the run's own."""
+def dataset_settings(
+    data: str | Path | None = None, split: str | None = None, limit: int | None = None
+) -> dict[str, Any]:
+    """The overrides of a configuration that evaluate on other data than the run's own. Raises InputError for a ``limit``
+    below 1."""
     settings: dict[str, Any] = {} if data is None else {"data.root": str(data), "data.generate": "none"}
     settings |= {} if split is None else {"data.val_split": split}
-    return settings | ({"data.num_val": limit} if limit else {})
+    return settings | ({} if limit is None else {"data.num_val": count(limit, "limit")})
 
 
 def check_classes(predictor: Predictor, dataset) -> None:

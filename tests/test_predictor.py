@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from PIL import Image
 import msdetr
 from msdetr.config import RunConfig
 from msdetr.data import shapes as generator
-from msdetr.errors import ConfigError
+from msdetr.errors import ConfigError, EvaluationError, ImageError, InputError
 
 TINY = {
     "model.hidden_dim": 32,
@@ -40,6 +42,7 @@ def predictor(run_dir):
     return msdetr.load(run_dir, device="cpu")
 
 
+@pytest.mark.fault("F96")
 def test_every_kind_of_image_gives_the_same(predictor, data):
     path = min((data / "val").glob("*.png"))
     image = Image.open(path).convert("RGB")
@@ -47,37 +50,158 @@ def test_every_kind_of_image_gives_the_same(predictor, data):
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
     first, *others = predictor.predict([path, str(path), image, array, tensor, tensor.float() / 255])
     assert len(first) == 100 and first.names[0] in generator.CLASS_NAMES
+    assert first.path == path and others[-1].path is None
     for other in others:
         assert torch.equal(first.boxes, other.boxes) and torch.equal(first.scores, other.scores)
     assert len(predictor.predict(path, max_detections=7)) == 7
     least = float(first.scores[9])
-    assert len(predictor.predict(path, min_score=least)) == int((first.scores >= least).sum())
+    assert len(predictor.predict(path, min_score=least - 1e-6)) == int((first.scores >= least - 1e-6).sum())
 
 
-def test_boxes_are_in_pixels_of_the_image_as_given(predictor):
+def same_detections(one, two):
+    assert one.labels.tolist() == two.labels.tolist() and one.query.tolist() == two.query.tolist()
+    torch.testing.assert_close(one.scores, two.scores, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(one.boxes, two.boxes, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_many_at_once_are_as_one_at_a_time(predictor, data, batch_size):
+    paths = sorted((data / "train").glob("*.png"))
+    images = [np.asarray(Image.open(path)) for path in paths]
+    images[1:6:2] = [image[:70, :90] for image in images[1:6:2]]  # another size in between
+    alone = [predictor.predict(image) for image in images]
+    for found in (
+        predictor.predict(images, batch_size=batch_size),
+        predictor.predict((image for image in images), batch_size=batch_size),
+        list(predictor.stream(images, batch_size=batch_size)),
+    ):
+        assert len(found) == len(images)
+        for one, two in zip(alone, found):
+            same_detections(one, two)
+
+
+def test_a_stream_reads_no_further_than_it_must(predictor):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield np.zeros((16, 16, 3), np.uint8)
+
+    stream = predictor.stream(endless(), batch_size=2)
+    assert len(next(stream)) and len(taken) <= 8
+    assert predictor.predict(iter([])) == []
+
+
+def test_a_folder_and_names_of_any_script(predictor, data, tmp_path):
+    source = sorted((data / "val").glob("*.png"))
+    names = ["b.PNG", "Привет мир.png", "写真.png", "naïve é.png"]
+    for name, path in zip(names, source):
+        (tmp_path / name).write_bytes(path.read_bytes())
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "sub").mkdir()
+    found = predictor.predict(tmp_path)
+    assert [one.path.name for one in found] == sorted(names)
+    for one in found:
+        same_detections(one, predictor.predict(source[names.index(one.path.name)]))
+    with pytest.raises(ImageError, match="no image files in this folder"):
+        predictor.predict(tmp_path / "sub")
+
+
+def test_boxes_are_in_pixels_of_the_image_as_given_and_within_it(predictor):
     wide = np.random.default_rng(0).integers(0, 255, (60, 240, 3), dtype=np.uint8)
     boxes = predictor.predict(wide).boxes
-    assert boxes[:, 0::2].max() > 120 and boxes[:, 1::2].max() < 120
+    assert boxes[:, 0::2].max() > 120
+    assert boxes.min() >= 0 and boxes[:, 0::2].max() <= 240 and boxes[:, 1::2].max() <= 60
+    assert (boxes[:, 2:] >= boxes[:, :2]).all()
+
+
+@pytest.mark.fault("F97")
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (3, 2), (1, 700), (700, 1), (9, 31)])
+def test_images_of_a_few_pixels_are_predicted(predictor, size):
+    found = predictor.predict(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    assert len(found) and found.boxes.isfinite().all() and found.scores.isfinite().all()
+    assert found.boxes[:, 0::2].max() <= size[1] and found.boxes[:, 1::2].max() <= size[0]
+
+
+@pytest.mark.fault("F97")
+def test_images_of_a_few_pixels_are_trained_on_and_evaluated(tmp_path):
+    sizes = [(1, 1), (1, 40), (40, 1), (2, 3), (5, 4), (1, 2), (64, 64), (8, 8)]
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "annotations").mkdir()
+    for i, (h, w) in enumerate(sizes):
+        Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)).save(tmp_path / "data" / "train" / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "height": h, "width": w})
+        annotations.append({"id": i + 1, "image_id": i, "category_id": 1, "bbox": [0, 0, w, h], "area": h * w})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "dot"}]}
+    (tmp_path / "data" / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    settings = {
+        "data.root": str(tmp_path / "data"), "data.generate": "none", "data.val_split": "train", "model.num_classes": 1,
+        "data.num_train": 0, "data.num_val": 0, "train.micro_batch": 1, "train.epochs": 2,
+    }  # fmt: skip
+    results = msdetr.train("shapes/ms-detr-c", tmp_path / "run", TINY | settings, device="cpu", progress=False)
+    assert results["status"] == "finished" and results["steps"] == 2
+    assert msdetr.evaluate(tmp_path / "run", device="cpu", progress=False).num_images == len(sizes)
+
+
+@pytest.mark.fault("F98")
+@pytest.mark.parametrize("value", [0, -1, 1.5, True])
+def test_counts_below_one_are_refused(predictor, data, value):
+    image = np.zeros((8, 8, 3), np.uint8)
+    for name in ("max_detections", "batch_size"):
+        with pytest.raises(InputError, match=f"{name}: must be a whole number, at least 1"):
+            predictor.predict(image, **{name: value})
+    for name in ("max_detections", "limit"):
+        with pytest.raises(InputError, match=f"{name}: must be"):
+            msdetr.evaluate(predictor, progress=False, **{name: value})
+    with pytest.raises(InputError, match="workers: must be"):
+        msdetr.evaluate(predictor, progress=False, workers=-1)
+
+
+@pytest.mark.fault("F101")
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), "0.5", None])
+def test_a_score_outside_its_range_is_refused(predictor, value):
+    with pytest.raises(InputError, match="min_score: must be a number between 0 and 1"):
+        predictor.predict(np.zeros((8, 8, 3), np.uint8), min_score=value)
+
+
+@pytest.mark.fault("F103")
+def test_weights_that_are_not_finite_are_an_error_not_an_empty_answer(run_dir):
+    spoilt = msdetr.load(run_dir, device="cpu")
+    with torch.no_grad():
+        spoilt.detector.level_embedding[:] = float("nan")
+    with pytest.raises(EvaluationError, match=r"image 0: the detector predicts a NaN or infinite box or score"):
+        spoilt.predict(np.zeros((32, 32, 3), np.uint8), min_score=0.3)
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((4, 4, 4), np.uint8), r"array must be uint8 \[h, w, 3\]"),
-        (np.zeros((4, 4, 3), np.float32), "array must be uint8"),
-        (torch.zeros(1, 4, 4), r"tensor must be \[3, h, w\]"),
-        (torch.full((3, 4, 4), 2.0), r"float in \[0, 1\]"),
-        (torch.zeros(3, 4, 4, dtype=torch.int64), "uint8, or float"),
+        (np.zeros((3, 9, 8), np.uint8), r"array.transpose\(1, 2, 0\)"),
+        (np.zeros((4, 4, 5), np.uint8), r"an array must be \[h, w\] or \[h, w, 1 to 4 channels\]"),
+        (np.full((4, 4, 3), 2.0, np.float32), r"floats must lie in \[0, 1\]"),
+        (np.full((4, 4, 3), np.nan), "found nan"),
+        (np.zeros((4, 4), np.int64), "got int64"),
+        (np.zeros((4, 4), object), "got object"),
+        (np.zeros((0, 4, 3), np.uint8), "an image needs pixels; got one of 4 × 0"),
+        (torch.zeros(9, 8, 3), r"tensor.permute\(2, 0, 1\)"),
+        (torch.zeros(2, 3, 8, 8), r"list\(tensor\)"),
+        (torch.full((3, 4, 4), 2.0), r"floats must lie in \[0, 1\]"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), "a tensor must be uint8, uint16, bool, or float"),
     ],
 )
 def test_other_arrays_are_refused(predictor, image, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         predictor.predict(image)
 
 
 def test_other_types_are_refused(predictor):
-    with pytest.raises(TypeError, match="expected a path, PIL image, array or tensor, got dict"):
-        predictor.predict({})
+    for wrong in ({}, 3, b"abc", [3]):
+        with pytest.raises(TypeError, match="expected a path, PIL image, array or tensor, got"):
+            predictor.predict(wrong)
 
 
 def test_the_moving_average_is_what_predicts(run_dir, predictor):
@@ -87,8 +211,6 @@ def test_the_moving_average_is_what_predicts(run_dir, predictor):
 
 
 def test_evaluate_gives_what_training_gave(run_dir, predictor, data):
-    import json
-
     result = msdetr.evaluate(predictor, progress=False)
     trained = json.loads((run_dir / "results.json").read_text())
     assert result.metrics == pytest.approx(trained["metrics"], abs=1e-9)
@@ -97,8 +219,6 @@ def test_evaluate_gives_what_training_gave(run_dir, predictor, data):
 
 
 def test_other_classes_are_an_error(predictor, data, tmp_path):
-    import json
-
     (tmp_path / "annotations").mkdir()
     (tmp_path / "val").symlink_to(data / "val")
     content = json.loads((data / "annotations" / "instances_val.json").read_text())

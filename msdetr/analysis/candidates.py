@@ -248,7 +248,7 @@ def measure_run(
     path: str | Path,
     data: str | Path | None = None,
     split: str | None = None,
-    limit: int = 0,
+    limit: int | None = None,
     device: str = "auto",
     **settings,
 ) -> CandidateQuality:

@@ -3,7 +3,7 @@
 from ..errors import AnnotationError, ImageError
 from . import shapes
 from .coco import Categories, CocoDetection, Sample, collate
-from .images import Remark, read_image
+from .images import ImageLike, Remark, image_files, read_image, to_pixels
 from .loader import EpochSampler, build_dataset, build_datasets, build_eval_loader, build_train_loader
 from .overview import DataReport, SplitReport, Suspicion, check
 from .transforms import IMAGE_MEAN, IMAGE_STD, eval_transform, normalized, train_transform
@@ -20,6 +20,7 @@ __all__ = [
     "DataWarning",
     "EpochSampler",
     "ImageError",
+    "ImageLike",
     "Remark",
     "Report",
     "Sample",
@@ -32,9 +33,11 @@ __all__ = [
     "check",
     "collate",
     "eval_transform",
+    "image_files",
     "normalized",
     "read_annotations",
     "read_image",
     "shapes",
+    "to_pixels",
     "train_transform",
 ]

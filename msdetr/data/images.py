@@ -1,15 +1,24 @@
-"""Reading image files: one documented outcome for every kind of file.
+"""Images as bytes: one documented outcome for every kind of file, and the same pixels from PIL images, arrays and tensors.
 
-| file | outcome |
+| file or PIL image | outcome |
 |---|---|
-| RGB, grey, palette | RGB |
+| RGB, grey, palette, black and white | RGB |
 | alpha or transparent palette | laid over white |
 | CMYK, YCCK, Lab and other colour spaces | converted to RGB, noted |
-| 16 bits per channel | rescaled to 8 bits by 255 / 65535; 32-bit integers and floats are an error |
+| 16 bits per channel | the upper 8 bits; 32-bit integers and floats are an error |
 | EXIF orientation | always applied; width and height in the annotations are those of the upright image |
-| animation, several pages | first frame, noted |
+| animation, several pages | first frame, noted (of a PIL image: the frame it stands at) |
 | truncated, empty, no image, unknown format | ImageError |
 | more than MAX_PIXELS | ImageError from the header, before anything is decoded |
+
+| array [h, w], [h, w, C] or tensor [h, w], [C, h, w] | outcome |
+|---|---|
+| C = 1, none; 3; 2, 4 | grey; RGB; grey or RGB with alpha, laid over white |
+| bool | False is 0, True is 255 |
+| uint8 | as it is |
+| uint16 | the upper 8 bits |
+| float of any width | [0, 1] stands for black to white: floor(255.999 x), torchvision's rule; outside, or NaN, InputError |
+| other types | InputError: they have no defined range |
 """
 
 from __future__ import annotations
@@ -26,9 +35,10 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from ..errors import AnnotationError, ImageError
+from ..errors import AnnotationError, ImageError, InputError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit of suspicion
+ImageLike = str | os.PathLike | np.ndarray | Tensor | Image.Image
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")  # none that runs another program
 _LISTED = 1000
 _TIFF_WIDTH, _TIFF_LENGTH = 256, 257  # tags
@@ -64,13 +74,20 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
         raise ImageError(
             f"{source}: not a readable image ({_reason(error)}); supported: {', '.join(FORMATS)}"
         ) from error
+    try:
+        _check_size(image, source)
+    except ImageError:
+        image.close()
+        raise
+    return image
+
+
+def _check_size(image: Image.Image, source: str | Path | BinaryIO) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS or width < 1 or height < 1:
-        image.close()
         raise ImageError(
             f"{source}: {width} × {height} pixels, the limit is {MAX_PIXELS:,} in all; scale the image down"
         )
-    return image
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -96,23 +113,96 @@ def read_image(source: str | Path | BinaryIO) -> tuple[Tensor, Remark]:
     Raises ImageError.
     """
     with open_image(source) as image:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                remark = (
-                    Remark.FIRST_FRAME if getattr(image, "is_animated", False) and image.format != "MPO" else Remark(0)
-                )
-                image.load()
-                turn = orientation(image)  # after loading: Pillow turns a TIFF itself, and then takes the tag away
-                pixels, converted = _to_rgb(image, str(source))
-                if turn != 1:
-                    pixels = _upright(pixels, turn)
-        except ImageError:
-            raise
-        except Exception as error:
-            raise ImageError(f"{source}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
-    array = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
-    return array.contiguous(), remark | converted
+        return _decode(image, str(source))
+
+
+def _decode(image: Image.Image, source: str) -> tuple[Tensor, Remark]:
+    """The upright pixels, uint8 RGB [3, h, w], of an opened image."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            animated = getattr(image, "is_animated", False) and image.format != "MPO"
+            image.load()
+            turn = orientation(image)  # after loading: Pillow turns a TIFF itself, and then takes the tag away
+            pixels, converted = _to_rgb(image, source)
+            if turn != 1:
+                pixels = _upright(pixels, turn)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"{source}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
+    remark = Remark.FIRST_FRAME if animated else Remark(0)
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous(), remark | converted
+
+
+def to_pixels(image: ImageLike) -> Tensor:
+    """An image, however it is given, as uint8 RGB [3, h, w]; see the tables of this module.
+
+    The same picture gives the same pixels as a path, a PIL image, an array or a tensor. Raises ImageError for files and PIL
+    images that cannot be read, InputError for arrays and tensors of other layouts, types or ranges, and TypeError.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)[0]
+    if isinstance(image, Image.Image):
+        _check_size(image, "the PIL image")
+        return _decode(image, "the PIL image")[0]
+    if isinstance(image, np.ndarray):
+        return _from_channels(_planes_of_array(image))
+    if isinstance(image, Tensor):
+        return _from_channels(_planes_of_tensor(image))
+    raise TypeError(f"expected a path, PIL image, array or tensor, got {type(image).__name__}")
+
+
+def _planes_of_array(array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "bf" and array.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
+        raise InputError(f"an array must be uint8, uint16, bool, or float in [0, 1]; got {array.dtype}")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[-1] not in (1, 2, 3, 4):
+        channels_first = array.ndim == 3 and array.shape[0] in (1, 2, 3, 4)
+        hint = "; turn it with array.transpose(1, 2, 0)" if channels_first else ""
+        raise InputError(f"an array must be [h, w] or [h, w, 1 to 4 channels]; got {list(array.shape)}{hint}")
+    native = np.float64 if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
+    return torch.from_numpy(array.astype(native)).permute(2, 0, 1)
+
+
+def _planes_of_tensor(tensor: Tensor) -> Tensor:
+    if not (tensor.is_floating_point() or tensor.dtype in (torch.uint8, torch.uint16, torch.bool)):
+        raise InputError(f"a tensor must be uint8, uint16, bool, or float in [0, 1]; got {tensor.dtype}")
+    planes = tensor.detach().cpu()
+    if planes.dim() == 2:
+        planes = planes[None]
+    if planes.dim() != 3 or planes.shape[0] not in (1, 2, 3, 4):
+        hint = ""
+        if planes.dim() == 4:
+            hint = "; give a batch as a list of tensors: list(tensor)"
+        elif planes.dim() == 3 and planes.shape[-1] in (1, 2, 3, 4):
+            hint = "; turn it with tensor.permute(2, 0, 1)"
+        raise InputError(f"a tensor must be [h, w] or [1 to 4 channels, h, w]; got {list(planes.shape)}{hint}")
+    return planes.as_subclass(Tensor)
+
+
+def _from_channels(planes: Tensor) -> Tensor:
+    """uint8 RGB [3, h, w] of 1 to 4 planes [C, h, w]."""
+    if not planes.numel():
+        raise InputError(f"an image needs pixels; got one of {planes.shape[-1]} × {planes.shape[-2]}")
+    if planes.is_floating_point():
+        values = planes.double()
+        if not bool(((values >= 0) & (values <= 1)).all()):
+            low, high = float(values.min()), float(values.max())
+            raise InputError(
+                f"an image of floats must lie in [0, 1] (black to white, not normalised); found {low:g} to {high:g}"
+            )
+        planes = (values * 255.999).to(torch.uint8)
+    elif planes.dtype == torch.uint16:
+        planes = (planes.int() >> 8).to(torch.uint8)
+    elif planes.dtype == torch.bool:
+        planes = planes.to(torch.uint8) * 255
+    if len(planes) in (1, 3):
+        return planes.expand(3, -1, -1).contiguous()
+    array = np.ascontiguousarray(planes.permute(1, 2, 0).numpy())
+    image = Image.fromarray(array)  # [h, w, 2] is LA, [h, w, 4] RGBA
+    return _decode(image, "the image")[0]
 
 
 def _to_rgb(image: Image.Image, source: str) -> tuple[Image.Image, Remark]:
@@ -123,7 +213,7 @@ def _to_rgb(image: Image.Image, source: str) -> tuple[Image.Image, Remark]:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ImageError(f"{source}: values beyond 16 bits; convert it to 8 bits per channel")
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB"), Remark(0)
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB"), Remark(0)
     if mode in ("I", "F"):
         raise ImageError(f"{source}: 32-bit pixels have no defined range; convert it to 8 bits per channel")
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -143,6 +233,18 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """The image files of a folder, by name; hidden files and folders within it are passed over. Raises ImageError for none."""
+    folder = Path(folder)
+    found = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    if not found:
+        raise ImageError(f"{folder}: no image files in this folder; supported: {', '.join(FORMATS)}")
+    return sorted(path for path in found if path.is_file())
 
 
 def _upright(image: Image.Image, turn: int) -> Image.Image:

@@ -20,7 +20,7 @@ from ..checks import count
 from ..errors import EvaluationError, EvaluationStopped
 from ..structures import Detections
 from .distributed import ALONE, World
-from .postprocess import postprocess
+from .postprocess import postprocess, require_finite
 from .progress import Progress
 from .signals import leave_signals_to_parent
 
@@ -170,12 +170,8 @@ def coco_rows(image_id: int, detections: Detections, category_ids: Sequence[int 
 
     Raises EvaluationError where a score or box is NaN or infinite: pycocotools would score it, even as perfect.
     """
+    require_finite(detections, f"image id {image_id}")
     boxes, scores = detections.boxes.double().numpy(), detections.scores.double().numpy()
-    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise EvaluationError(
-            f"image id {image_id}: the detector predicts a NaN or infinite box or score; its weights are unusable: "
-            "evaluate an earlier checkpoint, or train with a lower learning rate"
-        )
     labels = detections.labels.numpy()
     if len(labels) and labels.max() >= len(category_ids):
         raise EvaluationError(

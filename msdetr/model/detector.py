@@ -8,6 +8,7 @@ from torch import nn
 
 from ..config import ModelConfig
 from ..modules import MultiScaleDeformableAttention, Pyramid, sine_embedding_2d
+from ..modules.norm import GroupNorm
 from ..structures import DetectorOutput, ImageBatch
 from .backbone import build_backbone
 from .decoder import Decoder
@@ -123,10 +124,10 @@ def build_projections(channels: tuple[int, ...], dim: int, num_levels: int) -> n
     """One projection to ``dim`` channels per level: 1x1 on the backbone's maps (the coarsest, where there are more than
     levels), then 3x3 of stride 2, the first of them on the backbone's last map."""
     used = channels[-num_levels:]
-    layers = [nn.Sequential(nn.Conv2d(c, dim, 1), nn.GroupNorm(32, dim)) for c in used]
+    layers = [nn.Sequential(nn.Conv2d(c, dim, 1), GroupNorm(32, dim)) for c in used]
     inputs = channels[-1]
     for _ in range(num_levels - len(used)):
-        layers.append(nn.Sequential(nn.Conv2d(inputs, dim, 3, 2, 1), nn.GroupNorm(32, dim)))
+        layers.append(nn.Sequential(nn.Conv2d(inputs, dim, 3, 2, 1), GroupNorm(32, dim)))
         inputs = dim
     return nn.ModuleList(layers)
 

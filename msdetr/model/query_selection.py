@@ -59,25 +59,21 @@ class TwoStageQueries(nn.Module):
         self.contents = nn.Embedding(num_queries, dim) if mixed else None
 
     def forward(self, memory: Pyramid) -> Queries:
-        """Raises ValueError if the pyramid has fewer tokens than there are queries."""
+        """Queries of a pyramid; of an image so small that there are fewer tokens than queries, one for each token."""
         batch, num_tokens, dim = memory.tokens.shape
-        if num_tokens < self.num_queries:
-            raise ValueError(
-                f"a two-stage model picks {self.num_queries} queries from {num_tokens} tokens of a pyramid of levels "
-                f"{memory.shapes}; use larger images or set model.num_queries to {num_tokens} at most"
-            )
+        count = min(self.num_queries, num_tokens)
         anchors, usable = self.anchors(memory)
         features = memory.tokens.masked_fill(~usable[..., None], 0)
         features = self.memory_norm(self.memory_projection(features))
         logits = self.class_head(features)  # [B, S, C]; channel 0 is objectness
         box_logits = self.box_head(features) + anchors  # [B, S, 4]
 
-        selected = logits[..., 0].topk(self.num_queries, dim=1).indices  # [B, Q]
+        selected = logits[..., 0].topk(count, dim=1).indices  # [B, Q]
         references = box_logits.gather(1, selected[..., None].expand(-1, -1, 4)).detach().sigmoid()
         embedding = self.position_norm(self.position_projection(sine_embedding_of_boxes(references, dim)))
         positions, contents = embedding.chunk(2, dim=-1)
         if self.contents is not None:
-            contents = self.contents.weight.expand(batch, -1, -1)
+            contents = self.contents.weight[:count].expand(batch, -1, -1)
         proposals = Predictions(logits[None], box_logits.sigmoid()[None])
         return Queries(contents, positions, references, EncoderOutput(proposals, anchors.sigmoid()), selected)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from msdetr.data import AnnotationError, CocoDetection, ImageError, Remark, build_eval_loader, read_image
+from msdetr.data import AnnotationError, CocoDetection, ImageError, Remark, build_eval_loader, read_image, to_pixels
 from msdetr.data.images import MAX_PIXELS, open_image, upright_size
 
 RNG = np.random.default_rng(0)
@@ -121,6 +121,94 @@ def test_16_bits_are_rescaled(kind):
     values = np.array([[0, 257, 300, 32768, 65535]], dtype=np.uint16)
     pixels, _ = read_image(encoded(Image.fromarray(values), kind))
     assert pixels[0, 0].tolist() == [0, 1, 1, 128, 255] and torch.equal(pixels[0], pixels[2])
+
+
+def given_in_every_way(path):
+    """The same picture as a path, PIL image, array, tensor; floats in [0, 1] where the array has whole numbers."""
+    with Image.open(path) as image:
+        array = np.array(image)
+        yield Image.open(path)
+    yield str(path)
+    yield array
+    tensor = torch.from_numpy(array if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+    yield tensor
+    if array.dtype != bool:
+        yield (array / np.iinfo(array.dtype).max).astype(np.float32)
+        yield tensor.double() / torch.iinfo(tensor.dtype).max
+        yield array.astype(array.dtype.newbyteorder(">"))
+    yield np.ascontiguousarray(array[::-1])[::-1]
+
+
+@pytest.mark.fault("F96")
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "1", "I;16"])
+def test_one_picture_has_one_set_of_pixels(mode, tmp_path):
+    path = tmp_path / "picture.png"
+    if mode == "I;16":
+        Image.fromarray(RNG.integers(0, 65536, (31, 47), dtype=np.uint16)).save(path)
+    else:
+        image = RGB.convert(mode)
+        if mode in ("RGBA", "LA"):
+            image.putalpha(Image.fromarray(RNG.integers(0, 256, (12, 16), dtype=np.uint8)))
+        image.save(path)
+    pixels, _ = read_image(path)
+    assert len(pixels.unique()) > 1
+    for given in given_in_every_way(path):
+        found = to_pixels(given)
+        assert found.dtype == torch.uint8 and torch.equal(found, pixels)
+
+
+def png_of(array):
+    """A PNG of 16 bits per channel [h, w, 2 to 4], which Pillow cannot write."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, channels = array.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.fault("F96")
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_16_bits_of_several_channels(channels, tmp_path):
+    array = RNG.integers(0, 65536, (21, 34, channels), dtype=np.uint16)
+    path = tmp_path / "deep.png"
+    path.write_bytes(png_of(array))
+    pixels, _ = read_image(path)
+    planes = torch.from_numpy(array.transpose(2, 0, 1).copy())
+    for given in (path, Image.open(path), array, planes, array / 65535, planes.float() / 65535):
+        assert torch.equal(to_pixels(given), pixels)
+
+
+@pytest.mark.fault("F96")
+def test_orientation_and_palette_of_pil_images_count(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    RGB.save(tmp_path / "turned.png", exif=exif)
+    RGB.convert("P").save(tmp_path / "palette.png", transparency=3)
+    RGB.convert("CMYK").save(tmp_path / "inks.jpg")
+    for name in ("turned.png", "palette.png", "inks.jpg"):
+        assert torch.equal(to_pixels(Image.open(tmp_path / name)), to_pixels(tmp_path / name))
+    assert to_pixels(tmp_path / "turned.png").shape == (3, 16, 12)
+
+
+@pytest.mark.fault("F96")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_bytes_survive_every_float(dtype):
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
+    found = to_pixels((values.double() / 255).to(dtype))
+    assert torch.equal(found, values.expand(3, -1, -1))
+
+
+@pytest.mark.fault("F96")
+def test_pil_images_that_cannot_be_read_are_image_errors(tmp_path):
+    RGB.save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:200])
+    with pytest.raises(ImageError, match="PIL image: cannot be decoded"):
+        to_pixels(Image.open(tmp_path / "cut.png"))
+    with pytest.raises(ImageError, match="8 bits per channel"):
+        to_pixels(Image.new("F", (3, 3)))
 
 
 @pytest.mark.fault("F26")

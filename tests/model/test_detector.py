@@ -147,9 +147,13 @@ def test_gradient_checkpointing_changes_nothing():
         torch.testing.assert_close(a, b)
 
 
-def test_too_few_tokens_for_the_queries():
-    with pytest.raises(ValueError, match="picks 12 queries from [0-9]+ tokens"):
-        small_model().eval()(batch_of((16, 16)))
+@pytest.mark.fault("F97")
+@pytest.mark.parametrize("size", [(16, 16), (1, 1)])
+def test_a_small_image_has_as_many_queries_as_tokens(size):
+    output = small_model().eval()(batch_of(size))
+    tokens = output.encoder.predictions.logits.shape[2]
+    assert tokens < 12 and output.one_to_one.logits.shape[2] == tokens
+    assert output.one_to_one.logits.isfinite().all() and output.one_to_one.boxes.isfinite().all()
 
 
 def test_look_forward_twice_reaches_the_layer_before():
