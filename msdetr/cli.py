@@ -204,14 +204,14 @@ def candidates(
     """
     from .analysis.candidates import measure
     from .data import build_dataset, build_eval_loader
-    from .predictor import check_classes, dataset_settings, load
+    from .predictor import check_classes, evaluation_config, load
     from .viz.candidates import candidate_figure
 
     output.mkdir(parents=True, exist_ok=True)
     tables = {}
     for run in runs:
         predictor = load(run, device)
-        config = predictor.config.override(dataset_settings(data, split, limit))
+        config = evaluation_config(predictor.config, predictor.source, data, split, limit)
         dataset = build_dataset(config, "val")
         check_classes(predictor, dataset)
         loader = build_eval_loader(dataset, config.train.micro_batch, workers=config.data.workers)
@@ -509,7 +509,10 @@ def demo(runs: Path = Path("runs"), notebooks: Path = Path("notebooks"), overrid
         overrides: Any settings of both recipes, e.g. "train.epochs=1".
         seed: Seed of both runs.
     """
-    folders = []
+    runs, folders = (
+        runs.absolute(),
+        [],
+    )  # a notebook's relative paths are those of the project, not of the current folder
     for recipe in DEMO:
         folders.append(runs / f"{recipe.replace('/', '-')}-seed{seed}")
         print(f"\n=== training {recipe} in {folders[-1]}", flush=True)
@@ -521,7 +524,7 @@ def demo(runs: Path = Path("runs"), notebooks: Path = Path("notebooks"), overrid
             "run_name": folders[-1].name,
         }
         run_notebook(notebooks / "05_train.ipynb", folders[-1] / "05_train.ipynb", wanted)
-    both = " ".join(str(folder) for folder in folders)
+    both = [str(folder) for folder in folders]
     results = [folder / "05_train.ipynb" for folder in folders]
     for name, folder in (("06_compare_runs", runs / "compare"), ("07_candidate_quality", runs / "candidates")):
         print(f"\n=== {name}", flush=True)

@@ -12,7 +12,9 @@ import inspect
 import json
 import os
 import signal
+import socket
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,26 @@ from typing import Any
 
 from .config import RunConfig, nearest, parse_overrides
 from .errors import ConfigError, NotebookError
+
+ROOT_VARIABLE = "MSDETR_ROOT"
+
+
+def project_root() -> Path:
+    """The folder that holds a project's ``data/`` and ``runs/``, wherever a notebook was started.
+
+    The folder that the environment variable MSDETR_ROOT names; else the nearest one, from the current folder upwards, whose
+    ``notebooks/`` holds numbered notebooks; else the source tree that this package is imported from, if it has them; else the
+    current folder. Raises ConfigError where MSDETR_ROOT is no folder.
+    """
+    if named := os.environ.get(ROOT_VARIABLE):
+        if not Path(named).is_dir():
+            raise ConfigError(f"{ROOT_VARIABLE}: {named!r} is no folder; name the one that holds data/ and runs/")
+        return Path(named).absolute()
+    here, sources = Path.cwd(), Path(__file__).resolve().parents[1]
+    for folder in (here, *here.parents, sources):
+        if any((folder / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+            return folder
+    return here
 
 
 @dataclass(frozen=True)
@@ -75,6 +97,9 @@ def _expect(value: Any, kind: type, name: str) -> None:
         raise ConfigError(f"parameter '{name}': expected text, got {value!r}")
 
 
+FROM_PAPERMILL = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")  # what its own --inject-paths gives a notebook
+
+
 def check_parameters(namespace: Mapping[str, Any], known: Iterable[str]) -> None:
     """Raises ConfigError if papermill injected a variable that the notebook does not know.
 
@@ -87,7 +112,7 @@ def check_parameters(namespace: Mapping[str, Any], known: Iterable[str]) -> None
         with contextlib.suppress(SyntaxError):
             for node in ast.parse(source).body:
                 for target in node.targets if isinstance(node, ast.Assign) else ():
-                    if isinstance(target, ast.Name) and target.id not in known:
+                    if isinstance(target, ast.Name) and target.id not in known and target.id not in FROM_PAPERMILL:
                         raise ConfigError(f"papermill parameter '{target.id}': unknown; {nearest(target.id, known)}")
 
 
@@ -120,7 +145,7 @@ def run_notebook(
             raise ConfigError(f"parameter '{name}': {notebook.name} does not have it; {nearest(name, known)}")
     output.parent.mkdir(parents=True, exist_ok=True)
     failure = None
-    with _kernels_are_told() as told:
+    with _kernels_are_told() as told, _private_transport() as config:
         try:
             papermill.execute_notebook(
                 str(notebook),
@@ -131,6 +156,7 @@ def run_notebook(
                 stdout_file=sys.stdout if progress else None,
                 stderr_file=sys.stderr if progress else None,
                 cwd=None,
+                config=config,
             )
         except papermill.PapermillExecutionError as error:
             failure = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
@@ -166,6 +192,19 @@ def _tell_run_directory(folder: Path, failure: str) -> None:
         with contextlib.suppress(ValueError, OSError):
             results = json.loads(path.read_text()) | {"status": "failed", "error": f"notebook: {failure}"}
             path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _private_transport():
+    """Yields the settings of a kernel that is reached through sockets in a folder of this user alone. The default, TCP, is open
+    to everybody on the machine, and kernels warn of it. Where a socket cannot have such a name, TCP it is."""
+    from traitlets.config import Config
+
+    with tempfile.TemporaryDirectory(prefix="msdetr-") as folder:
+        fits = (
+            hasattr(socket, "AF_UNIX") and len(os.fsencode(folder)) < 90
+        )  # a socket's name has at most 103 bytes on macOS
+        yield Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}} if fits else {})
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from .checks import count, fraction
 from .config import RunConfig
 from .data import ImageLike, build_dataset, eval_transform, image_files, to_pixels
 from .engine import checkpoint as checkpoints
+from .engine import location
 from .engine.distributed import pick_device
 from .engine.evaluate import EvalResult, autocast
 from .engine.evaluate import evaluate as evaluate_detector
@@ -60,6 +61,7 @@ class Predictor:
 
     detector: in eval mode, on its device, the one-to-many branch removed (it serves training alone).
     config: the run's. class_names: index = class. category_ids: class -> category id of the annotations, or None.
+    source: the checkpoint's directory, by which the run's own data set is found.
     """
 
     def __init__(
@@ -69,12 +71,14 @@ class Predictor:
         class_names: Sequence[str] | None = None,
         category_ids: Sequence[int] | None = None,
         device: str | torch.device = "auto",
+        source: Path | None = None,
     ):
         self.device = pick_device(device)
         self.detector = detector.to(self.device).eval()
         self.config = config
         self.class_names = tuple(class_names or (f"class {i}" for i in range(config.model.num_classes)))
         self.category_ids = None if category_ids is None else tuple(category_ids)
+        self.source = source
         self._transform = eval_transform(config.data)
 
     def predict(
@@ -216,7 +220,7 @@ def load(path: str | Path, device: str | torch.device = "auto", ema: bool | None
     detector = build_model(replace(config.model, pretrained="none"))
     checkpoints.load_weights(detector, checkpoint.weights(ema))
     detector.strip_one_to_many()
-    return Predictor(detector, config, checkpoint.class_names, checkpoint.category_ids, device)
+    return Predictor(detector, config, checkpoint.class_names, checkpoint.category_ids, device, checkpoint.directory)
 
 
 def evaluate(
@@ -237,7 +241,7 @@ def evaluate(
     InputError for a ``max_detections`` or ``limit`` below 1.
     """
     predictor = model if isinstance(model, Predictor) else load(model, device)
-    config = predictor.config.override(dataset_settings(data, split, limit))
+    config = evaluation_config(predictor.config, predictor.source, data, split, limit)
     dataset = build_dataset(config, "val")
     check_classes(predictor, dataset)
     return evaluate_detector(
@@ -251,14 +255,22 @@ def evaluate(
     )
 
 
-def dataset_settings(
-    data: str | Path | None = None, split: str | None = None, limit: int | None = None
-) -> dict[str, Any]:
-    """The overrides of a configuration that evaluate on other data than the run's own. Raises InputError for a ``limit``
-    below 1."""
-    settings: dict[str, Any] = {} if data is None else {"data.root": str(data), "data.generate": "none"}
+def evaluation_config(
+    config: RunConfig,
+    source: Path | None,
+    data: str | Path | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+) -> RunConfig:
+    """The configuration that evaluates on a folder of a person's choice, or on the run's own data set wherever that is now.
+
+    source: the run or checkpoint that the configuration came with. Raises DataError where its data set is not found, and
+    InputError for a ``limit`` below 1.
+    """
+    settings: dict[str, Any] = {"data.root": location.root(source, config) if data is None else str(data)}
+    settings |= {} if data is None else {"data.generate": "none"}
     settings |= {} if split is None else {"data.val_split": split}
-    return settings | ({} if limit is None else {"data.num_val": count(limit, "limit")})
+    return config.override(settings | ({} if limit is None else {"data.num_val": count(limit, "limit")}))
 
 
 def check_classes(predictor: Predictor, dataset) -> None:

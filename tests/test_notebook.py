@@ -2,13 +2,15 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
 
 from msdetr.errors import ConfigError, NotebookError
-from msdetr.notebook import check_parameters, parameters, parse_overrides, run_notebook
+from msdetr.notebook import check_parameters, parameters, parse_overrides, project_root, run_notebook
 
 
 def test_parameters_become_a_configuration(tmp_path):
@@ -78,8 +80,35 @@ def test_variables_that_papermill_injected_are_checked():
     known = ["recipe", "epochs"]
     check_parameters({"In": ["", "recipe = 'x'", "other = 3"]}, known)
     check_parameters({}, known)
+    check_parameters({"In": ["", "# Parameters\nPAPERMILL_INPUT_PATH = 'a.ipynb'\n"]}, known)
     with pytest.raises(ConfigError, match="'epoch': unknown; did you mean 'epochs'"):
         check_parameters({"In": ["", "# Parameters\nrecipe = 'x'\nepoch = 3\n"]}, known)
+
+
+def test_the_project_is_found_from_anywhere_in_it(tmp_path, monkeypatch):
+    project, deep = tmp_path / "course", tmp_path / "course" / "runs" / "deep"
+    (project / "notebooks").mkdir(parents=True)
+    (project / "notebooks" / "01_first.ipynb").touch()
+    deep.mkdir(parents=True)
+    for start in (project, project / "notebooks", deep):
+        monkeypatch.chdir(start)
+        assert project_root() == project
+    monkeypatch.setenv("MSDETR_ROOT", str(deep))
+    assert project_root() == deep
+    monkeypatch.setenv("MSDETR_ROOT", str(tmp_path / "absent"))
+    with pytest.raises(ConfigError, match="MSDETR_ROOT: .*absent"):
+        project_root()
+
+
+def test_outside_a_project_it_is_the_source_tree_or_where_one_stands(tmp_path, monkeypatch):
+    import msdetr.notebook
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks").mkdir()  # somebody's own, not the course's
+    assert project_root() == Path(msdetr.notebook.__file__).parents[1]
+    installed = tmp_path / "site-packages" / "msdetr" / "notebook.py"
+    monkeypatch.setattr(msdetr.notebook, "__file__", str(installed))
+    assert project_root() == tmp_path
 
 
 @pytest.fixture
@@ -110,10 +139,19 @@ def kernel(tmp_path_factory):
         yield
 
 
-def test_a_notebook_runs_with_its_parameters(tmp_path, notebook):
+def test_a_notebook_runs_with_its_parameters(tmp_path, notebook, capfd):
     output = tmp_path / "out" / "done.ipynb"
-    assert run_notebook(notebook("print(epochs * 2)"), output, {"epochs": 21}, progress=False) == output
+    assert run_notebook(notebook("print(epochs * 2)"), output, {"epochs": 21}) == output
     assert "42" in nbformat.read(output, as_version=4).cells[-1].outputs[0].text
+    said = capfd.readouterr()
+    assert "42" in said.out and said.err == "", "nothing but what the cells say: no warning of the kernel"
+
+
+def test_a_folder_for_sockets_with_too_long_a_name_is_no_obstacle(tmp_path, notebook, monkeypatch):
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert run_notebook(notebook("print(1)"), tmp_path / "out.ipynb", progress=False).exists()
 
 
 @pytest.mark.fault("F69")

@@ -257,10 +257,10 @@ def measure_run(
     data, split, limit: as for ``msdetr.evaluate``. ``settings`` go to CandidateQuality.
     """
     from msdetr.data import build_dataset, build_eval_loader
-    from msdetr.predictor import check_classes, dataset_settings, load
+    from msdetr.predictor import check_classes, evaluation_config, load
 
     predictor = load(path, device)
-    config = predictor.config.override(dataset_settings(data, split, limit))
+    config = evaluation_config(predictor.config, predictor.source, data, split, limit)
     dataset = build_dataset(config, "val")
     check_classes(predictor, dataset)
     loader = build_eval_loader(dataset, config.train.micro_batch, workers=config.data.workers)

@@ -151,32 +151,34 @@ def read_runs(paths: Sequence[str | Path], finished: bool = True) -> list[Run]:
     return [read_run(path, finished) for path in paths]
 
 
-def find_runs(runs: str | Path | Sequence[str | Path] = "runs") -> list[Path]:
+def find_runs(runs: str | Path | Sequence[str | Path] = "runs", finished: bool = True) -> list[Path]:
     """Run directories from what a notebook or a person gives: a directory, several, or text with spaces between them.
 
-    A folder that holds runs stands for the finished ones among them. A relative path that is not here is looked for one
-    folder up as well, for notebooks that run in their own folder. Raises RunError where nothing is found.
+    A folder that holds runs stands for the finished ones among them; with ``finished=False`` those follow that have a
+    checkpoint, though they are still going or were stopped. Raises RunError where nothing is found.
     """
     if isinstance(runs, str):
-        runs = runs.split()
+        runs = [runs] if Path(runs).is_dir() else runs.split()
     elif isinstance(runs, Path):
         runs = [runs]
     if not isinstance(runs, Sequence) or not all(isinstance(path, str | Path) for path in runs):
         raise RunError(f"runs: expected run directories, got {runs!r}")
     found: list[Path] = []
     for path in map(Path, runs):
-        if not path.exists() and (".." / path).exists():
-            path = ".." / path
         if not path.is_dir():
-            raise RunError(f"{path}: there is no such run directory")
+            raise RunError(f"{path.absolute()}: there is no such run directory; train one first (notebook 05)")
         if (path / "config.yaml").exists():
             found.append(path)
             continue
         inside = [read_run(folder.parent, finished=False) for folder in sorted(path.glob("*/config.yaml"))]
-        finished = [run.path for run in inside if run.finished]
+        usable = [run.path for run in inside if run.finished]
         if not finished:
-            raise RunError(f"{path}: neither a run nor a folder with finished runs; train one first (notebook 05)")
-        found += finished
+            going = [run.path for run in inside if not run.finished]
+            usable += [path for path in going if any((path / "checkpoints").glob("step_*"))]
+        if not usable:
+            what = "finished runs" if finished else "runs that have a checkpoint"
+            raise RunError(f"{path.absolute()}: neither a run nor a folder with {what}; train one first (notebook 05)")
+        found += usable
     return found
 
 

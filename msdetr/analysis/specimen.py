@@ -83,7 +83,7 @@ class Microscope:
         from msdetr.engine import checkpoint as checkpoints
         from msdetr.engine.distributed import pick_device
         from msdetr.model import build_model
-        from msdetr.predictor import dataset_settings
+        from msdetr.predictor import evaluation_config
 
         found = checkpoints.find(path)
         self.device = pick_device(device)
@@ -92,7 +92,7 @@ class Microscope:
         self.detector: nn.Module = build_model(replace(found.config.model, pretrained="none"))
         checkpoints.load_weights(self.detector, found.weights())
         self.detector.to(self.device).eval()
-        self.dataset = build_dataset(found.config.override(dataset_settings(data, split)), "val")
+        self.dataset = build_dataset(evaluation_config(found.config, found.directory, data, split), "val")
         if tuple(self.dataset.class_names) != self.class_names:
             raise ConfigError(
                 f"{path} was trained on other categories than the data set's: {self.dataset.class_names[:5]} ..."

@@ -106,8 +106,9 @@ class MatchRecorder:
         output = both_branches(detector, self.batch.to(device)).to("cpu")
         arrays = record(output, self.targets, self.matching, self.states)
         path = self.directory / f"step_{step:08d}.npz"
-        np.savez_compressed(path.with_suffix(".tmp.npz"), step=step, epoch=epoch, **arrays)
-        path.with_suffix(".tmp.npz").replace(path)
+        staging = path.with_name(f".{path.name}")  # hidden from those who list step_*.npz meanwhile
+        np.savez_compressed(staging, step=step, epoch=epoch, **arrays)
+        staging.replace(path)
         self.seconds += time.perf_counter() - start
         return True
 
@@ -193,7 +194,7 @@ def load_history(directory: str | Path) -> MatchHistory:
     directory = Path(directory)
     if (directory / "matching").is_dir():
         directory /= "matching"
-    paths = sorted(path for path in directory.glob("step_*.npz") if not path.name.endswith(".tmp.npz"))
+    paths = sorted(directory.glob("step_*.npz"))
     if not paths or not (directory / "objects.npz").exists():
         raise FileNotFoundError(f"{directory}: no recorded matches; train with recording on (MatchRecorder)")
     about = json.loads((directory / "about.json").read_text())

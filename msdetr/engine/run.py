@@ -1,6 +1,6 @@
 """A run directory: one process at a time, plain files that say at any moment how the run stands.
 
-runs/NAME/ config.yaml, metrics.jsonl, results.json, checkpoints/, figures/, tensorboard/ if asked for
+runs/NAME/ config.yaml, data.json, metrics.jsonl, results.json, checkpoints/, figures/, tensorboard/ if asked for
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from ..config import RunConfig
 from ..errors import RunDirectoryError, Terminated
+from . import location
 from .distributed import ALONE, World
 from .tensorboard import EventFiles
 
@@ -86,6 +87,11 @@ class RunDirectory:
     def write_config(self, config: RunConfig) -> None:
         if self.world.main:
             config.save(self.path / "config.yaml")
+
+    def write_data_location(self, config: RunConfig, place: str | Path) -> None:
+        """Writes down where the data set of a configuration is; see ``location``."""
+        if self.world.main:
+            write_json(self.path / location.RECORD, location.record(self.path, config, place))
 
     def results(self) -> dict[str, Any]:
         """What results.json says, {} where there is none."""

@@ -25,6 +25,7 @@ from ..errors import (
     TrainingError,
 )
 from . import checkpoint as checkpoints
+from . import location
 from .distributed import World, join, leave
 from .evaluate import EvalResult, evaluate
 from .optim import MovingAverage
@@ -103,7 +104,9 @@ class Training:
         if start is None:
             run.write_config(config)
         run.write_results(status="running", error=None, recipe=config.recipe, seed=config.seed)
-        self.train_set, self.val_set, self.trainer = _build(config, world)
+        located = config if start is None else location.resumed(run.path, config)
+        self.train_set, self.val_set, self.trainer = _build(located, world)
+        run.write_data_location(config, located.data.root)
         self.result: EvalResult | None = None  # of the last evaluation
         self.evaluations: list[dict[str, Any]] = []
         self.saved_at, self.began = -1, time.perf_counter()

@@ -91,9 +91,11 @@ def test_runs_are_found_in_folders_and_text(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_runs() == [done.relative_to(tmp_path)]
     assert find_runs("runs/a runs/b") == [Path("runs/a"), Path("runs/b")], "named runs are taken as they are"
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
-    assert find_runs("runs") == [Path("../runs/a")]
+    assert find_runs(finished=False) == [done.relative_to(tmp_path)], "b has no checkpoint yet"
+    (tmp_path / "runs" / "b" / "checkpoints" / "step_00000010").mkdir(parents=True)
+    assert find_runs(finished=False) == [Path("runs/a"), Path("runs/b")]
+    make_run(tmp_path / "my runs" / "a")
+    assert find_runs(str(tmp_path / "my runs")) == [tmp_path / "my runs" / "a"]
     for wrong, message in (("nowhere", "no such"), (tmp_path / "runs" / "demo", "neither"), (3, "expected run")):
         with pytest.raises(RunError, match=message):
             find_runs(wrong)
