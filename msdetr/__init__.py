@@ -14,6 +14,7 @@ Importing the package is quick: torch is loaded when the first of these is used.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 __version__ = "0.1.0"
@@ -23,6 +24,11 @@ _EXPORTS = {
     name: "msdetr.predictor"
     for name in ("NamedDetections", "Predictor", "build", "evaluate", "load", "resolve", "train")
 }
+
+# OpenMP threads that wait spin for milliseconds by default. Beside another busy process they then spin where the thread they
+# wait for should run, and everything becomes ten times slower. Read when torch loads; whoever set one of these knows better.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+    os.environ.update(OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT="1000")  # a pause of some ten microseconds, then sleep
 
 
 def __getattr__(name: str) -> Any:

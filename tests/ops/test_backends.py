@@ -195,3 +195,30 @@ def test_deterministic_mode_refuses_or_warns():
             cuda.alert_not_deterministic()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+# -------------------------------------------------------------------------------------------------------------- threads
+
+
+def _openmp_settings(code: str, **environment: str) -> str:
+    """What OpenMP says of its settings when a process loads it."""
+    settings = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
+    kept = {name: value for name, value in os.environ.items() if name not in settings}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, "OMP_DISPLAY_ENV": "verbose", "PYTHONPATH": str(Path(msdetr.__file__).parents[1]), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stderr
+
+
+@pytest.mark.fault("F109")
+def test_waiting_threads_do_not_spin():
+    settings = _openmp_settings("import msdetr, torch")
+    if "GOMP_SPINCOUNT" not in settings:
+        pytest.skip("PyTorch's OpenMP is not GNU's")
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in settings and "GOMP_SPINCOUNT = '1000'" in settings
+    chosen = _openmp_settings("import msdetr, torch", OMP_WAIT_POLICY="active")
+    assert "OMP_WAIT_POLICY = 'ACTIVE'" in chosen and "GOMP_SPINCOUNT = '1000'" not in chosen
