@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import RunConfig, nearest, parse_overrides
+from .config import RunConfig, nearest
 from .errors import ConfigError, NotebookError
+from .recipes import requested
+from .recipes import run_name as default_name
 
 ROOT_VARIABLE = "MSDETR_ROOT"
 
@@ -75,21 +77,14 @@ def parameters(
         known = [name for name in inspect.signature(parameters).parameters if name != "unknown"]
         name = next(iter(unknown))
         raise ConfigError(f"parameter '{name}': unknown; {nearest(name, known)}")
-    from .predictor import resolve
-
     _expect(recipe, str, "recipe")
-    changes: dict[str, Any] = {}
-    for path, value in (("data.root", data), ("train.epochs", epochs), ("seed", seed)):
-        if value is not None and value != "":
-            changes[path] = value
-    config = resolve(recipe, changes | parse_overrides(overrides))
+    config = requested(recipe, data, epochs, seed, overrides)
     _expect(device, str, "device")
     if run_name is not None:
         _expect(run_name, str, "run_name")
         if Path(run_name).is_absolute() or ".." in Path(run_name).parts:
             raise ConfigError(f"run_name: {run_name!r} must be the name of a folder under {runs}")
-    stem = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe.replace("/", "-")
-    return NotebookRun(config, Path(runs) / (run_name or f"{stem}-seed{config.seed}"), device)
+    return NotebookRun(config, Path(runs) / (run_name or default_name(recipe, config)), device)
 
 
 def _expect(value: Any, kind: type, name: str) -> None:

@@ -15,8 +15,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
-from . import config as configs
-from . import recipes
 from .checks import count, fraction
 from .config import RunConfig
 from .data import ImageLike, build_dataset, eval_transform, image_files, to_pixels
@@ -28,6 +26,7 @@ from .engine.evaluate import evaluate as evaluate_detector
 from .engine.postprocess import postprocess, require_finite
 from .engine.train import train as train_run
 from .errors import ConfigError
+from .recipes import resolve
 from .structures import Detections, ImageBatch
 
 _READ_AHEAD = 4  # batches
@@ -176,26 +175,6 @@ class _Prepared:
     pixels: Tensor
     size: tuple[int, int]
     path: Path | None
-
-
-def resolve(
-    config: RunConfig | Mapping[str, Any] | str | Path, overrides: Mapping[str, Any] | None = None
-) -> RunConfig:
-    """A configuration from a recipe's name, a YAML file, nested values, or itself, with dotted ``overrides`` applied.
-
-    Raises ConfigError for an unknown recipe (listing what there is) or value.
-    """
-    if isinstance(config, RunConfig):
-        resolved = config
-    elif isinstance(config, Mapping):
-        resolved = configs.from_dict(config)
-    elif str(config).endswith((".yaml", ".yml")):
-        if not Path(config).is_file():
-            raise ConfigError(f"{config}: there is no such configuration file")
-        resolved = configs.load(config)
-    else:
-        resolved = recipes.get(str(config))
-    return resolved.override(overrides) if overrides else resolved
 
 
 def build(

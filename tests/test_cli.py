@@ -219,3 +219,60 @@ def test_help_teaches(capsys, command):
 def test_importing_the_package_does_not_load_torch():
     code = "import sys, msdetr, msdetr.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.fault("F98")
+@pytest.mark.fault("F101")
+@pytest.mark.parametrize(
+    "arguments, field",
+    [
+        (["eval", "run", "--limit", "-1"], "--limit"),
+        (["eval", "run", "--limit", "0"], "--limit"),
+        (["eval", "run", "--max-detections", "0"], "--max-detections"),
+        (["train", "shapes/baseline", "--nproc", "0"], "--nproc"),
+        (["train", "shapes/baseline", "--epochs", "nan"], "train.epochs"),
+        (["train", "shapes/baseline", "--seed", "-1"], "seed"),
+        (["train", "shapes/baseline", "--epochs", "3", "--set", "train.epochs=4"], "train.epochs: given twice"),
+        (["train", "shapes/baseline", "--set", "train.lr=1", "train.lr=2"], "train.lr: given twice"),
+        (["predict", "run", "a.png", "--min-score", "nan"], "--min-score"),
+        (["predict", "run", "a.png", "--min-score", "1.5"], "--min-score"),
+        (["predict", "run"], "images"),
+        (["candidates", "run", "--limit", "-3"], "--limit"),
+        (["candidates"], "runs"),
+        (["inspect", "run", "--k", "0"], "--k"),
+        (["inspect", "run", "--alpha", "-1"], "--alpha"),
+        (["inspect", "run", "--layer", "-1"], "--layer"),
+    ],
+)
+def test_arguments_outside_their_domain_name_the_option(capsys, tmp_path, monkeypatch, arguments, field):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(capsys, *arguments)
+    assert status == 1 and err.startswith(f"msdetr: {field}") and len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.fault("F105")
+@pytest.mark.parametrize(
+    "arguments, option",
+    [
+        (["eval", "RUN", "--output"], "--output"),
+        (["predict", "RUN", "a.png", "--output"], "--output"),
+        (["candidates", "RUN", "--output"], "--output"),
+        (["inspect", "RUN", "--out"], "--out"),
+        (["check-data", "RUN", "--thumbnails"], "--thumbnails"),
+        (["convert", "RUN"], "target"),
+        (["convert", "RUN", "--to-released"], "target"),
+        (["notebook", "a.ipynb", "--output"], "--output"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_read(capsys, tmp_path, arguments, option):
+    """The model named here does not exist: it would be the error if anything had begun."""
+    (tmp_path / "file").write_text("")
+    status, _, err = run(capsys, *arguments, str(tmp_path / "file" / "inside"))
+    assert status == 1 and err.startswith(f"msdetr: {option}: ") and "cannot be written" in err
+
+
+@pytest.mark.fault("F105")
+def test_an_output_file_that_is_a_folder(capsys, tmp_path):
+    status, _, err = run(capsys, "eval", "RUN", "--output", str(tmp_path))
+    assert status == 1 and "is a folder" in err

@@ -9,8 +9,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from msdetr.config import parse_overrides
 from msdetr.errors import ConfigError, NotebookError
-from msdetr.notebook import check_parameters, parameters, parse_overrides, project_root, run_notebook
+from msdetr.notebook import check_parameters, parameters, project_root, run_notebook
 
 
 def test_parameters_become_a_configuration(tmp_path):

@@ -9,10 +9,12 @@ photos/...    a small ResNet on a small folder of photographs, to try the whole 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ..config import RunConfig, nearest
+from ..config import RunConfig, from_dict, load, nearest, parse_overrides
 from ..errors import ConfigError
 
 
@@ -183,3 +185,51 @@ def get(name: str) -> RunConfig:
             f"recipe: unknown recipe '{name}'; {nearest(name, names())} All of them: {', '.join(names())}"
         )
     return _RECIPES[name].config()
+
+
+def resolve(
+    config: RunConfig | Mapping[str, Any] | str | Path, overrides: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """A configuration from a recipe's name, a YAML file, nested values, or itself, with dotted ``overrides`` applied.
+
+    Raises ConfigError for an unknown recipe (listing what there is) or value.
+    """
+    if isinstance(config, RunConfig):
+        resolved = config
+    elif isinstance(config, Mapping):
+        resolved = from_dict(config)
+    elif str(config).endswith((".yaml", ".yml")):
+        if not Path(config).is_file():
+            raise ConfigError(f"{config}: there is no such configuration file")
+        resolved = load(config)
+    else:
+        resolved = get(str(config))
+    return resolved.override(overrides) if overrides else resolved
+
+
+def requested(
+    recipe: str,
+    data: str | Path | None = None,
+    epochs: float | str | None = None,
+    seed: int | str | None = None,
+    overrides: Mapping[str, Any] | str | Iterable[str] | None = None,
+) -> RunConfig:
+    """The configuration that a command line or a notebook asks for: the recipe, the three usual changes by their short
+    names, and any others. Empty text and None mean: as the recipe says.
+
+    Raises ConfigError for an unknown recipe or value, and for a setting that is given two values.
+    """
+    changes = parse_overrides(overrides)
+    for short, path, value in (("data", "data.root", data), ("epochs", "train.epochs", epochs), ("seed", "seed", seed)):
+        if value is None or value == "":
+            continue
+        if path in changes and str(changes[path]) != str(value):
+            raise ConfigError(f"{path}: given twice, as {changes[path]!r} and, by its short name {short}, as {value!r}")
+        changes[path] = value
+    return resolve(recipe, changes)
+
+
+def run_name(recipe: str, config: RunConfig) -> str:
+    """What a run's folder is called unless somebody says: recipe and seed."""
+    stem = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe.replace("/", "-")
+    return f"{stem}-seed{config.seed}"

@@ -1,0 +1,37 @@
+"""The command line: ``msdetr train | eval | predict | candidates | inspect | verify | recipes | doctor | check-data |
+convert | notebook | demo``. Every command has ``--help``; ``--debug`` shows the traceback of an error."""
+
+from __future__ import annotations
+
+import sys
+
+from .. import __version__
+from ..errors import MSDETRError
+from .app import app
+
+from . import training, using, files, about, notebooks  # noqa: F401  # isort: skip  (each adds its commands, in this order)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status: 0, 1 for an error, 2 for a mistyped command, 130 for Ctrl-C, 143 for SIGTERM."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if arguments in (["--version"], ["-V"]):
+        print(f"msdetr {__version__}")
+        return 0
+    try:
+        app.cli(args=arguments, prog="msdetr", description=__doc__)
+    except KeyboardInterrupt as error:
+        print(f"msdetr: interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
+        return 130
+    except SystemExit as error:
+        if getattr(error, "message", None):
+            print(f"msdetr: {error.message}", file=sys.stderr)
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except Exception as error:
+        if debug or not isinstance(error, (MSDETRError, OSError)):
+            raise
+        print(f"msdetr: {error}", file=sys.stderr)
+        return 1
+    return 0

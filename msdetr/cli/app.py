@@ -1,0 +1,54 @@
+"""The command line's parts: commands are functions, their parameters the arguments, with the ranges beside the types."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ..config import NonEmpty, Range
+
+Argument = tyro.conf.Positional
+Pairs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
+Count = Annotated[int, Range(1)]
+Index = Annotated[int, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+Paths = Annotated[tuple[Path, ...], NonEmpty()]
+app = tyro.extras.SubcommandApp()
+
+
+def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a function the command of this name. Its arguments are checked against the ranges in its annotations before
+    it runs; the ConfigError names the option as it was typed."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def checked(*positional: Any, **named: Any) -> None:
+            hints = typing.get_type_hints(function, include_extras=True)
+            for parameter, value in inspect.signature(function).bind(*positional, **named).arguments.items():
+                for marker in _markers(hints[parameter]):
+                    if value is not None:
+                        marker.check(value, _option(parameter, hints[parameter]))
+            function(*positional, **named)
+
+        app.command(checked, name=name)
+        return checked
+
+    return register
+
+
+def _option(parameter: str, declared: Any) -> str:
+    """The name of an argument as it is typed."""
+    positional = tyro.conf.Positional[int].__metadata__[0] in getattr(declared, "__metadata__", ())
+    return parameter if positional else f"--{parameter.replace('_', '-')}"
+
+
+def _markers(declared: Any) -> list[Any]:
+    """The ranges of a type: its own, or those of a part of ``X | None``."""
+    own = [marker for marker in getattr(declared, "__metadata__", ()) if hasattr(marker, "check")]
+    return own + [marker for option in typing.get_args(declared) if option is not None for marker in _markers(option)]

@@ -1,0 +1,155 @@
+"""Data sets and weights as files: ``msdetr check-data | convert | verify``."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import ConfigError
+from .app import Argument, command
+from .output import number, require_file, require_folder
+
+
+@command("check-data")
+def check_data(
+    path: Argument[Path], images: Path | None = None, decode: bool = False, thumbnails: Path | None = None
+) -> None:
+    """Check a data set before training on it: counts, classes, box sizes, suspicious annotations. Exits 1 on errors.
+
+    For example:
+        msdetr check-data data/mine
+        msdetr check-data annotations.json --images photos --decode
+
+    Args:
+        path: Folder in COCO's layout, or one annotation file.
+        images: The images of an annotation file.
+        decode: Decode every image, rather than look at its header only.
+        thumbnails: Folder for pictures of the most suspicious annotations.
+    """
+    from ..data import check
+
+    require_folder(thumbnails, "--thumbnails")
+    report = check(path, images, decode=decode)
+    print(report)
+    if thumbnails is not None:
+        from ..viz.suspicions import suspicion_figure
+
+        for split in report.splits:
+            if split.suspicions:
+                target = thumbnails / f"{split.file.stem}.png"
+                suspicion_figure(split).savefig(target, dpi=120)
+                print(f"pictures of what is worth a look: {target}")
+    if not report.ok:
+        raise SystemExit(1)
+
+
+@command("convert")
+def convert(
+    source: Argument[Path],
+    target: Argument[Path],
+    recipe: str = "coco/ms-detr-pp-300",
+    annotations: Path | None = None,
+    to_released: bool = False,
+) -> None:
+    """Turn a released MS-DETR file (.pth) into a checkpoint of this package, or back.
+
+    For example:
+        msdetr convert ms_detr_300.pth runs/released --recipe coco/ms-detr-300
+        msdetr convert runs/mine mine.pth --to-released
+
+    Nothing in a released file is executed: it is read with weights_only=True.
+
+    Args:
+        source: The .pth file; or a run or checkpoint with --to-released.
+        target: Run directory to make; or the .pth file to write with --to-released.
+        recipe: The recipe of the released file, or a .yaml file.
+        annotations: COCO annotation file with the names of the classes.
+        to_released: The other direction.
+    """
+    import torch
+
+    from ..data import Categories, read_annotations
+    from ..engine import checkpoint as checkpoints
+    from ..model import build_model
+    from ..model.convert import load_released
+    from ..model.convert import to_released as released_names
+    from ..recipes import resolve
+
+    if to_released:
+        require_file(target, "target")
+        found = checkpoints.find(source)
+        try:
+            released = released_names(found.weights(), found.config.model)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {error}") from error
+        torch.save({"model": released}, target)
+        print(f"{target}: the weights of {found.directory} under the released names")
+        return
+    require_folder(target, "target")
+    config = resolve(recipe)
+    try:
+        weights = load_released(source, config.model)
+    except (ValueError, pickle.UnpicklingError, RuntimeError) as error:
+        raise ConfigError(f"{source}: {error}") from error
+    detector = build_model(replace(config.model, pretrained="none"))
+    taken = checkpoints.load_weights(detector, weights)
+    names, ids = [f"category {i}" for i in range(config.model.num_classes)], list(range(config.model.num_classes))
+    if annotations is not None:
+        make = Categories.raw if config.data.raw_category_ids else Categories.contiguous
+        categories = make(read_annotations(annotations)[0])
+        names, ids = list(categories.names), list(categories.category_ids)
+    written = checkpoints.write(
+        target / "checkpoints" / f"step_{0:08d}",
+        {"model": detector.state_dict()},
+        {
+            "step": 0,
+            "epoch": 0.0,
+            "config": config.to_dict(),
+            "class_names": names,
+            "category_ids": ids,
+            "metrics": {},
+            "training": {},
+        },
+    )
+    print(f"{written.directory}: {taken.report()}")
+
+
+@command("verify")
+def verify(path: Argument[Path], config: bool = False) -> None:
+    """Say what a run or checkpoint holds, and verify every byte of its checkpoints. Exits 1 if one is damaged.
+
+    Args:
+        path: Run directory or checkpoint directory.
+        config: Show the whole configuration.
+    """
+    from ..engine import checkpoint as checkpoints
+    from ..errors import CheckpointError
+
+    directories = checkpoints.available(path) or [path]
+    results = path / "results.json"
+    if results.exists():
+        state = json.loads(results.read_text())
+        print(f"{path}: {state.get('status')}" + (f" ({state['error']})" if state.get("error") else ""))
+    damaged = 0
+    for directory in directories:
+        try:
+            found = checkpoints.verify(directory)
+        except CheckpointError as error:
+            damaged += 1
+            print(f"{directory.name}: DAMAGED: {error}")
+            continue
+        size = sum(entry["bytes"] for entry in found.manifest["files"].values()) / 2**20
+        files = ", ".join(sorted(file.removesuffix(".safetensors") for file in found.manifest["files"]))
+        score = f", AP {number(found.metrics['AP'])}" if "AP" in found.metrics else ""
+        print(f"{directory.name}: verified, epoch {found.manifest['epoch']:.2f}{score}, {size:.1f} MiB ({files})")
+        last = found
+    if damaged < len(directories):
+        model = last.config.model
+        print(f"recipe {last.config.recipe}, variant {model.variant}, {model.num_queries} queries, {len(last.class_names)} classes: "
+              + ", ".join(last.class_names[:10]) + (" ..." if len(last.class_names) > 10 else ""))  # fmt: skip
+        if config:
+            print(json.dumps(last.config.to_dict(), indent=1))
+    if damaged:
+        raise SystemExit(1)

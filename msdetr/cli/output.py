@@ -1,0 +1,50 @@
+"""What the commands print and write."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from ..errors import ConfigError
+
+
+def show_metrics(metrics: dict[str, float | None]) -> None:
+    print("  ".join(f"{name} {number(value)}" for name, value in metrics.items()))
+
+
+def number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def require_folder(path: Path | None, option: str) -> None:
+    """Makes a folder to write into. Raises ConfigError where that is impossible, before anything is computed for it."""
+    if path is None:
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{option}: {path} cannot be written ({reason}); give another folder") from error
+
+
+def require_file(path: Path | None, option: str) -> None:
+    """Makes sure that a file can be written. Raises ConfigError where it cannot, before anything is computed for it."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"{option}: {path} is a folder; give the name of a file in it")
+    require_folder(path.parent, option)
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ConfigError(f"{option}: {path} exists and cannot be written; give another name")
+
+
+def first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,85 @@
+"""``msdetr train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..recipes import requested, run_name
+from .app import Argument, Count, Pairs, command
+from .output import first_rank, show_metrics
+
+
+@command("train")
+def train(
+    recipe: Argument[str],
+    run_dir: Path | None = None,
+    set: Pairs = (),
+    data: Path | None = None,
+    epochs: float | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    nproc: Count = 1,
+    resume: str = "auto",
+    init_from: Path | None = None,
+    reset_class_head: bool = False,
+    init_partial: bool = False,
+    allow_config_change: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Train a detector.
+
+    For example:
+        msdetr train shapes/ms-detr-c
+        msdetr train shapes/ms-detr-c --run-dir runs/d --set model.variant=d train.lr=5e-4
+        msdetr train coco/ms-detr-pp-300 --data data/coco --nproc 8
+        torchrun --nproc-per-node 8 -m msdetr train coco/ms-detr-pp-300 --data data/coco
+
+    The run directory gets config.yaml, metrics.jsonl, results.json and checkpoints/. The same command again goes on from
+    the last checkpoint. SIGTERM and Ctrl-C finish the step and save first.
+
+    Args:
+        recipe: Name of a recipe (see `msdetr recipes`), or a .yaml file such as a run's config.yaml.
+        run_dir: Where to leave everything; runs/RECIPE-seedN by default.
+        set: Any fields of the configuration, e.g. train.lr=1e-4 model.num_queries=100.
+        data: Folder with the data set in COCO's layout; short for --set data.root=...
+        epochs: Short for --set train.epochs=...
+        seed: Short for --set seed=...
+        device: auto, cpu, cuda or cuda:N.
+        nproc: Processes on this machine, e.g. one per GPU; starts torchrun.
+        resume: auto: go on from the newest checkpoint if there is one. never: insist on a fresh directory. Or a checkpoint.
+        init_from: Checkpoint or run whose weights to start from.
+        reset_class_head: With --init-from: start the class heads anew where the number of classes differs.
+        init_partial: With --init-from: take over whatever fits and report the rest.
+        allow_config_change: Resume although the configuration differs from the checkpoint's.
+        quiet: No progress.
+    """
+    from ..engine import train as run
+    from ..engine.launch import launch
+
+    config = requested(recipe, data, epochs, seed, set)
+    run_dir = run_dir or Path("runs") / run_name(recipe, config)
+    if nproc > 1:
+        flags = {
+            "--reset-class-head": reset_class_head,
+            "--init-partial": init_partial,
+            "--allow-config-change": allow_config_change,
+            "--quiet": quiet,
+        }
+        arguments = [flag for flag, given in flags.items() if given]
+        arguments += ["--init-from", str(init_from)] if init_from is not None else []
+        results = launch(config, run_dir, nproc, device, resume, arguments=arguments)
+    else:
+        results = run(
+            config,
+            run_dir,
+            device,
+            resume,
+            progress=not quiet,
+            init_from=init_from,
+            reset_class_head=reset_class_head,
+            init_partial=init_partial,
+            allow_config_change=allow_config_change,
+        )
+    if first_rank() and nproc == 1:
+        show_metrics(results["metrics"])
+        print(f"everything about the run is in {run_dir}")

@@ -1,0 +1,181 @@
+"""What is done with a trained detector: ``msdetr eval | predict | candidates | inspect``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .app import Argument, Count, Index, Paths, Share, command
+from .output import number, require_file, require_folder, show_metrics, write
+
+
+@command("eval")
+def evaluate(
+    model: Argument[Path],
+    data: Path | None = None,
+    split: str | None = None,
+    max_detections: Count | None = None,
+    limit: Count | None = None,
+    device: str = "auto",
+    output: Path | None = None,
+) -> None:
+    """Evaluate a run or checkpoint: the twelve COCO numbers and the AP of each class.
+
+    For example:
+        msdetr eval runs/first
+        msdetr eval runs/first --data data/mine --split test
+
+    Args:
+        model: Run directory (its best checkpoint) or checkpoint directory.
+        data: COCO-format folder; the run's own by default.
+        split: Images in DATA/SPLIT, annotations in DATA/annotations/instances_SPLIT.json.
+        max_detections: Kept per image; the run's own by default (100, or 300 in the 900-query recipes).
+        limit: Only so many images, the first; all by default.
+        device: auto, cpu, cuda or cuda:N.
+        output: Also write the numbers to this JSON file.
+    """
+    from .. import evaluate as run
+
+    require_file(output, "--output")
+    result = run(model, data, split, max_detections=max_detections, limit=limit, device=device)
+    show_metrics(result.metrics)
+    width = max(map(len, result.per_class), default=0)
+    print("\nAP per class")
+    for name, value in result.per_class.items():
+        print(f"  {name:{width}}  {number(value)}")
+    print("\n" + "\n".join(result.summary().splitlines()[1:]))
+    if output:
+        write(output, json.dumps(result.to_dict(), indent=1) + "\n")
+
+
+@command("predict")
+def predict(
+    model: Argument[Path],
+    images: Argument[Paths],
+    min_score: Share = 0.3,
+    max_detections: Count | None = None,
+    device: str = "auto",
+    output: Path | None = None,
+) -> None:
+    """Detect objects in images, one line per object: score, class, box (left, top, right, bottom in pixels).
+
+    For example:
+        msdetr predict runs/first photo.jpg --min-score 0.5
+        msdetr predict runs/first photos --output found.json
+
+    Args:
+        model: Run directory (its best checkpoint) or checkpoint directory.
+        images: Image files, or folders of them.
+        min_score: Leave out weaker detections.
+        max_detections: Kept per image.
+        device: auto, cpu, cuda or cuda:N.
+        output: Write JSON to this file instead.
+    """
+    from .. import load
+    from ..data import image_files
+
+    require_file(output, "--output")
+    files = [file for path in images for file in (image_files(path) if path.is_dir() else [path])]
+    predictor = load(model, device)
+    found = {}
+    for detections in predictor.stream(files, max_detections, min_score):
+        found[str(detections.path)] = [
+            {"score": round(score, 4), "class": name, "box": [round(x, 1) for x in box]}
+            for score, name, box in zip(detections.scores.tolist(), detections.names, detections.boxes.tolist())
+        ]
+    if output:
+        write(output, json.dumps(found, indent=1) + "\n")
+        return
+    for path, rows in found.items():
+        print(f"{path}: {len(rows)} detections with a score of at least {min_score:g}")
+        for row in rows:
+            print(f"  {row['score']:.3f}  {row['class']:20}  " + "  ".join(f"{x:7.1f}" for x in row["box"]))
+
+
+@command("candidates")
+def candidates(
+    runs: Argument[Paths],
+    data: Path | None = None,
+    split: str | None = None,
+    limit: Count | None = None,
+    device: str = "auto",
+    output: Path = Path("runs/candidates"),
+) -> None:
+    """Measure candidate quality (Figures 1 and 2 of the paper) of one run or several side by side.
+
+    For example:
+        msdetr candidates runs/baseline runs/ms-detr-c
+
+    Args:
+        runs: Run or checkpoint directories.
+        data: COCO-format folder; each run's own validation set by default.
+        split: Its split.
+        limit: Only so many images, the first; all by default.
+        device: auto, cpu, cuda or cuda:N.
+        output: Folder for the figure and one JSON file per run.
+    """
+    from ..analysis.candidates import measure_run
+    from ..viz.candidates import candidate_figure
+
+    require_folder(output, "--output")
+    tables = {}
+    for run in runs:
+        quality = measure_run(run, data, split, limit, device)
+        name = run.name if run.name not in tables else str(run)
+        quality.save(output / f"{name.replace('/', '-')}.json")
+        tables[name] = quality.result()
+        print(name)
+        for what, value in tables[name].summary().items():
+            print(f"  {what:28} {value if isinstance(value, int) else number(value)}")
+    candidate_figure(tables).savefig(output / "candidates.png", dpi=150)
+    print(f"figure and numbers are in {output}")
+
+
+@command("inspect")
+def inspect(
+    run: Argument[Path],
+    image: str | None = None,
+    out: Path | None = None,
+    object: Index | None = None,
+    query: Index | None = None,
+    layer: Index = 0,
+    threshold: Share | None = None,
+    k: Count | None = None,
+    alpha: Share | None = None,
+    score_threshold: Share = 0.5,
+    data: Path | None = None,
+    split: str | None = None,
+    device: str = "auto",
+) -> None:
+    """The matching microscope: why a detector matched, kept or lost the objects of an image, in words and pictures.
+
+    For example:
+        msdetr inspect runs/mine
+        msdetr inspect runs/mine --image 7 --object 0 --query 12 --out runs/mine/inspect
+
+    Args:
+        run: Run or checkpoint directory.
+        image: Image id or file name of the validation set; the first image with objects by default.
+        out: Folder for the figures; none are written without.
+        object: Object to look at in detail, counted from 0.
+        query: Query to look at in detail; with an object: why the one does not serve the other.
+        layer: Decoder layer counted from 1; 0 is the last.
+        threshold: Try another tau than the run's.
+        k: Try another number of queries per object.
+        alpha: Try another share of the class probability in the score.
+        score_threshold: Detections count from this score on.
+        data: Folder with another data set in COCO's layout.
+        split: Its split; the run's validation split by default.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    from ..viz.inspect import inspect as look
+
+    require_folder(out, "--out")
+    chosen = int(image) if image is not None and image.lstrip("-").isdigit() else image
+    found = look(
+        run, chosen, out, object=object, query=query, layer=layer, threshold=threshold, k=k, alpha=alpha,
+        score_threshold=score_threshold, data=data, split=split, device=device,
+    )  # fmt: skip
+    print(found.text)
+    if out is not None:
+        print(f"figures: {out}")
