@@ -55,7 +55,7 @@ class ImageBatch(_Movable):
 
     def to(self, *args, **kwargs) -> ImageBatch:
         images = self.images.to(*args, **kwargs)
-        return ImageBatch(images, self.mask.to(images.device))
+        return ImageBatch(images, self.mask.to(images.device, non_blocking=kwargs.get("non_blocking", False)))
 
     def pin_memory(self) -> ImageBatch:
         return ImageBatch(self.images.pin_memory(), self.mask.pin_memory())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import ms_deform_attn
+from .pyramid import level_sizes
 
 
 class SelfAttention(nn.Module):
@@ -61,8 +62,7 @@ class MultiScaleDeformableAttention(nn.Module):
         offsets = self.sampling_offsets(queries).unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
         references = references[:, :, None, :, None]  # [B, Q, 1, L, 1, 2 or 4]
         if references.shape[-1] == 2:
-            sizes = references.new_tensor([(width, height) for height, width in shapes])
-            return references + offsets / sizes[:, None]
+            return references + offsets / level_sizes(shapes, references)[:, None]
         return references[..., :2] + offsets / self.num_points * references[..., 2:] * 0.5
 
     def forward(

@@ -24,9 +24,8 @@ def sine_embedding_2d(mask: Tensor, dim: int, dtype: torch.dtype = torch.float32
     Row and column of each cell's centre, divided by the unpadded size and scaled to 2 pi, half of the channels each
     (the row first), as in Deformable DETR.
     """
-    valid = (~mask).to(dtype)
     eps = 1e-6
-    y, x = valid.cumsum(1), valid.cumsum(2)
+    y, x = ((~mask).cumsum(axis).to(dtype) for axis in (1, 2))  # counted in integers: deterministic on CUDA, too
     y = (y - 0.5) / (y[:, -1:, :] + eps) * 2 * math.pi
     x = (x - 0.5) / (x[:, :, -1:] + eps) * 2 * math.pi
     return torch.cat([_waves(y, dim // 2), _waves(x, dim // 2)], dim=-1)

@@ -8,6 +8,14 @@ import torch
 from torch import Tensor
 
 
+def level_sizes(shapes: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
+    """[L, 2]: (width, height) of each level, as a tensor of the dtype and on the device of ``like``.
+
+    Filled there number by number: a copy from the host would make it wait for the device, and cannot be captured in a graph.
+    """
+    return torch.stack([like.new_full((), size) for height, width in shapes for size in (width, height)]).view(-1, 2)
+
+
 @dataclass(frozen=True)
 class Pyramid:
     """All levels of a feature pyramid as one sequence of S tokens.
@@ -31,10 +39,10 @@ class Pyramid:
     def token_centers(self) -> Tensor:
         """[B, S, 2]: the centre (x, y) of each token, relative to the unpadded image; above 1 on padding."""
         centers = []
+        sizes = level_sizes(self.shapes, self.valid_ratios)
         for level, (height, width) in enumerate(self.shapes):
             y = torch.arange(height, device=self.tokens.device, dtype=self.valid_ratios.dtype) + 0.5
             x = torch.arange(width, device=self.tokens.device, dtype=self.valid_ratios.dtype) + 0.5
             grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(1, -1, 2)
-            size = self.valid_ratios.new_tensor([width, height])
-            centers.append(grid / (self.valid_ratios[:, level, None] * size))
+            centers.append(grid / (self.valid_ratios[:, level, None] * sizes[level]))
         return torch.cat(centers, dim=1)
