@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from .engine.evaluate import evaluate as evaluate_detector
 from .engine.postprocess import postprocess, require_finite
 from .engine.train import train as train_run
 from .errors import ConfigError
-from .recipes import resolve
+from .recipes import requested, resolve
 from .structures import Detections, ImageBatch
 
 _READ_AHEAD = 4  # batches
@@ -268,7 +268,34 @@ def train(
     config: RunConfig | Mapping[str, Any] | str | Path,
     run_dir: str | Path,
     overrides: Mapping[str, Any] | None = None,
-    **options: Any,
+    *,
+    data: str | Path | None = None,
+    epochs: float | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    resume: str | Path = "auto",
+    progress: bool = True,
+    init_from: str | Path | None = None,
+    reset_class_head: bool = False,
+    init_partial: bool = False,
+    allow_config_change: bool = False,
+    on_step: Callable[[nn.Module, int, float], Any] | None = None,
 ) -> dict[str, Any]:
-    """Trains a recipe or configuration; returns what ``run_dir/results.json`` says. Options: ``msdetr.engine.train``."""
-    return train_run(resolve(config, overrides), run_dir, **options)
+    """Trains a recipe or configuration and leaves everything about it in ``run_dir``; returns what its results.json says.
+
+    config: a recipe's name, a YAML file, nested values or a RunConfig. overrides: ``{"train.lr": 1e-4}``.
+    data, epochs, seed: short for the overrides data.root, train.epochs and seed.
+    The others, and the errors, are those of ``msdetr.engine.train``.
+    """
+    return train_run(
+        requested(config, data, epochs, seed, overrides),
+        run_dir,
+        device,
+        resume,
+        progress,
+        init_from=init_from,
+        reset_class_head=reset_class_head,
+        init_partial=init_partial,
+        allow_config_change=allow_config_change,
+        on_step=on_step,
+    )

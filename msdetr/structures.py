@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from .errors import InputError
+
 
 class _Movable:
     """Gives a dataclass of tensors ``to(...)``, which moves every tensor field (and nested structure)."""
@@ -49,6 +51,32 @@ class ImageBatch(_Movable):
             batch[i, :, :h, :w] = image
             mask[i, :h, :w] = False
         return cls(batch, mask)
+
+    @classmethod
+    def of(cls, images: ImageBatch | Tensor | Sequence[Tensor]) -> ImageBatch:
+        """A batch from itself, from images of one size [B, 3, H, W], or from a list of images [3, h, w]; normalised.
+
+        Raises InputError for anything else.
+        """
+        if isinstance(images, ImageBatch):
+            return images
+        if isinstance(images, Tensor) and images.dim() != 4:
+            raise InputError(
+                f"images: expected a tensor [B, 3, H, W], got {list(images.shape)}; images[None] is a batch of 1"
+            )
+        if not isinstance(images, (Tensor, list, tuple)) or not all(isinstance(image, Tensor) for image in images):
+            raise InputError(
+                "images: expected an ImageBatch, a tensor [B, 3, H, W] or a list of tensors [3, h, w]; got "
+                f"{type(images).__name__}. `msdetr.load(...).predict` takes files, arrays and PIL images"
+            )
+        if not len(images):
+            raise InputError("images: none were given")
+        for image in images:
+            if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape or not image.is_floating_point():
+                raise InputError(
+                    f"images: expected normalised floating-point images [3, h, w], got {list(image.shape)} {image.dtype}"
+                )
+        return cls.from_images(list(images))
 
     def __len__(self) -> int:
         return len(self.images)

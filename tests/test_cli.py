@@ -276,3 +276,39 @@ def test_an_output_that_cannot_be_written_is_said_before_anything_is_read(capsys
 def test_an_output_file_that_is_a_folder(capsys, tmp_path):
     status, _, err = run(capsys, "eval", "RUN", "--output", str(tmp_path))
     assert status == 1 and "is a folder" in err
+
+
+@pytest.mark.parametrize("content", [None, b"no weights", b""])
+def test_backbone_weights_that_cannot_be_had(capsys, data, tmp_path, content):
+    file = tmp_path / "weights.pth"
+    if content is not None:
+        file.write_bytes(content)
+    settings = ["model.backbone=resnet18", f"model.pretrained={file}"]
+    status, _, err = run(
+        capsys, "train", "shapes/baseline", "--run-dir", str(tmp_path / "run"), "--data", str(data), *TINY, *settings
+    )
+    assert status == 1 and err.splitlines()[-1].startswith("msdetr: model.pretrained: ") and str(file) in err
+
+
+def test_starting_from_a_detector_asks_for_no_other_weights(capsys, data, tmp_path):
+    def train(name, *arguments):
+        where = ["--run-dir", str(tmp_path / name), "--data", str(data), "--quiet"]
+        return run(
+            capsys,
+            "train",
+            "shapes/ms-detr-c",
+            *where,
+            "--epochs",
+            "0",
+            *TINY[2:],
+            "model.backbone=resnet18",
+            *arguments,
+        )
+
+    few = ["model.num_levels=1"]
+    assert train("first", "model.pretrained=none", *few)[0] == 0
+    absent = ["model.pretrained=/absent.pth", *few]
+    assert train("second", *absent)[0] == 1
+    status, _, err = train("third", *absent, "--init-from", str(tmp_path / "first"))
+    assert status == 0, err
+    assert "pretrained: /absent.pth" in (tmp_path / "third" / "config.yaml").read_text()

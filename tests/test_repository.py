@@ -2,6 +2,7 @@
 
 import ast
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,18 +11,28 @@ import yaml
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "msdetr"
 
-# a package may import itself, the errors, and what stands in its line
+# a part may import itself, the base, and what stands in its line
+BASE = {"errors", "checks", "files", "processes", "streams"}
+CORE = {"structures", "boxes", "config"}
+NETWORK = CORE | {"ops", "modules"}
+DETECTOR = NETWORK | {"model", "matching", "losses", "methods"}
 LAYERS = {
     "structures": set(),
     "boxes": set(),
     "config": set(),
-    "ops": {"structures", "boxes", "config"},
-    "modules": {"structures", "boxes", "config", "ops"},
-    "model": {"structures", "boxes", "config", "ops", "modules"},
-    "matching": {"structures", "boxes", "config"},
-    "losses": {"structures", "boxes", "config", "matching"},
-    "data": {"structures", "boxes", "config"},
+    "ops": CORE,
+    "modules": NETWORK,
+    "model": NETWORK,
+    "matching": CORE,
+    "losses": CORE | {"matching"},
+    "methods": DETECTOR,
+    "data": CORE,
     "recipes": {"config"},
+    "engine": DETECTOR | {"data", "recipes"},
+    "predictor": DETECTOR | {"data", "recipes", "engine"},
+    "analysis": DETECTOR | {"data", "recipes", "engine", "predictor"},
+    "viz": DETECTOR | {"data", "recipes", "engine", "predictor", "analysis"},
+    "notebook": {"config", "recipes"},
 }
 
 
@@ -40,12 +51,52 @@ def internal_imports(path: Path) -> set[str]:
     return found
 
 
+def files_of(part: str) -> list[Path]:
+    files = sorted((PACKAGE / part).rglob("*.py"))
+    return files or [path for path in [PACKAGE / f"{part}.py"] if path.exists()]
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_imports_point_one_way(layer):
-    files = sorted((PACKAGE / layer).rglob("*.py")) or [PACKAGE / f"{layer}.py"]
-    for path in files:
-        allowed = LAYERS[layer] | {layer, "errors"}
+    for path in files_of(layer):
+        allowed = LAYERS[layer] | BASE | {layer}
         assert internal_imports(path) <= allowed, f"{path.relative_to(ROOT)} imports {internal_imports(path) - allowed}"
+
+
+def test_no_part_of_the_package_imports_one_that_imports_it():
+    """Parts are the files and folders directly under msdetr; imports inside functions count as well."""
+    parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    parts -= {"__init__", "__main__"}
+    imports = {
+        part: set().union(*(internal_imports(path) for path in files_of(part))) & parts - {part} for part in parts
+    }
+    tuple(TopologicalSorter(imports).static_order())  # raises CycleError, which names the cycle
+
+
+def test_no_file_needs_one_that_needs_it_while_it_is_imported():
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    imports = {name: imports_at_once(name, path, modules.keys()) - {name} for name, path in modules.items()}
+    tuple(TopologicalSorter(imports).static_order())
+
+
+def imports_at_once(name: str, path: Path, modules) -> set[str]:
+    """The package's modules that a file imports as it is imported itself: not inside a function, not for type checking."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found, todo = set(), list(ast.parse(path.read_text()).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*parents, *filter(None, [node.module])])
+            found |= {f"{source}.{a.name}" if f"{source}.{a.name}" in modules else source for a in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            todo += node.orelse
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            todo += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+    return found & set(modules) - {"msdetr"}
 
 
 def test_environment_yml_lists_what_pyproject_lists():

@@ -76,7 +76,8 @@ def train(
         if start == FINISHED:
             results = run.results()
         else:
-            training = Training(config, run, world, start, progress, on_step if world.main else None)
+            weights_to_come = start is not None or (init_from is not None and not init_partial)
+            training = Training(config, run, world, start, progress, on_step if world.main else None, weights_to_come)
             if init_from is not None and start is None:
                 training.initialize(init_from, reset_class_head, init_partial)
             training.learn()
@@ -88,7 +89,8 @@ def train(
 class Training:
     """A run while it goes on.
 
-    start: directory of the checkpoint to go on from, None for a new run. The other arguments are as for ``train``.
+    start: directory of the checkpoint to go on from, None for a new run. weights_to_come: all weights will be replaced, so
+    none are fetched for the backbone. The other arguments are as for ``train``.
     """
 
     def __init__(
@@ -99,13 +101,15 @@ class Training:
         start: str | None,
         progress: bool = True,
         on_step: Callable[[nn.Module, int, float], Any] | None = None,
+        weights_to_come: bool = False,
     ):
         self.config, self.run, self.world, self.progress, self.on_step = config, run, world, progress, on_step
         if start is None:
             run.write_config(config)
         run.write_results(status="running", error=None, recipe=config.recipe, seed=config.seed)
         located = config if start is None else location.resumed(run.path, config)
-        self.train_set, self.val_set, self.trainer = _build(located, world)
+        needed = located.override({"model.pretrained": "none"}) if weights_to_come else located
+        self.train_set, self.val_set, self.trainer = _build(needed, world)
         run.write_data_location(config, located.data.root)
         self.result: EvalResult | None = None  # of the last evaluation
         self.evaluations: list[dict[str, Any]] = []

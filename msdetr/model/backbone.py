@@ -17,6 +17,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
 from ..config import ModelConfig
+from ..errors import ConfigError
 
 
 class ResNet(nn.Module):
@@ -87,21 +88,25 @@ class ConvNet(nn.Module):
 def build_backbone(config: ModelConfig) -> nn.Module:
     """The backbone that ``config.backbone`` names, with the weights that ``config.pretrained`` names.
 
-    Raises RuntimeError where pretrained weights cannot be had, with what to do; ValueError for frozen batch norm
-    without pretrained weights to freeze.
+    Raises ConfigError where pretrained weights cannot be had or used, with what to do.
     """
     if config.backbone == "conv":
         return ConvNet()
     backbone = ResNet(config.backbone, config.backbone_norm, config.trainable_layers)
     if config.pretrained == "imagenet":
         if config.backbone_norm != "frozen":
-            raise ValueError(
+            raise ConfigError(
                 "model.pretrained=imagenet has batch norm, model.backbone_norm=group has not; "
                 "set model.backbone_norm=frozen, or model.pretrained=none to train from scratch"
             )
         backbone.load_imagenet(_imagenet_weights(config.backbone))
     elif config.pretrained != "none":
-        backbone.load_imagenet(_weights_file(Path(config.pretrained)))
+        try:
+            backbone.load_imagenet(_weights_file(Path(config.pretrained)))
+        except (RuntimeError, AttributeError, TypeError) as error:
+            raise ConfigError(
+                f"model.pretrained: {config.pretrained} does not hold the weights of {config.backbone} ({_first_line(error)})"
+            ) from error
     return backbone
 
 
@@ -111,17 +116,26 @@ def _imagenet_weights(name: str) -> OrderedDict[str, Tensor]:
         return weights.get_state_dict(progress=False, check_hash=True)
     except OSError as error:
         cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-        raise RuntimeError(
-            f"the ImageNet weights of {name} are not on this machine and could not be downloaded ({error}). Download "
+        raise ConfigError(
+            f"model.pretrained: the ImageNet weights of {name} are not on this machine and could not be downloaded ({error}). Download "
             f"{weights.url} elsewhere and put it at {cache}, or set model.pretrained to the file's path, or to 'none'"
         ) from error
 
 
 def _weights_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise RuntimeError(f"model.pretrained: there is no file {path}; give a path, 'imagenet' or 'none'")
+        raise ConfigError(f"model.pretrained: there is no file {path}; give a path, 'imagenet' or 'none'")
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+        read = load_file
+    else:
+        read = partial(torch.load, map_location="cpu", weights_only=True)
+    try:
+        return read(path)
+    except Exception as error:  # damaged files raise a dozen kinds of errors
+        raise ConfigError(f"model.pretrained: {path} cannot be read as weights ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).split(chr(10))[0]}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..modules import MultiScaleDeformableAttention, Pyramid, sine_embedding_2d
@@ -45,12 +47,15 @@ class Detector(nn.Module):
         self.decoder = Decoder(config)
         self._initialize()
 
-    def forward(self, batch: ImageBatch, one_to_many: bool | None = None) -> DetectorOutput:
-        """Predictions for a batch of padded images.
+    def forward(
+        self, images: ImageBatch | Tensor | Sequence[Tensor], one_to_many: bool | None = None
+    ) -> DetectorOutput:
+        """Predictions for normalised images: a padded batch, a tensor [B, 3, H, W] or a list of tensors [3, h, w].
 
         one_to_many: whether to compute the one-to-many branch; None: only while training. Raises ValueError where it is
-        asked for and there is none.
+        asked for and there is none, or images do not fit.
         """
+        batch = ImageBatch.of(images)
         if one_to_many is None:
             one_to_many = self.training and self.decoder.one_to_many is not None
         if one_to_many and self.decoder.one_to_many is None:

@@ -208,7 +208,7 @@ def resolve(
 
 
 def requested(
-    recipe: str,
+    recipe: RunConfig | Mapping[str, Any] | str | Path,
     data: str | Path | None = None,
     epochs: float | str | None = None,
     seed: int | str | None = None,

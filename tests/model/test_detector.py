@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from msdetr import recipes
+from msdetr.errors import ConfigError
 from msdetr.losses import build_criterion
 from msdetr.model import build_model, from_released, to_released
 from msdetr.modules import VARIANTS
@@ -226,9 +227,9 @@ def test_missing_pretrained_weights_say_how(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(RuntimeError, match=r"ImageNet weights of resnet18 .* put it at .*model.pretrained"):
+    with pytest.raises(ConfigError, match=r"ImageNet weights of resnet18 .* put it at .*model.pretrained"):
         backbone._imagenet_weights("resnet18")
-    with pytest.raises(RuntimeError, match="there is no file"):
+    with pytest.raises(ConfigError, match="there is no file"):
         build_model(
             small_config(**{"model.backbone": "resnet18", "model.pretrained": str(tmp_path / "none.pth")}).model
         )
