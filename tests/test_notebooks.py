@@ -3,13 +3,18 @@
 import ast
 import functools
 import json
+import os
 import re
+import shutil
 import statistics
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from browser import CHROMIUM, Browser, jupyter_lab, open_notebook, run_all_cells
 from small import SMALL
 
 nbformat = pytest.importorskip("nbformat", reason="no nbformat: pip install msdetr[notebooks]")
@@ -158,69 +163,161 @@ TINY = SMALL | {
 }
 
 
+SHOWN = re.compile(r"```\n(mkdir.*?)```", re.DOTALL)  # the command line in notebook 05
+
+
+def clone(folder):
+    for part in ("msdetr", "notebooks", "data/samples"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
-def execute(tmp_path_factory):
-    """``execute(name, **parameters)`` runs a notebook from the root of the repository and gives back what it shows."""
+def project(tmp_path_factory):
+    """A copy of what a clone holds: package, notebooks and samples; its kernels import this package."""
     pytest.importorskip("papermill", reason="no papermill: pip install msdetr[notebooks]")
     pytest.importorskip("ipykernel", reason="no ipykernel: pip install msdetr[notebooks]")
-    from msdetr.notebook import run_notebook
-
-    folder = tmp_path_factory.mktemp("course")
-    spec = folder / "jupyter" / "kernels" / "python3"
+    folder = clone(tmp_path_factory.mktemp("clone"))
+    spec = tmp_path_factory.mktemp("jupyter") / "kernels" / "python3"
     spec.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
-
-    def run(name, **parameters):
-        executed = run_notebook(FOLDER / f"{name}.ipynb", folder / f"{name}.ipynb", parameters, progress=False)
-        return nbformat.read(executed, as_version=4)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JUPYTER_PATH", str(folder / "jupyter"))
+        patch.setenv("JUPYTER_PATH", str(spec.parent.parent))
+        patch.setenv("PYTHONPATH", str(folder))
         patch.setenv("OMP_NUM_THREADS", str(min(2, torch.get_num_threads())))
-        patch.chdir(ROOT)
-        yield run
+        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        patch.delenv("MSDETR_ROOT", raising=False)
+        patch.delenv("MSDETR_COCO_TINY", raising=False)
+        yield folder
+
+
+def start(project, tmp_path, monkeypatch, way):
+    """Goes to where a notebook is started from: by hand in its own folder, from the project's root, or anywhere else."""
+    place = {"by hand": project / "notebooks", "from the root": project, "from elsewhere": tmp_path / "elsewhere"}[way]
+    place.mkdir(exist_ok=True)
+    monkeypatch.chdir(place)
+    return place
+
+
+def execute(project, output, name, **parameters):
+    """Runs a notebook of the project from the current folder and gives back what it shows."""
+    from msdetr.notebook import run_notebook
+
+    executed = run_notebook(project / "notebooks" / f"{name}.ipynb", output, parameters, progress=False)
+    return nbformat.read(executed, as_version=4)
 
 
 @pytest.fixture(scope="module")
-def two_runs(execute, tmp_path_factory):
-    """A folder with two runs of six steps: MS-DETR by notebook 05, its baseline by the package."""
-    import msdetr
-
-    folder = tmp_path_factory.mktemp("runs")
-    data = str(folder / "data" / "shapes")
-    text = " ".join(f"{path}={value}" for path, value in TINY.items())
-    runs = folder / "runs"
-    book = execute("05_train", data=data, epochs=1.0, overrides=text, run_name="c", runs=str(runs), device="cpu")
-    changes = TINY | {"data.root": data, "train.epochs": 1}
-    msdetr.train("shapes/baseline", runs / "baseline", changes, device="cpu", progress=False)
-    return runs, book
+def trained(project, tmp_path_factory):
+    """The project after notebook 05 by hand, with its own folders, and after the command that it shows."""
+    overrides = " ".join(f"{path}={value}" for path, value in TINY.items())
+    with pytest.MonkeyPatch.context() as patch:
+        start(project, project, patch, "by hand")
+        output = tmp_path_factory.mktemp("executed") / "05.ipynb"
+        book = execute(project, output, "05_train", epochs=1.0, overrides=overrides, device="cpu")
+    assert noise(book) == []
+    [shown] = [found[1] for cell in read("05_train").cells if (found := SHOWN.search(cell.source))]
+    command = f"{shown.strip()} -p epochs 1.0 -p device cpu -p overrides '{overrides}'"
+    done = subprocess.run(["bash", "-e", "-c", command], check=False, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return project
 
 
 @pytest.mark.slow
-def test_05_trains_a_detector(two_runs):
-    runs, book = two_runs
-    assert noise(book) == []
-    results = json.loads((runs / "c" / "results.json").read_text())
-    assert (results["status"], results["steps"]) == ("finished", 6)
+def test_05_trains_a_detector_by_hand_and_by_the_command_that_it_shows(trained):
+    for name in ("shapes-ms-detr-c-seed0", "shapes-baseline-seed3"):
+        results = json.loads((trained / "runs" / name / "results.json").read_text())
+        assert (results["status"], results["steps"]) == ("finished", 6)
+    assert noise(nbformat.read(trained / "runs" / "mine" / "05_train.ipynb", as_version=4)) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if name[:2] in ("06", "07", "08")])
-def test_it_looks_at_those_runs(execute, two_runs, tmp_path, name):
-    which = {"run": str(two_runs[0] / "c")} if name.startswith("08") else {"runs": str(two_runs[0])}
-    book = execute(name, output=str(tmp_path / "out"), **which)
+@pytest.mark.parametrize("way", ["by hand", "from the root", "from elsewhere"])
+def test_05_to_08_find_what_the_one_before_left(trained, tmp_path, monkeypatch, way):
+    """With their default parameters, wherever they are started; nothing is left anywhere but in the project's folders."""
+    place = start(trained, tmp_path, monkeypatch, way)
+    before = {path.name for path in place.iterdir()}
+    for name, folder in LOOK.items():
+        shutil.rmtree(trained / "runs" / folder, ignore_errors=True)
+        assert noise(execute(trained, tmp_path / f"{name}.ipynb", name)) == []
+        assert any((trained / "runs" / folder).iterdir())
+    if way != "by hand":  # 05 finds the data set and the finished run, and trains nothing
+        overrides = " ".join(f"{path}={value}" for path, value in TINY.items())
+        began = time.time()
+        execute(trained, tmp_path / "05.ipynb", "05_train", epochs=1.0, overrides=overrides, device="cpu")
+        assert (trained / "runs" / "shapes-ms-detr-c-seed0" / "metrics.jsonl").stat().st_mtime < began
+    assert {path.name for path in place.iterdir()} == before
+
+
+LOOK = {"06_compare_runs": "compare", "07_candidate_quality": "candidates", "08_matching_microscope": "microscope"}
+
+
+@pytest.mark.slow
+def test_08_takes_a_run_that_is_still_going(trained, tmp_path):
+    run = shutil.copytree(trained / "runs" / "shapes-ms-detr-c-seed0", tmp_path / "some runs" / "going")
+    results = json.loads((run / "results.json").read_text()) | {"status": "running", "metrics": {}}
+    (run / "results.json").write_text(json.dumps(results))
+    output = str(tmp_path / "out")
+    book = execute(trained, tmp_path / "08.ipynb", "08_matching_microscope", run=str(run.parent), output=output)
     assert noise(book) == []
-    assert any((tmp_path / "out").iterdir())
+    assert "going, " in "".join(map(text_of, outputs(book)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name[:2] in ("01", "02", "03", "04", "09", "10")])
-def test_it_runs(execute, tmp_path, name):
+def test_it_runs(project, tmp_path, monkeypatch, name):
+    start(project, tmp_path, monkeypatch, "from elsewhere")
     known = [parameter for cell in tagged(read(name), "parameters") for parameter in assigned(cell.source)]
     small = {"fast": True, "steps": 6, "limit": 4, "output": str(tmp_path / "out"), "device": "cpu"}
-    book = execute(name, **{parameter: value for parameter, value in small.items() if parameter in known})
-    assert noise(book) == []
+    values = {parameter: value for parameter, value in small.items() if parameter in known}
+    assert noise(execute(project, tmp_path / "done.ipynb", name, **values)) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_needs_the_projects_folders_goes_there_first(name):
+    """Every way of starting a notebook then comes to the same; the executions above take one or two ways each."""
+    sources = [cell.source for cell in code_cells(read(name))]
+    assert not any(re.search(r"chdir\(\"|getcwd|cwd\(\)", source) for source in sources)
+    goes = next((i for i, source in enumerate(sources) if "os.chdir(project_root())" in source), len(sources))
+    opens = re.compile(
+        r"open_folder\(|find_runs\(|parameters\(\w*recipe|\"(data|runs|notebooks)/|run_path\(|read_image\("
+    )
+    for number, source in enumerate(sources):
+        found = opens.search(source)
+        if found and "parameters" not in code_cells(read(name))[number].metadata.get("tags", []):
+            assert number > goes or (number == goes and source.index("os.chdir") < found.start()), source
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+def test_05_to_08_in_a_real_jupyterlab(project, tmp_path, monkeypatch):
+    """Opened one after the other, Run All, with default parameters but for the size of the detector in 05."""
+    pytest.importorskip("jupyterlab", reason="no jupyterlab: pip install msdetr[notebooks]")
+    copy, book = clone(tmp_path / "clone"), nbformat.read(FOLDER / "05_train.ipynb", as_version=4)
+    overrides = " ".join(f"{path}={value}" for path, value in TINY.items())
+    [cell] = tagged(book, "parameters")
+    cell.source += f'\nepochs, overrides, device = 1.0, "{overrides}", "cpu"'
+    nbformat.write(book, copy / "notebooks" / "05_train.ipynb")
+    monkeypatch.setenv("PYTHONPATH", str(copy))
+    (tmp_path / "server").mkdir()
+    with jupyter_lab(copy, tmp_path / "server") as address:
+        browser = Browser(tmp_path / "profile")
+        try:
+            for name in ("05_train", *LOOK):
+                open_notebook(browser, address, f"notebooks/{name}.ipynb")
+                run_all_cells(browser)
+                if keep := os.environ.get("MSDETR_SCREENSHOTS"):
+                    Path(keep).mkdir(exist_ok=True)
+                    browser.screenshot(Path(keep, f"{name}.png"))
+                done = nbformat.read(copy / "notebooks" / f"{name}.ipynb", as_version=4)
+                assert noise(done) == []
+                assert all(cell.execution_count for cell in code_cells(done)), "some cells never ran"
+        finally:
+            browser.close()
+    assert {path.name for path in (copy / "runs").iterdir()} == {"shapes-ms-detr-c-seed0", *LOOK.values()}
+    assert not list((copy / "notebooks").glob("[!0-9s]*")), "nothing is left beside the notebooks"
 
 
 # ---------------------------------------------------------------- the exercises
@@ -251,7 +348,7 @@ def work_through(capsys, solved):
 
 @with_exercises
 def test_every_broken_function_is_caught_and_its_solution_passes(capsys, monkeypatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(FOLDER)
     assert work_through(capsys, solved=False) == ["not yet"] * len(SOLVED)
     assert work_through(capsys, solved=True) == ["solved"] * len(SOLVED)
 

@@ -128,7 +128,8 @@ def class_figure(groups: Groups) -> Figure:
 
 def _dots(ax, x: float, value: Statistic, colour: str, marker: str, width: float) -> None:
     if value.mean is None:
-        ax.text(x, 0.5, "undefined", rotation=90, ha="center", va="bottom", fontsize=8)
+        at_the_foot = {"transform": ax.get_xaxis_transform(), "va": "bottom"}  # whatever the scale of the others
+        ax.text(x, 0.02, "undefined", rotation=90, ha="center", fontsize=8, **at_the_foot)
         return
     spots = x + width * 0.12 * (np.arange(len(value.values)) - (len(value.values) - 1) / 2)
     ax.plot(spots, 100 * np.array(value.values), marker, color=colour, markersize=4, markeredgecolor="white", zorder=3)

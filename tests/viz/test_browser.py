@@ -7,7 +7,7 @@ import shutil
 import nbformat
 import numpy as np
 import pytest
-from browser import CHROMIUM, Browser, jupyter_lab
+from browser import CHROMIUM, Browser, jupyter_lab, open_notebook
 from PIL import Image
 
 SCENE = """
@@ -22,8 +22,6 @@ specimen = Specimen.from_arrays(
 explorer = Explorer.of_specimens([specimen])
 explorer.show()
 """
-ACCEPT = "document.querySelector('.jp-Dialog .jp-mod-accept')?.click()"  # the kernel dialog of a slow start
-CONNECTED = "[...window.jupyterapp.shell.widgets('main')][0]?.sessionContext?.session?.kernel?.status === 'idle'"
 STATUS = "document.querySelector('.jp-OutputArea .widget-html .widget-html-content, .jp-OutputArea .widget-html-value')?.innerText"
 PICTURE = "document.querySelector('.jp-OutputArea img.widget-image, .jp-OutputArea .widget-image img, .jp-OutputArea img')?.src"
 
@@ -39,9 +37,7 @@ def test_a_slider_moved_in_jupyterlab_changes_picture_and_words(tmp_path):
     with jupyter_lab(tmp_path) as address:
         browser = Browser(tmp_path / "profile")
         try:
-            browser.send("Page.navigate", url=f"{address}/doc/tree/sliders.ipynb")
-            browser.wait_for("!!window.jupyterapp && !!document.querySelector('.jp-Notebook')", 180)
-            browser.wait_for(f"{ACCEPT}, {CONNECTED}", 180)
+            open_notebook(browser, address, "sliders.ipynb")
             browser.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
             words = browser.wait_for(STATUS, 180)
             assert words.endswith("one-to-many pairs in this layer") and not words.startswith("0 ")

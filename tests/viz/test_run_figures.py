@@ -47,3 +47,16 @@ def test_numbers(groups):
 def test_undefined_is_written_not_drawn_as_a_number(groups):
     words = [text.get_text() for text in comparison_figure(groups).axes[0].texts]
     assert words.count("undefined") == 2
+
+
+@pytest.mark.fault("F80")
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [0.0, 2e-4])
+def test_undefined_stays_in_the_picture_beside_very_small_numbers(value):
+    weak = run(0, value)
+    weak.results["metrics"].update({"AP50": value, "AP75": value})
+    figure = comparison_figure({"MS-DETR (c)": [weak]})
+    figure.canvas.draw()
+    [ax] = figure.axes
+    assert all(ax.bbox.contains(*text.get_window_extent().p0) for text in ax.texts if text.get_text() == "undefined")
+    assert overlapping_texts(figure) == []

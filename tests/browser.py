@@ -69,10 +69,32 @@ class Browser:
         self.process.wait(20)
 
 
+ACCEPT = "document.querySelector('.jp-Dialog .jp-mod-accept')?.click()"  # the kernel dialog of a slow start
+CONNECTED = "[...window.jupyterapp.shell.widgets('main')][0]?.sessionContext?.session?.kernel?.status === 'idle'"
+
+
+def open_notebook(browser: Browser, address: str, path: str, seconds: float = 180) -> None:
+    """Opens a notebook, a path below the server's folder, and waits for its kernel."""
+    browser.send("Page.navigate", url="about:blank")
+    browser.send("Page.navigate", url=f"{address}/doc/tree/{path}")
+    browser.wait_for("!!window.jupyterapp && !!document.querySelector('.jp-Notebook')", seconds)
+    browser.wait_for(f"{ACCEPT}, {CONNECTED}", seconds)
+
+
+def run_all_cells(browser: Browser, seconds: float = 300) -> None:
+    """Run All, to the end or to the first error, then saves the notebook."""
+    commands = "window.jupyterapp.commands"
+    browser.evaluate(f"void {commands}.execute('notebook:run-all-cells').finally(() => window.hasRun = true)")
+    browser.wait_for("window.hasRun === true", seconds)
+    browser.evaluate(f"void {commands}.execute('docmanager:save').finally(() => window.isSaved = true)")
+    browser.wait_for("window.isSaved === true", 30)
+
+
 @contextlib.contextmanager
-def jupyter_lab(folder: Path):
-    """A JupyterLab server on ``folder``; yields its address."""
-    log = open(folder / "jupyter.log", "w")  # noqa: SIM115 (open as long as the server)
+def jupyter_lab(folder: Path, own: Path | None = None):
+    """A JupyterLab server on ``folder``; yields its address. own: where the server keeps its log and files."""
+    own = folder if own is None else own
+    log = open(own / "jupyter.log", "w")  # noqa: SIM115 (open as long as the server)
     options = [
         "--ServerApp.token=",
         "--ServerApp.password=",
@@ -80,7 +102,7 @@ def jupyter_lab(folder: Path):
         "--ServerApp.port=0",
     ]
     environment = os.environ | {
-        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "JUPYTER_CONFIG_DIR": str(folder / "config"), "OMP_NUM_THREADS": "1"
+        "JUPYTER_RUNTIME_DIR": str(own / "runtime"), "JUPYTER_CONFIG_DIR": str(own / "config"), "OMP_NUM_THREADS": "1"
     }  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--LabApp.expose_app_in_browser=True",
@@ -88,7 +110,7 @@ def jupyter_lab(folder: Path):
         stdout=log, stderr=log, env=environment,
     )  # fmt: skip
     try:
-        files = lambda: next((folder / "runtime").glob("jpserver-*.json"))
+        files = lambda: next((own / "runtime").glob("jpserver-*.json"))
         port = _wait(lambda: json.loads(files().read_text())["port"], 180, "JupyterLab to start")
         yield f"http://127.0.0.1:{port}"
     finally:
