@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from .checks import count, fraction
-from .config import RunConfig
+from .config import RunConfig, parse_overrides
 from .data import ImageLike, build_dataset, eval_transform, image_files, to_pixels
 from .engine import checkpoint as checkpoints
 from .engine import location
@@ -297,5 +297,6 @@ def train(
         reset_class_head=reset_class_head,
         init_partial=init_partial,
         allow_config_change=allow_config_change,
+        given_classes="model.num_classes" in parse_overrides(overrides) or None,
         on_step=on_step,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..config import parse_overrides
 from ..recipes import requested, run_name
 from .app import Argument, Count, Pairs, command
 from .output import first_rank, show_metrics
@@ -58,6 +59,7 @@ def train(
 
     config = requested(recipe, data, epochs, seed, set)
     run_dir = run_dir or Path("runs") / run_name(recipe, config)
+    given_classes = "model.num_classes" in parse_overrides(set)
     if nproc > 1:
         flags = {
             "--reset-class-head": reset_class_head,
@@ -67,6 +69,7 @@ def train(
         }
         arguments = [flag for flag, given in flags.items() if given]
         arguments += ["--init-from", str(init_from)] if init_from is not None else []
+        arguments += ["--set", f"model.num_classes={config.model.num_classes}"] if given_classes else []
         results = launch(config, run_dir, nproc, device, resume, arguments=arguments)
     else:
         results = run(
@@ -79,6 +82,7 @@ def train(
             reset_class_head=reset_class_head,
             init_partial=init_partial,
             allow_config_change=allow_config_change,
+            given_classes=given_classes or None,
         )
     if first_rank() and nproc == 1:
         show_metrics(results["metrics"])

@@ -7,14 +7,17 @@ ranks, micro-batches or workers, so a run can be stopped at any step and go on e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 from ..config import RunConfig
+from ..errors import ConfigError
 from ..structures import ImageBatch, Targets
 from . import shapes
 from .coco import CocoDetection, Sample, _mixed, collate
+from .settings import annotation_file, check_folders, missing_split
 from .transforms import eval_transform, train_transform
 
 Batch = tuple[ImageBatch, Targets]
@@ -163,9 +166,11 @@ def build_datasets(
     """The training and the validation set of a configuration; a generated set is made where it is missing, with
     ``on_image(done, total)`` called after each image made.
 
-    Raises AnnotationError, ImageError, shapes.ShapesError.
+    Raises ConfigError where the configuration names another layout than the data has, AnnotationError, ImageError,
+    ShapesError.
     """
     data = config.data
+    check_folders(config, given_classes=False)
     if data.generate == "shapes":
         shapes.generate(
             data.root,
@@ -177,13 +182,15 @@ def build_datasets(
 
 
 def build_dataset(config: RunConfig, split: str) -> CocoDetection:
-    """One of the two, "train" with augmentation or "val" without; nothing is generated."""
+    """One of the two, "train" with augmentation or "val" without; nothing is generated. Raises as ``build_datasets``."""
     data = config.data
     train = split == "train"
+    if problem := missing_split(config, split):
+        raise ConfigError(problem.text)
     folder = data.train_split if train else data.val_split
     return CocoDetection(
-        f"{data.root}/{folder}",
-        f"{data.root}/annotations/instances_{folder}.json",
+        Path(data.root) / folder,
+        annotation_file(data.root, folder),
         train_transform(data) if train else eval_transform(data),
         raw_category_ids=data.raw_category_ids,
         on_bad=data.on_bad_annotation,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import AnnotationError, ImageError
 from .images import check_files, open_image, read_image, upright_size
+from .settings import fitting_settings, settings_line
 from .validate import Annotations, Report, read_annotations
 
 SMALL, MEDIUM = 32**2, 96**2  # pixels: COCO's limits of small and medium objects
@@ -81,10 +84,14 @@ class SplitReport:
 
 @dataclass
 class DataReport:
-    """The reports of all splits; ``str`` renders them for a terminal."""
+    """The reports of all splits; ``str`` renders them for a terminal.
+
+    settings: what a configuration needs to be trained on a folder, dotted path -> value.
+    """
 
     path: Path
     splits: list[SplitReport]
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -93,7 +100,13 @@ class DataReport:
 
     def __str__(self) -> str:
         verdict = "ready to train on" if self.ok else "NOT usable as it is: see the errors above"
-        return "\n\n".join([*map(str, self.splits), f"{self.path}: {verdict}"])
+        lines = [f"{self.path}: {verdict}"]
+        if self.settings:
+            command = (
+                f"msdetr train photos/ms-detr-c --data {shlex.quote(str(self.path))} {settings_line(self.settings)}"
+            )
+            lines.append(f"to train on it, e.g.: {command}")
+        return "\n\n".join([*map(str, self.splits), "\n".join(lines)])
 
 
 def check(path: str | Path, images_dir: str | Path | None = None, *, decode: bool = False) -> DataReport:
@@ -115,7 +128,8 @@ def check(path: str | Path, images_dir: str | Path | None = None, *, decode: boo
         pairs = [(path, Path(images_dir or default))]
     else:
         raise FileNotFoundError(f"{path}: no such file or folder")
-    return DataReport(path, [_check_split(file, folder, decode) for file, folder in pairs])
+    settings = fitting_settings(path) if path.is_dir() and images_dir is None else {}
+    return DataReport(path, [_check_split(file, folder, decode) for file, folder in pairs], settings)
 
 
 def _check_split(file: Path, images_dir: Path, decode: bool) -> SplitReport:

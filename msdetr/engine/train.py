@@ -26,6 +26,7 @@ from ..errors import (
 )
 from . import checkpoint as checkpoints
 from . import location
+from .classes import classes_were_given, resolve_classes
 from .distributed import World, join, leave
 from .evaluate import EvalResult, evaluate
 from .optim import MovingAverage
@@ -50,6 +51,7 @@ def train(
     reset_class_head: bool = False,
     init_partial: bool = False,
     allow_config_change: bool = False,
+    given_classes: bool | None = None,
     on_step: Callable[[nn.Module, int, float], Any] | None = None,
 ) -> dict[str, Any]:
     """Trains a detector and leaves everything about it in ``run_dir``; returns what results.json says.
@@ -60,6 +62,8 @@ def train(
     init_from: checkpoint or run whose weights the training starts from; ``reset_class_head`` where the number of
         classes differs, ``init_partial`` to take whatever fits. Does not apply to a run that resumes.
     allow_config_change: resume although the configuration differs from the checkpoint's.
+    given_classes: whether the data must have ``model.num_classes`` classes; False: the model gets as many as the data has.
+        By default it must where that number is another than the recipe's.
     on_step: called on the first rank as ``on_step(detector, steps done, epoch)``, before the first step and after each,
         e.g. ``msdetr.analysis.stability.MatchRecorder``.
 
@@ -70,14 +74,16 @@ def train(
         raise CheckpointError(f"resume: {resume} does not exist; give auto, never or a checkpoint directory")
     if config.train.tensorboard:
         require_tensorboard()
+    given_classes = classes_were_given(config) if given_classes is None else given_classes
     world = join(device)
     with RunDirectory(run_dir, world) as run:
-        start = world.on_main(lambda: _starting_point(config, run, resume, allow_config_change))
+        start = world.on_main(lambda: _starting_point(config, run, resume, allow_config_change, given_classes))
         if start == FINISHED:
             results = run.results()
         else:
             weights_to_come = start is not None or (init_from is not None and not init_partial)
-            training = Training(config, run, world, start, progress, on_step if world.main else None, weights_to_come)
+            observer = on_step if world.main else None
+            training = Training(config, run, world, start, progress, observer, weights_to_come, given_classes)
             if init_from is not None and start is None:
                 training.initialize(init_from, reset_class_head, init_partial)
             training.learn()
@@ -102,6 +108,7 @@ class Training:
         progress: bool = True,
         on_step: Callable[[nn.Module, int, float], Any] | None = None,
         weights_to_come: bool = False,
+        given_classes: bool = True,
     ):
         self.config, self.run, self.world, self.progress, self.on_step = config, run, world, progress, on_step
         if start is None:
@@ -109,7 +116,10 @@ class Training:
         run.write_results(status="running", error=None, recipe=config.recipe, seed=config.seed)
         located = config if start is None else location.resumed(run.path, config)
         needed = located.override({"model.pretrained": "none"}) if weights_to_come else located
-        self.train_set, self.val_set, self.trainer = _build(needed, world)
+        built, notes, self.train_set, self.val_set, self.trainer = _build(needed, world, given_classes)
+        self.config = config.override({"model.num_classes": built.model.num_classes})
+        if start is None and self.config != config:
+            run.write_config(self.config)
         run.write_data_location(config, located.data.root)
         self.result: EvalResult | None = None  # of the last evaluation
         self.evaluations: list[dict[str, Any]] = []
@@ -121,6 +131,8 @@ class Training:
         self.bar = Progress(
             self.trainer.total_steps, self.trainer.steps_done, title=run.path.name, enabled=progress and world.main
         )
+        for note in notes:
+            self.bar.say(note)
         self.window = _Window(world)
         self.writer = checkpoints.Writer(run.path) if world.main else None
         self.stop = StopRequest(watchdog=world.size > 1)
@@ -341,7 +353,9 @@ def _memory_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _starting_point(config: RunConfig, run: RunDirectory, resume, allow_config_change: bool) -> str | None:
+def _starting_point(
+    config: RunConfig, run: RunDirectory, resume, allow_config_change: bool, given_classes: bool
+) -> str | None:
     """The directory of the checkpoint to resume from, None to start anew, FINISHED where all is done."""
     if str(resume) == "never":
         if checkpoints.available(run.path):
@@ -352,7 +366,7 @@ def _starting_point(config: RunConfig, run: RunDirectory, resume, allow_config_c
     found = checkpoints.latest(run.path) if str(resume) == "auto" else checkpoints.find(resume)
     if found is None:
         return None
-    harmless = harmless_on_resume()
+    harmless = harmless_on_resume() | (set() if given_classes else {"model.num_classes"})
     different = {k: v for k, v in checkpoints.changes(found.config, config).items() if k not in harmless}
     if different and not allow_config_change:
         lines = [f"  {path}: {old!r} in the checkpoint, {new!r} now" for path, (old, new) in different.items()]
@@ -365,26 +379,20 @@ def _starting_point(config: RunConfig, run: RunDirectory, resume, allow_config_c
     return FINISHED if finished else str(found.directory)
 
 
-def _build(config: RunConfig, world: World):
-    """Data sets, and a trainer around a freshly initialised detector that is the same on all ranks."""
+def _build(config: RunConfig, world: World, given_classes: bool):
+    """The configuration with the number of classes that the data has, what to say about it, the data sets, and a trainer
+    around a freshly initialised detector that is the same on all ranks."""
     from ..data import build_datasets
+    from ..data.settings import check_folders
     from ..losses import build_criterion
     from ..model import build_model
 
+    check_folders(config, given_classes)
     if world.size > 1:
         world.on_main(lambda: build_datasets(config) and None)  # generates the embedded data once
     train_set, val_set = build_datasets(config)
-    if len(train_set.class_names) != config.model.num_classes:
-        raise ConfigError(
-            f"model.num_classes: is {config.model.num_classes}, but {config.data.root} ({config.data.train_split}) has "
-            f"{len(train_set.class_names)} classes; set model.num_classes={len(train_set.class_names)}"
-        )
+    config, notes = resolve_classes(config, given_classes, train_set)
     epoch_steps = len(train_set) // config.train.batch_size
-    if epoch_steps == 0:
-        raise ConfigError(
-            f"train.batch_size: {config.train.batch_size} images per step, but the training set has {len(train_set)}; "
-            "lower train.batch_size or give more data"
-        )
     if config.train.batch_size < world.size:
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} images per step cannot be shared by {world.size} ranks"
@@ -395,7 +403,7 @@ def _build(config: RunConfig, world: World):
     criterion = build_criterion(config)
     trainer = Trainer(detector, criterion, config.train, total_steps, epoch_steps, world)
     torch.manual_seed(mixed_seed(config.seed, 1, world.rank))  # dropout differs from rank to rank
-    return train_set, val_set, trainer
+    return config, notes, train_set, val_set, trainer
 
 
 def _loader(dataset, config: RunConfig, trainer: Trainer) -> torch.utils.data.DataLoader:
