@@ -4,7 +4,7 @@ VENV ?= .venv
 RUNS ?= runs
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-slow faults conformance bench notebooks lint clean
+.PHONY: help demo test test-slow faults conformance bench notebooks lint types clean
 
 help:
 	@echo "make demo         set up, train a baseline and MS-DETR on the embedded data, compare them, draw the figures"
@@ -13,6 +13,7 @@ help:
 	@echo "make faults       the fault catalogue with the counts reached"
 	@echo "make conformance DIR=...  compare with numbers of the published implementation"
 	@echo "make bench        the benchmarks that need nothing else; results go to benchmarks/results"
+	@echo "make lint types   style; types of the public modules"
 	@echo "make notebooks    run every notebook in its fast mode"
 
 $(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*)
@@ -47,6 +48,9 @@ notebooks: $(VENV)/.ready
 lint: $(VENV)/.ready
 	$(BIN)/ruff check msdetr tests benchmarks
 	$(BIN)/ruff format --check msdetr tests benchmarks
+
+types: $(VENV)/.ready
+	$(BIN)/python -m mypy
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -68,7 +68,7 @@ class Predictor:
         detector: nn.Module,
         config: RunConfig,
         class_names: Sequence[str] | None = None,
-        category_ids: Sequence[int] | None = None,
+        category_ids: Sequence[int | None] | None = None,
         device: str | torch.device = "auto",
         source: Path | None = None,
     ):
@@ -98,7 +98,7 @@ class Predictor:
         set's errors for files that cannot be read, and EvaluationError where the weights predict NaN.
         """
         if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
-            images = image_files(images)
+            images = image_files(Path(images))
         if isinstance(images, (str, os.PathLike, np.ndarray, Tensor, Image.Image)):
             return next(self.stream([images], max_detections, min_score, batch_size))
         if not isinstance(images, Iterable) or isinstance(images, (Mapping, bytes)):
@@ -149,7 +149,9 @@ class Predictor:
     def _prepare(self, image: ImageLike) -> _Prepared:
         pixels = to_pixels(image)
         path = Path(image) if isinstance(image, (str, os.PathLike)) else None
-        return _Prepared(self._transform(tv_tensors.Image(pixels)).as_subclass(Tensor), tuple(pixels.shape[-2:]), path)
+        return _Prepared(
+            self._transform(tv_tensors.Image(pixels)).as_subclass(Tensor), (pixels.shape[-2], pixels.shape[-1]), path
+        )
 
     def _detect(self, images: list[_Prepared], max_detections: int) -> list[Detections]:
         """Detections of images that have one size once resized; boxes in pixels of each, clipped to it."""

@@ -312,3 +312,23 @@ def test_starting_from_a_detector_asks_for_no_other_weights(capsys, data, tmp_pa
     status, _, err = train("third", *absent, "--init-from", str(tmp_path / "first"))
     assert status == 0, err
     assert "pretrained: /absent.pth" in (tmp_path / "third" / "config.yaml").read_text()
+
+
+def test_convert_names_the_recipe_that_fits_a_file(capsys, tmp_path, monkeypatch):
+    """Names and shapes decide; small recipes stand in for the real ones, which differ from them in size alone."""
+    import torch
+
+    import msdetr
+    from msdetr import recipes
+    from msdetr.model import to_released
+
+    small = {"model.hidden_dim": 32, "model.num_heads": 4, "model.encoder_layers": 1, "model.decoder_layers": 2}
+    small |= {"model.pretrained": "none", "model.ffn_dim": 32, "model.backbone": "resnet18"}
+    whole, names = recipes.get, ["coco/deformable-detr-pp-300", "coco/ms-detr-300", "coco/ms-detr-pp-900"]
+    monkeypatch.setattr(recipes, "names", lambda: names)
+    monkeypatch.setattr(recipes, "get", lambda name: whole(name).override(small))
+    config = recipes.get("coco/ms-detr-pp-900")
+    file = tmp_path / "released.pth"
+    torch.save({"model": to_released(msdetr.build(config).state_dict(), config.model)}, file)
+    status, _, err = run(capsys, "convert", str(file), str(tmp_path / "out"), "--recipe", "coco/ms-detr-300")
+    assert status == 1 and "it fits --recipe coco/ms-detr-pp-900 (" in err

@@ -7,7 +7,7 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from .app import Argument, command
 from .output import number, require_file, require_folder
 
@@ -91,10 +91,14 @@ def convert(
     config = resolve(recipe)
     try:
         weights = load_released(source, config.model)
+        detector = build_model(replace(config.model, pretrained="none"))
+        taken = checkpoints.load_weights(detector, weights)
+    except CheckpointError as error:
+        raise ConfigError(
+            f"{source}: does not fit the recipe {recipe}; {_fitting(source, recipe)} ({error})"
+        ) from error
     except (ValueError, pickle.UnpicklingError, RuntimeError) as error:
         raise ConfigError(f"{source}: {error}") from error
-    detector = build_model(replace(config.model, pretrained="none"))
-    taken = checkpoints.load_weights(detector, weights)
     names, ids = [f"category {i}" for i in range(config.model.num_classes)], list(range(config.model.num_classes))
     if annotations is not None:
         make = Categories.raw if config.data.raw_category_ids else Categories.contiguous
@@ -114,6 +118,27 @@ def convert(
         },
     )
     print(f"{written.directory}: {taken.report()}")
+
+
+def _fitting(source: Path, tried: str) -> str:
+    """Which recipes a released file fits, by the names and shapes of its tensors."""
+    import torch
+
+    from .. import recipes
+    from ..model import build_model
+    from ..model.convert import load_released
+
+    fitting = []
+    for name in recipes.names():
+        if name == tried or not name.startswith("coco/"):
+            continue
+        config = recipes.get(name)
+        given = {key: tuple(tensor.shape) for key, tensor in load_released(source, config.model).items()}
+        with torch.device("meta"):
+            wanted = build_model(replace(config.model, pretrained="none")).state_dict()
+        if given == {key: tuple(tensor.shape) for key, tensor in wanted.items()}:
+            fitting.append(f"--recipe {name}")
+    return f"it fits {' or '.join(fitting)}" if fitting else "nor does it fit another one: give --recipe its .yaml file"
 
 
 @command("verify")

@@ -62,7 +62,7 @@ def holder_of(kind: type) -> str | None:
     return None
 
 
-def section_of(declared: Any) -> tuple[type | None, bool]:
+def section_of(declared: Any) -> tuple[Any, bool]:
     """(the dataclass that a field nests, or None; whether the field may be None instead)."""
     kind, _ = _unmarked(declared)
     if typing.get_origin(kind) in (types.UnionType, typing.Union):

@@ -27,7 +27,7 @@ def register_section(name: str, section: type[Section]) -> type[Section]:
 
     if not name.isidentifier() or name in {field.name for field in dataclasses.fields(RunConfig)}:
         raise ConfigError(f"section '{name}': not a free name of the configuration")
-    if not (dataclasses.is_dataclass(section) and section.__dataclass_params__.frozen):
+    if not (dataclasses.is_dataclass(section) and section.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         raise ConfigError(f"section '{name}': {section!r} is not a frozen dataclass")
     for field in dataclasses.fields(section):
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
