@@ -4,8 +4,8 @@
 
 All contenders of a shape are timed in turns in one run, so that whatever else the machine does hits them alike; a
 figure is the best of its repeats. On one CPU thread it is processor time, on several it is time on the clock. Peak extra memory is what a call needs beyond its inputs, each in a process of its own.
-On CUDA a bound is given beside each time: the larger of moving every tensor once through DRAM, reading the sampled
-pixels from L2, and the arithmetic, at rates measured in the same run.
+On CUDA a bound is given beside each time: the largest of moving every tensor once through DRAM, reading the sampled
+pixels from L2, adding to their gradients there, and the arithmetic, at rates measured in the same run.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -127,7 +128,6 @@ _yardsticks: dict = {}
 
 
 def _launch_yardstick(name: str, config, tensors, shapes, extra: list[int]) -> None:
-    import numpy as np
     from cuda.core import Program, ProgramOptions, launch
 
     value, locations = tensors[name == "backward"], tensors[1 + (name == "backward")]
@@ -253,8 +253,33 @@ def peak_memory(shape: Shape, name: str, backward: bool, device: str, dtype: tor
 # ----------------------------------------------------------------------------------------------------------- CUDA bounds
 
 
+# Every lane adds 16 bytes to the 2^21 numbers of `target` again and again, each time elsewhere.
+REDUCTIONS = """
+extern "C" __global__ void reduce(float* target, int rounds) {
+  const unsigned lane = blockIdx.x * blockDim.x + threadIdx.x;
+  for (int round = 0; round < rounds; ++round) {
+    float* at = target + 4 * ((lane + 32 * 4099 * round) % (1 << 19));
+#if __CUDA_ARCH__ >= 900
+    asm volatile("red.global.add.v4.f32 [%0], {%1, %1, %1, %1};" ::"l"(at), "f"(1.f) : "memory");
+#else
+    for (int i = 0; i < 4; ++i) atomicAdd(at + i, 1.f);
+#endif
+  }
+}
+"""
+
+
+def reductions(arch: str):
+    """The kernel that measures how fast L2 adds."""
+    from cuda.core import Program, ProgramOptions
+
+    return Program(REDUCTIONS, "c++", ProgramOptions(std="c++17", arch=arch)).compile("cubin")
+
+
 def cuda_rates() -> dict[str, float]:
-    """Bytes per second from DRAM (copying 1 GiB) and from L2 (adding up 8 MiB again and again), and fp32 operations."""
+    """Bytes per second from DRAM (copying 1 GiB), read from L2 (adding up 8 MiB again and again) and added there
+    atomically, and fp32 operations."""
+    from cuda.core import LaunchConfig, launch
 
     def best(call: Callable[[], object]) -> float:
         times = []
@@ -273,12 +298,17 @@ def cuda_rates() -> dict[str, float]:
     small = torch.zeros(2**21, device="cuda").expand(64, -1)  # the same 8 MiB, read 64 times in one kernel
     l2 = 64 * 2**23 / best(lambda: small.sum(1))
     properties = torch.cuda.get_device_properties(0)
+    kernel = reductions(f"sm_{properties.major}{properties.minor}").get_kernel("reduce")
+    target = torch.zeros(2**21, device="cuda")
+    config = LaunchConfig(grid=2048, block=256)
+    call = lambda: launch(cuda.current_stream(), config, kernel, target.data_ptr(), np.int32(64))
+    added = 64 * 2048 * 256 * 16 / best(call)
     clock = getattr(properties, "clock_rate", 1_700_000) * 1e3
-    return {"dram": dram, "l2": l2, "fp32": properties.multi_processor_count * 128 * 2 * clock}
+    return {"dram": dram, "l2": l2, "l2_add": added, "fp32": properties.multi_processor_count * 128 * 2 * clock}
 
 
 def cuda_bound(shape: Shape, dtype: torch.dtype, rates: dict[str, float]) -> dict[str, float]:
-    """Lower bounds in ms. The backward reads what the forward reads and adds as much to the gradient, in fp32."""
+    """Lower bounds in ms. The backward reads what the forward reads and adds to as many pixels' gradients, in fp32."""
     tokens = sum(height * width for height, width in shape.levels)
     queries = shape.queries or tokens
     width = shape.heads * shape.channels
@@ -292,7 +322,8 @@ def cuda_bound(shape: Shape, dtype: torch.dtype, rates: dict[str, float]) -> dic
     )
     backward = max(
         ((value + output + 6 * points) * dtype.itemsize + 4 * value) / rates["dram"],
-        pixels * (dtype.itemsize + 4) / rates["l2"],
+        pixels * dtype.itemsize / rates["l2"],
+        pixels * 4 / rates["l2_add"],
         4 * pixels / rates["fp32"],
     )
     return {"forward": forward * 1e3, "forward_backward": (forward + backward) * 1e3}

@@ -6,9 +6,11 @@
 //   HEADS, CHANNELS, LEVELS, POINTS, WARPS (per block)
 //   LEVEL_PARAMETERS     "int h0, int w0, int h1, …": the level sizes as kernel parameters, LEVEL_SIZES "h0, w0, h1, …"
 //   NEED_VALUE, NEED_POINTS   0 or 1: which gradients the backward writes
+//   TILE_WIDTH           0: a block takes consecutive queries; else query i is token i, as in an encoder, and a block
+//                        takes a tile of a level, so wide
 //
 // A team of lanes, 16 bytes of channels each, serves one query of one head; a warp holds several teams and a block
-// consecutive queries of one head, which read nearly the same pixels. The lanes of a warp first locate the points of
+// neighbouring queries of one head, which read nearly the same pixels. The lanes of a warp first locate the points of
 // its queries together, once, into shared memory; then every team walks through its points.
 
 #include "sampling.h"
@@ -68,7 +70,8 @@ constexpr int kTeam = smaller(32, power_of_two_above(kPacks));  // lanes
 constexpr int kRounds = (kPacks + kTeam - 1) / kTeam;           // packs per lane
 constexpr int kTeams = 32 / kTeam;                              // per warp
 constexpr int kPoints = LEVELS * POINTS;                        // per query
-constexpr int kStagedBytes = 40 * 1024 / (WARPS * kTeams);      // shared memory per team
+constexpr int kQueries = WARPS * kTeams;                        // per block
+constexpr int kStagedBytes = 40 * 1024 / kQueries;              // shared memory per team
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 struct alignas(sizeof(Value) * kPack) Pack {
@@ -84,7 +87,28 @@ struct alignas(16) Staged {
   Real weight[4];
 };
 
-constexpr int kChunk = larger(1, smaller(kPoints, kStagedBytes / int(sizeof(Staged) + 4 * sizeof(Real))));
+// Dot products of the output's gradient with the four pixels of a point.
+struct alignas(16) Dots {
+  Real corner[4];
+};
+
+constexpr int kChunk = larger(1, smaller(kPoints, kStagedBytes / int(sizeof(Staged) + sizeof(Dots))));
+
+// What a team keeps in shared memory: an odd number of 16-byte units, so that the teams of a warp, which read and write
+// the same element of their rows at the same time, do so on different banks.
+struct alignas(16) Unit {
+  char bytes[16];
+};
+template <typename T, bool even = kChunk * sizeof(T) / 16 % 2 == 0>
+struct Row {
+  T point[kChunk];
+};
+template <typename T>
+struct Row<T, true> {
+  T point[kChunk];
+  Unit unused;
+};
+static_assert(sizeof(Row<Staged>) / 16 % 2 == 1 && sizeof(Row<Dots>) / 16 % 2 == 1);
 
 struct Level {
   int height, width, start;
@@ -121,33 +145,76 @@ __device__ __forceinline__ Point read_point(const Geometry* locations, const Geo
   return result;
 }
 
-// What a warp works on: queries [first, first + kTeams) of head `head` of image `image`.
+// What a warp works on: kTeams queries of head `head` of image `image`.
 struct Place {
-  int lane, warp, team, image, head, first;
-  __device__ Place(int queries) {
-    constexpr int kTile = WARPS * kTeams;
-    const unsigned tiles = (unsigned(queries) + kTile - 1) / kTile;
-    const unsigned tile = blockIdx.x % tiles, rest = blockIdx.x / tiles;
+  int lane, warp, team, image, head, queries;
+  int start;                     // the block's first query, or that of the level its tile is in
+  int height, width, top, left;  // of that level, and where in it the tile begins
+
+  __device__ Place(int queries, const int (&sizes)[2 * LEVELS]) : queries(queries) {
     lane = threadIdx.x % 32;
     warp = threadIdx.x / 32;
     team = lane / kTeam;
+    unsigned rest;
+#if TILE_WIDTH
+    unsigned tiles = 0;
+#pragma unroll
+    for (int l = 0; l < LEVELS; ++l) tiles += rows(sizes[2 * l]) * columns(sizes[2 * l + 1]);
+    rest = blockIdx.x / tiles;
+    unsigned tile = blockIdx.x % tiles;
+    start = 0;
+    height = sizes[0];
+    width = sizes[1];
+#pragma unroll
+    for (int l = 1; l < LEVELS; ++l) {
+      const unsigned before = rows(height) * columns(width);
+      if (tile < before) break;
+      tile -= before;
+      start += height * width;
+      height = sizes[2 * l];
+      width = sizes[2 * l + 1];
+    }
+    top = tile / columns(width) * kTileHeight;
+    left = tile % columns(width) * TILE_WIDTH;
+#else
+    const unsigned tiles = (unsigned(queries) + kQueries - 1) / kQueries;
+    rest = blockIdx.x / tiles;
+    start = blockIdx.x % tiles * kQueries;
+#endif
     head = rest % HEADS;
     image = rest / HEADS;
-    first = tile * kTile + warp * kTeams;
+  }
+
+  // The query of a team of this warp, or -1 where there is none.
+  __device__ int query(int team) const {
+    const int i = warp * kTeams + team;
+#if TILE_WIDTH
+    const int row = top + i / TILE_WIDTH, column = left + i % TILE_WIDTH;
+    return row < height && column < width ? start + row * width + column : -1;
+#else
+    return start + i < queries ? start + i : -1;
+#endif
   }
   // Index of a query's data of this head, in units of one query and head.
-  __device__ Index at(int query, int queries) const { return (Index(image) * queries + query) * HEADS + head; }
+  __device__ Index at(int query) const { return (Index(image) * queries + query) * HEADS + head; }
+
+#if TILE_WIDTH
+  static constexpr int kTileHeight = kQueries / TILE_WIDTH;
+  static_assert(kTileHeight * TILE_WIDTH == kQueries);
+  __device__ static unsigned rows(int height) { return (unsigned(height) + kTileHeight - 1) / kTileHeight; }
+  __device__ static unsigned columns(int width) { return (unsigned(width) + TILE_WIDTH - 1) / TILE_WIDTH; }
+#endif
 };
 
-// The lanes of a warp locate points [begin, begin + kChunk) of its queries. Points and queries past the end weigh zero.
-__device__ __forceinline__ void stage(Staged (*staged)[kChunk], const Place& place, int begin, int queries,
-                                      const Geometry* locations, const Geometry* weights,
-                                      const int (&sizes)[2 * LEVELS]) {
+// The lanes of a warp locate points [begin, begin + kChunk) of its queries. Points past the end weigh zero, as do those of
+// a team without a query.
+__device__ __forceinline__ void stage(Row<Staged>* staged, const Place& place, int begin, const Geometry* locations,
+                                      const Geometry* weights, const int (&sizes)[2 * LEVELS]) {
   for (int i = place.lane; i < kTeams * kChunk; i += 32) {
-    const int query = place.first + i / kChunk, point = begin + i % kChunk;
+    const int query = place.query(i / kChunk), point = begin + i % kChunk;
     Staged s = {};
-    if (query < queries && point < kPoints) {
-      const Point p = read_point(locations, weights, place.at(query, queries) * kPoints + point, point, sizes);
+    if (query >= 0 && point < kPoints) {
+      const Point p = read_point(locations, weights, place.at(query) * kPoints + point, point, sizes);
       const Index low = p.level.start + Index(p.y.low) * p.level.width;
       const Index high = p.level.start + Index(p.y.high) * p.level.width;
       const Real weight_low = p.attention * p.y.weight_low, weight_high = p.attention * p.y.weight_high;
@@ -156,7 +223,7 @@ __device__ __forceinline__ void stage(Staged (*staged)[kChunk], const Place& pla
            {weight_low * p.x.weight_low, weight_low * p.x.weight_high, weight_high * p.x.weight_low,
             weight_high * p.x.weight_high}};
     }
-    staged[i / kChunk][i % kChunk] = s;
+    staged[i / kChunk].point[i % kChunk] = s;
   }
 }
 
@@ -172,18 +239,18 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     forward(const Value* __restrict__ value, const Geometry* __restrict__ locations,
             const Geometry* __restrict__ weights, Value* __restrict__ output, int tokens, int queries,
             LEVEL_PARAMETERS) {
-  __shared__ Staged shared[WARPS][kTeams][kChunk];
+  __shared__ Row<Staged> shared[WARPS][kTeams];
   const int sizes[2 * LEVELS] = {LEVEL_SIZES};
-  const Place place(queries);
-  const int member = place.lane % kTeam, query = place.first + place.team;
+  const Place place(queries, sizes);
+  const int member = place.lane % kTeam, query = place.query(place.team);
   const Value* head = value + (Index(place.image) * tokens * HEADS + place.head) * CHANNELS;
   Real sum[kRounds][kPack] = {};
   for (int begin = 0; begin < kPoints; begin += kChunk) {
-    stage(shared[place.warp], place, begin, queries, locations, weights, sizes);
+    stage(shared[place.warp], place, begin, locations, weights, sizes);
     __syncwarp();
 #pragma unroll(kRounds == 1 ? smaller(4, 16 / kPack) : 1)
     for (int point = 0; point < kChunk; ++point) {
-      const Staged s = shared[place.warp][place.team][point];
+      const Staged s = shared[place.warp][place.team].point[point];
 #pragma unroll
       for (int corner = 0; corner < 4; ++corner) {
 #pragma unroll
@@ -198,14 +265,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     }
     __syncwarp();
   }
-  if (query >= queries) return;
+  if (query < 0) return;
 #pragma unroll
   for (int round = 0; round < kRounds; ++round) {
     if (!has_channels(round, member)) continue;
     Pack pack;
 #pragma unroll
     for (int i = 0; i < kPack; ++i) narrow(sum[round][i], pack.element[i]);
-    *reinterpret_cast<Pack*>(output + place.at(query, queries) * CHANNELS + (round * kTeam + member) * kPack) = pack;
+    *reinterpret_cast<Pack*>(output + place.at(query) * CHANNELS + (round * kTeam + member) * kPack) = pack;
   }
 }
 
@@ -272,27 +339,27 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
              const Geometry* __restrict__ locations, const Geometry* __restrict__ weights,
              Real* __restrict__ grad_value, Geometry* __restrict__ grad_locations, Geometry* __restrict__ grad_weights,
              int tokens, int queries, LEVEL_PARAMETERS) {
-  __shared__ Staged shared[WARPS][kTeams][kChunk];
-  __shared__ Real dots[WARPS][kTeams][kChunk][4];
+  __shared__ Row<Staged> shared[WARPS][kTeams];
+  __shared__ Row<Dots> dots[WARPS][kTeams];
   const int sizes[2 * LEVELS] = {LEVEL_SIZES};
-  const Place place(queries);
-  const int member = place.lane % kTeam, query = place.first + place.team;
+  const Place place(queries, sizes);
+  const int member = place.lane % kTeam, query = place.query(place.team);
   const Index first_element = (Index(place.image) * tokens * HEADS + place.head) * CHANNELS;
   Real grad[kRounds][kPack] = {};
 #pragma unroll
   for (int round = 0; round < kRounds; ++round) {
-    if (query >= queries || !has_channels(round, member)) continue;
+    if (query < 0 || !has_channels(round, member)) continue;
     const Pack pack = *reinterpret_cast<const Pack*>(
-        grad_output + place.at(query, queries) * CHANNELS + (round * kTeam + member) * kPack);
+        grad_output + place.at(query) * CHANNELS + (round * kTeam + member) * kPack);
 #pragma unroll
     for (int i = 0; i < kPack; ++i) grad[round][i] = widen(pack.element[i]);
   }
   for (int begin = 0; begin < kPoints; begin += kChunk) {
-    stage(shared[place.warp], place, begin, queries, locations, weights, sizes);
+    stage(shared[place.warp], place, begin, locations, weights, sizes);
     __syncwarp();
 #pragma unroll(kRounds == 1 ? 2 : 1)
     for (int point = 0; point < kChunk; ++point) {
-      const Staged s = shared[place.warp][place.team][point];
+      const Staged s = shared[place.warp][place.team].point[point];
       Real part[4] = {};
 #pragma unroll
       for (int corner = 0; corner < 4; ++corner) {
@@ -308,16 +375,16 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
           if (NEED_VALUE && s.weight[corner] != Real(0)) add_to(grad_value + element, s.weight[corner], grad[round]);
         }
       }
-      if (NEED_POINTS) sum_over_team(part, member, dots[place.warp][place.team][point]);
+      if (NEED_POINTS) sum_over_team(part, member, dots[place.warp][place.team].point[point].corner);
     }
     __syncwarp();
     if (NEED_POINTS) {
       for (int i = place.lane; i < kTeams * kChunk; i += 32) {
-        const int q = place.first + i / kChunk, point = begin + i % kChunk;
-        if (q >= queries || point >= kPoints) continue;
-        const Index index = place.at(q, queries) * kPoints + point;
+        const int q = place.query(i / kChunk), point = begin + i % kChunk;
+        if (q < 0 || point >= kPoints) continue;
+        const Index index = place.at(q) * kPoints + point;
         const Point p = read_point(locations, weights, index, point, sizes);
-        const Real* dot = dots[place.warp][i / kChunk][i % kChunk];
+        const Real* dot = dots[place.warp][i / kChunk].point[i % kChunk].corner;
         const auto gradient = msdetr::point_gradient(
             p.x, p.y, Real(p.level.width), Real(p.level.height), p.attention, dot[0], dot[1], dot[2], dot[3]);
         narrow(gradient.attention, grad_weights[index]);

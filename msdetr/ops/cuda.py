@@ -31,7 +31,11 @@ _LANES = 32
 
 @dataclass(frozen=True)
 class Case:
-    """What a pair of kernels is compiled for; ``wide_index``: a tensor has 2^31 elements or more."""
+    """What a pair of kernels is compiled for.
+
+    wide_index: a tensor has 2^31 elements or more. tile_width: 0, or, where query i is token i, the width of the tiles of
+    a level that blocks take.
+    """
 
     value: torch.dtype
     geometry: torch.dtype
@@ -43,6 +47,7 @@ class Case:
     wide_index: bool = False
     need_value: bool = True
     need_points: bool = True
+    tile_width: int = 0
 
     @property
     def real(self) -> torch.dtype:
@@ -52,6 +57,14 @@ class Case:
     @property
     def queries_per_block(self) -> int:
         return self.warps * _LANES // _team(self.value, self.channels)
+
+    def blocks(self, batch: int, queries: int, shapes: Sequence[tuple[int, int]]) -> int:
+        """How many blocks a launch has."""
+        tiles = -(-queries // self.queries_per_block)
+        if self.tile_width:
+            rows = self.queries_per_block // self.tile_width
+            tiles = sum(-(-height // rows) * -(-width // self.tile_width) for height, width in shapes)
+        return tiles * self.heads * batch
 
     def source(self, kernels: str | None = None) -> str:
         """The CUDA C++ source, by default csrc/ms_deform_attn.cu, as one file with everything defined that it asks for."""
@@ -70,6 +83,7 @@ class Case:
             "LEVEL_SIZES": ", ".join(sizes),
             "NEED_VALUE": int(self.need_value),
             "NEED_POINTS": int(self.need_points),
+            "TILE_WIDTH": self.tile_width,
         }
         folder = sources()
         kernels = kernels or (folder / "ms_deform_attn.cu").read_text()
@@ -206,7 +220,10 @@ def case_of(value: Tensor, locations: Tensor, need_value: bool = True, need_poin
     batch, queries, _, levels, points, _ = locations.shape
     teams = batch * queries * heads
     # Large calls in blocks of 32 queries, which share pixels; small ones in smaller blocks, for every multiprocessor.
-    warps = max(1, min(8, _team(value.dtype, channels)) // (1 if teams >= 1 << 15 else 2))
+    team = _team(value.dtype, channels)
+    warps = max(1, min(8, team) // (1 if teams >= 1 << 15 else 2))
+    # As many queries as tokens are an encoder's: a tile of a level reads fewer pixels than as many queries of a row.
+    tile_width = 8 if queries == value.shape[1] and warps * _LANES // team == 32 else 0
     return Case(
         value=value.dtype,
         geometry=locations.dtype,
@@ -218,6 +235,7 @@ def case_of(value: Tensor, locations: Tensor, need_value: bool = True, need_poin
         wide_index=max(value.numel(), locations.numel(), teams * channels) >= 2**31,
         need_value=need_value,
         need_points=need_points,
+        tile_width=tile_width,
     )
 
 
@@ -229,7 +247,7 @@ def _launch(name: str, case: Case, tensors: Sequence[Tensor], value: Tensor, sha
         major, minor = torch.cuda.get_device_capability()
         kernel = _kernel(case, f"sm_{major}{minor}", name)
         Device(value.device.index).set_current()
-        blocks = -(-queries // case.queries_per_block) * case.heads * batch
+        blocks = case.blocks(batch, queries, shapes)
         if blocks >= 2**31:
             raise InputError(f"{batch} images of {queries} queries are too many for one launch; split the batch")
         sizes = [np.int32(size) for shape in shapes for size in shape]

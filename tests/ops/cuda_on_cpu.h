@@ -1,11 +1,14 @@
 // Runs a CUDA kernel on the CPU, one thread per lane, to check its arithmetic where there is no GPU. Slow and plain:
 // blocks one after another; __syncwarp and shuffles are barriers of a warp's 32 threads, so a kernel that does not
-// reach them with all lanes hangs instead of passing.
+// reach them with all lanes hangs instead of passing. Nothing else orders the threads, so ThreadSanitizer sees a barrier
+// that is missing around shared memory, as AddressSanitizer sees a step outside of a tensor.
 #pragma once
 
 #include <math.h>
 #include <pthread.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <mutex>
@@ -53,6 +56,16 @@ T atomicAdd(T* target, T value) {
   return before;
 }
 
+// red.global.add.vN.f32: its address must be a multiple of all its bytes.
+template <int N>
+void vector_add(float* target, const float (&values)[N]) {
+  if (uintptr_t(target) % (N * sizeof(float)) != 0) {
+    fprintf(stderr, "a vector addition at a misaligned address\n");
+    abort();
+  }
+  for (int i = 0; i < N; ++i) atomicAdd(target + i, values[i]);
+}
+
 static inline unsigned __float_as_uint(float x) {
   unsigned bits;
   memcpy(&bits, &x, sizeof bits);
@@ -93,3 +106,26 @@ void run_grid(int blocks, int warps_per_block, Kernel kernel) {
   }
   for (Warp& warp : all) pthread_barrier_destroy(&warp.barrier);
 }
+
+// ------------------------------------------------------------------------------------------------ tensors through files
+
+// A tensor in an allocation of exactly its size, read from a file: eight bytes that count its own, then those.
+struct Tensor {
+  int64_t bytes = 0;
+  void* data = nullptr;
+
+  explicit Tensor(FILE* file) {
+    if (fread(&bytes, sizeof bytes, 1, file) != 1) abort();
+    data = malloc(size_t(bytes));
+    if (fread(data, 1, size_t(bytes), file) != size_t(bytes)) abort();
+  }
+  ~Tensor() { free(data); }
+  Tensor(const Tensor&) = delete;
+  void write(FILE* file) const {
+    if (fwrite(data, 1, size_t(bytes), file) != size_t(bytes)) abort();
+  }
+  template <typename T>
+  operator T*() const {
+    return static_cast<T*>(data);
+  }
+};

@@ -58,6 +58,19 @@ def test_forward_is_repeatable():
     assert all(torch.equal(_forward(inputs), first) for _ in range(250))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tiles_of_an_encoder(dtype):
+    shapes = [(13, 17), (7, 9), (3, 1)]
+    queries = sum(height * width for height, width in shapes)
+    inputs = Inputs.random(channels=32, heads=8, shapes=shapes, queries=queries, batch=20).to(dtype).to(torch.float64)
+    assert cuda.case_of(inputs.value.to(dtype), inputs.locations.to(dtype)).tile_width
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    with msdetr.ops.backend("plain"):
+        expected = inputs.run()
+    for actual, exact in zip(inputs.to("cuda", dtype).run(), expected, strict=True):
+        torch.testing.assert_close(actual.cpu().double(), exact, rtol=0, atol=tolerance * exact.abs().max().item())
+
+
 def test_misaligned_tensors():
     inputs = Inputs.random(channels=8).to("cuda", torch.float32)
     storage = torch.zeros(inputs.value.numel() + 1, device="cuda")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,9 +20,10 @@ FLOAT, DOUBLE, HALF, BFLOAT = torch.float32, torch.float64, torch.float16, torch
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("dtypes", [(FLOAT, FLOAT), (HALF, HALF), (BFLOAT, FLOAT), (DOUBLE, DOUBLE)])
 def test_kernels_compile_without_spilling(dtypes, arch, record_property):
-    for case in (cuda.Case(*dtypes, 8, 32, 4, 4, warps=4), cuda.Case(*dtypes, 8, 32, 4, 4, warps=4, wide_index=True)):
+    for options in ({}, {"wide_index": True}, {"tile_width": 8}):
+        case = cuda.Case(*dtypes, 8, 32, 4, 4, warps=4, **options)
         report = cuda.resources(case, arch)
-        record_property(f"{arch} {dtypes[0]} wide_index={case.wide_index}", report)
+        record_property(f"{arch} {dtypes[0]} {options}", report)
         assert set(report) == {"forward", "backward"}
         for name, used in report.items():
             assert 0 < used["registers"] <= 80, (name, used)  # leaves 24 warps and more per multiprocessor
@@ -34,6 +35,14 @@ def test_kernels_compile_without_spilling(dtypes, arch, record_property):
 def test_odd_sizes_compile(channels, levels, points):
     report = cuda.resources(cuda.Case(FLOAT, FLOAT, 3, channels, levels, points, warps=2), "sm_90")
     assert all(used["spilled"] == 0 for used in report.values()), report
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_the_benchmark_s_kernel_compiles(arch, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    from ms_deform_attn import reductions
+
+    assert len(reductions(arch).code) > 1000
 
 
 def test_compiled_kernels_are_kept_on_disk(tmp_path):
@@ -50,68 +59,102 @@ def test_compiled_kernels_are_kept_on_disk(tmp_path):
 
 # ------------------------------------------------------------------------------------------------- on the CPU
 
-_RUNNERS = """
-extern "C" void run_forward(int blocks, const Value* value, const Geometry* locations, const Geometry* weights,
-                            Value* output, int tokens, int queries, LEVEL_PARAMETERS) {
-  run_grid(blocks, WARPS, [&] { forward(value, locations, weights, output, tokens, queries, LEVEL_SIZES); });
-}
-extern "C" void run_backward(int blocks, const Value* grad_output, const Value* value, const Geometry* locations,
-                             const Geometry* weights, Real* grad_value, Geometry* grad_locations,
-                             Geometry* grad_weights, int tokens, int queries, LEVEL_PARAMETERS) {
-  run_grid(blocks, WARPS, [&] {
-    backward(grad_output, value, locations, weights, grad_value, grad_locations, grad_weights, tokens, queries,
-             LEVEL_SIZES);
-  });
+_MAIN = """
+int main(int, char** arguments) {
+  FILE* file = fopen(arguments[1], "rb");
+  const Tensor header(file), grad_output(file), value(file), locations(file), weights(file);
+  Tensor output(file), grad_value(file), grad_locations(file), grad_weights(file);
+  fclose(file);
+  const int* numbers = header;
+  const int blocks = numbers[0], tokens = numbers[1], queries = numbers[2];
+  const auto run = [&](LEVEL_PARAMETERS) {
+    run_grid(blocks, WARPS, [&] {
+      forward((Value*)value, (Geometry*)locations, (Geometry*)weights, (Value*)output, tokens, queries, LEVEL_SIZES);
+    });
+    run_grid(blocks, WARPS, [&] {
+      backward((Value*)grad_output, (Value*)value, (Geometry*)locations, (Geometry*)weights, (Real*)grad_value,
+               (Geometry*)grad_locations, (Geometry*)grad_weights, tokens, queries, LEVEL_SIZES);
+    });
+  };
+  run(SIZES);
+  file = fopen(arguments[2], "wb");
+  for (const Tensor* result : {&output, &grad_value, &grad_locations, &grad_weights}) result->write(file);
+  return fclose(file);
 }
 """
-_ASSEMBLY = {
-    'asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));': "wide = half_to_float(x.bits);",
-    'asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));': "to.bits = float_to_half(x);",
-}
+# What is written in the GPU's assembly, and the same for this CPU.
+_ASSEMBLY = [
+    (r'asm\("cvt\.f32\.f16 [^;]*;[^;]*;', "wide = half_to_float(x.bits);"),
+    (r'asm\("cvt\.rn\.f16\.f32 [^;]*;[^;]*;', "to.bits = float_to_half(x);"),
+    (
+        r'asm volatile\("red\.global\.add\.v4\.f32 [^;]*;[^;]*;',
+        "vector_add<4>(target + i, {weight * grad[i], weight * grad[i + 1], weight * grad[i + 2], weight * grad[i + 3]});",
+    ),
+    (
+        r'asm volatile\("red\.global\.add\.v2\.f32 [^;]*;[^;]*;',
+        "vector_add<2>(target, {weight * grad[0], weight * grad[1]});",
+    ),
+]
+MEMORY, RACES = "address,undefined", "thread"
 
 
-def emulated(case: cuda.Case, folder: Path) -> ctypes.CDLL:
-    """The kernels of a case as a library for this CPU."""
+def run_on_cpu(
+    case: cuda.Case,
+    numbers: list[int],
+    tensors: list[torch.Tensor],
+    folder: Path,
+    sanitizer=MEMORY,
+    edit=lambda text: text,
+) -> list[torch.Tensor]:
+    """Runs both kernels of a case, as compiled for sm_90, in a sanitized program: numbers are blocks, tokens, queries and
+    the level sizes; tensors are grad_output, value, locations, weights, and the four results at their start."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ to run the CUDA kernels on the CPU with")
     source = case.source()
-    for assembly, plain_code in _ASSEMBLY.items():
-        assert assembly in source
-        source = source.replace(assembly, plain_code)
+    for assembly, plain_code in _ASSEMBLY:
+        source, found = re.subn(assembly, plain_code, source)
+        assert found == 1, assembly
+    assert "asm" not in source
     header = Path(__file__).with_name("cuda_on_cpu.h")
-    (folder / "kernels.cpp").write_text(f'#include "{header}"\n{source}\n{_RUNNERS}')
-    command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-pthread", "-o", "kernels.so", "kernels.cpp"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(folder / "kernels.so"))
+    sizes = ", ".join(f"numbers[{i}]" for i in range(3, len(numbers)))
+    (folder / "kernels.cpp").write_text(
+        f'#define __CUDA_ARCH__ 900\n#include "{header}"\n{edit(source)}\n{_MAIN.replace("run(SIZES)", f"run({sizes})")}'
+    )
+    flags = ["-std=c++17", "-O1", "-g1", "-w", "-pthread", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    built = subprocess.run(
+        [compiler, *flags, "-o", "kernels", "kernels.cpp"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    if built.returncode and "cannot find" in built.stderr:
+        pytest.skip("this g++ has no sanitizers")
+    assert built.returncode == 0, built.stderr
+    with (folder / "inputs").open("wb") as file:
+        for tensor in (torch.tensor(numbers, dtype=torch.int32), *tensors):
+            content = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+            file.write(len(content).to_bytes(8, "little") + content)
+    done = subprocess.run(
+        ["./kernels", "inputs", "results"], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    content, results = (folder / "results").read_bytes(), []
+    for tensor in tensors[4:]:
+        part, content = content[: tensor.nbytes], content[tensor.nbytes :]
+        results.append(torch.frombuffer(bytearray(part), dtype=tensor.dtype).view(tensor.shape))
+    return results
 
 
-def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+_SHAPES = [(5, 4), (3, 2), (1, 6), (2, 2)]
 
 
-@pytest.mark.parametrize(
-    "dtypes, channels, levels, points, wide_index",
-    [
-        ((DOUBLE, DOUBLE), 32, 4, 4, False),
-        ((FLOAT, FLOAT), 32, 4, 4, True),
-        ((FLOAT, FLOAT), 12, 3, 4, False),  # a team of four with one lane idle
-        ((DOUBLE, DOUBLE), 7, 2, 5, False),  # no vector loads
-        ((DOUBLE, DOUBLE), 2, 3, 30, False),  # teams of one lane; points staged in several rounds
-        ((DOUBLE, DOUBLE), 4, 1, 1, False),  # teams of two lanes
-        ((FLOAT, FLOAT), 160, 1, 3, False),  # more channels than one round of the warp
-        ((HALF, HALF), 16, 2, 2, False),
-        ((BFLOAT, FLOAT), 32, 2, 4, False),
-    ],
-)
-def test_kernels_agree_with_plain_pytorch(dtypes, channels, levels, points, wide_index, tmp_path):
+def check(dtypes, channels, levels, points, folder, queries: int | None = 11, shapes=None, **options) -> None:
+    """Both kernels against plain PyTorch in fp64; queries None: one per token, in tiles."""
     value_type, geometry_type = dtypes
-    heads, batch, queries = 3, 2, 11
-    shapes = [(5, 4), (3, 2), (1, 6), (2, 2)][:levels]
+    heads, batch = 3, 2
+    shapes = shapes or _SHAPES[:levels]
     tokens = sum(height * width for height, width in shapes)
-    case = cuda.Case(value_type, geometry_type, heads, channels, levels, points, warps=2, wide_index=wide_index)
-    library = emulated(case, tmp_path)
+    edits = {name: options.pop(name) for name in ("sanitizer", "edit") if name in options}
+    case = cuda.Case(value_type, geometry_type, heads, channels, levels, points, **{"warps": 2, **options})
+    queries = queries or tokens
 
     generator = torch.Generator().manual_seed(channels)
     value = torch.randn(batch, tokens, heads, channels, generator=generator).to(value_type)
@@ -122,16 +165,14 @@ def test_kernels_agree_with_plain_pytorch(dtypes, channels, levels, points, wide
     weights = torch.rand(batch, queries, heads, levels, points, generator=generator).to(geometry_type)
     grad_output = torch.randn(batch, queries, heads * channels, generator=generator).to(value_type)
 
-    blocks = -(-queries // case.queries_per_block) * heads * batch
-    sizes = [ctypes.c_int(size) for shape in shapes for size in shape]
-    output = torch.full_like(grad_output, 99)
-    library.run_forward(
-        blocks, pointer(value), pointer(locations), pointer(weights), pointer(output), tokens, queries, *sizes
-    )
-    grad_value = torch.zeros_like(value, dtype=case.real)
-    grad_locations, grad_weights = torch.full_like(locations, 99), torch.full_like(weights, 99)
-    tensors = (grad_output, value, locations, weights, grad_value, grad_locations, grad_weights)
-    library.run_backward(blocks, *map(pointer, tensors), tokens, queries, *sizes)
+    numbers = [case.blocks(batch, queries, shapes), tokens, queries, *(size for shape in shapes for size in shape)]
+    results = [
+        torch.full_like(grad_output, 99),
+        torch.zeros_like(value, dtype=case.real),
+        torch.full_like(locations, 99),
+        torch.full_like(weights, 99),
+    ]
+    actuals = run_on_cpu(case, numbers, [grad_output, value, locations, weights, *results], folder, **edits)
 
     wide = [x.double() for x in (value, locations, weights)]
     expected = (
@@ -139,8 +180,75 @@ def test_kernels_agree_with_plain_pytorch(dtypes, channels, levels, points, wide
         *plain.backward(grad_output.double(), wide[0], shapes, wide[1], wide[2], True, True),
     )
     tolerance = {DOUBLE: 1e-12, FLOAT: 1e-5, HALF: 4e-3, BFLOAT: 2e-2}
-    dtypes_out = (value_type, case.real, geometry_type, geometry_type)
-    for actual, exact, dtype in zip(
-        (output, grad_value, grad_locations, grad_weights), expected, dtypes_out, strict=True
-    ):
-        torch.testing.assert_close(actual.double(), exact, rtol=0, atol=tolerance[dtype] * exact.abs().max().item())
+    for actual, exact in zip(actuals, expected, strict=True):
+        atol = tolerance[actual.dtype] * exact.abs().max().item()
+        torch.testing.assert_close(actual.double(), exact, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(
+    "dtypes, channels, levels, points, options",
+    [
+        pytest.param((DOUBLE, DOUBLE), 32, 4, 4, {}, marks=pytest.mark.slow),
+        ((FLOAT, FLOAT), 32, 4, 4, {"wide_index": True}),
+        pytest.param((FLOAT, FLOAT), 12, 3, 4, {}, marks=pytest.mark.slow),  # a team of four with one lane idle
+        pytest.param((FLOAT, FLOAT), 6, 2, 2, {}, marks=pytest.mark.slow),  # pairs of channels
+        pytest.param((DOUBLE, DOUBLE), 7, 2, 5, {}, marks=pytest.mark.slow),  # no vector loads
+        pytest.param(
+            (DOUBLE, DOUBLE), 2, 3, 30, {}, marks=pytest.mark.slow
+        ),  # teams of one lane; points staged in several rounds
+        pytest.param((DOUBLE, DOUBLE), 4, 1, 1, {}, marks=pytest.mark.slow),  # teams of two lanes
+        pytest.param((FLOAT, FLOAT), 160, 1, 3, {}, marks=pytest.mark.slow),  # more channels than one round of the warp
+        ((HALF, HALF), 16, 2, 2, {}),
+        pytest.param((BFLOAT, FLOAT), 32, 2, 4, {}, marks=pytest.mark.slow),
+        ((FLOAT, FLOAT), 32, 3, 2, {"queries": None, "tile_width": 4, "shapes": [(5, 9), (1, 6), (3, 1)]}),
+        pytest.param(
+            (BFLOAT, BFLOAT),
+            32,
+            2,
+            2,
+            {"queries": None, "tile_width": 8, "shapes": [(3, 17), (2, 8)]},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_kernels_agree_with_plain_pytorch(dtypes, channels, levels, points, options, tmp_path):
+    check(dtypes, channels, levels, points, tmp_path, **options)
+
+
+@pytest.mark.parametrize("options", [{}, pytest.param({"queries": None, "tile_width": 4}, marks=pytest.mark.slow)])
+def test_kernels_have_no_races(options, tmp_path):
+    check((FLOAT, FLOAT), 32, 2, 3, tmp_path, sanitizer=RACES, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sanitizer, before, after",
+    [
+        (MEMORY, "query >= 0 && point < kPoints", "point < kPoints"),  # reads beyond the last query
+        (MEMORY, "start + i < queries ? start + i : -1", "start + i"),
+        (RACES, "locations, weights, sizes);\n    __syncwarp();", "locations, weights, sizes);"),
+        (MEMORY, "const float (&grad)[kPack]) {", "const float (&grad)[kPack]) { target += 1;"),
+    ],
+)
+def test_planted_bugs_are_found(sanitizer, before, after, tmp_path):
+    def edit(source: str) -> str:
+        assert before in source
+        return source.replace(before, after)
+
+    with pytest.raises(AssertionError, match="Sanitizer|misaligned|runtime error"):
+        check((FLOAT, FLOAT), 32, 2, 3, tmp_path, sanitizer=sanitizer, edit=edit)
+
+
+@pytest.mark.parametrize("queries, tile_width", [(17821, 8), (900, 0)])
+def test_encoders_are_cut_into_tiles(queries, tile_width):
+    shapes = [(100, 134), (50, 67), (25, 34), (13, 17)]
+    tokens = sum(height * width for height, width in shapes)
+    assert tokens == 17821
+    for dtype in (FLOAT, BFLOAT):
+        case = cuda.case_of(
+            torch.empty(1, tokens, 8, 32, dtype=dtype, device="meta"),
+            torch.empty(1, queries, 8, 4, 4, 2, dtype=dtype, device="meta"),
+        )
+        assert case.tile_width == tile_width
+        at_least = -(-queries // case.queries_per_block) * 8
+        assert at_least <= case.blocks(1, queries, shapes) < 1.1 * at_least  # of a tile at the border, some is outside
