@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from msdetr.boxes import xyxy_to_cxcywh
+from msdetr.errors import InputError
 from msdetr.structures import Predictions, Targets
 
 
@@ -21,16 +22,16 @@ def predictions_from_arrays(
     width) is given, else normalised to [0, 1]. scores: [..., Q, C] probabilities in [0, 1], kept 1e-7 away from both
     ends, where a logit is infinite. Leading dimensions: none (one layer, one image), K, or K and B.
 
-    Raises ValueError where shapes, format or values do not fit.
+    Raises InputError where shapes, format or values do not fit.
     """
     box, score = _normalised(boxes, box_format, image_size), torch.from_numpy(np.array(scores, dtype=np.float64))
     if box.shape[:-1] != score.shape[:-1] or not 2 <= box.ndim <= 4:
-        raise ValueError(
+        raise InputError(
             f"boxes {list(box.shape)} and scores {list(score.shape)}: expected [Q, 4] and [Q, C], with the same leading "
             "dimensions (layers, images) on both, if any"
         )
     if not bool(((score >= 0) & (score <= 1)).all()):
-        raise ValueError("scores must be class probabilities in [0, 1]; apply sigmoid (or softmax) to logits first")
+        raise InputError("scores must be class probabilities in [0, 1]; apply sigmoid (or softmax) to logits first")
     logits = torch.logit(score, eps=1e-7)
     if box.ndim == 3:
         box, logits = box[:, None], logits[:, None]
@@ -46,14 +47,14 @@ def targets_from_arrays(
     box = _normalised(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), box_format, image_size)
     label = torch.from_numpy(np.array(labels, dtype=np.int64).reshape(-1))
     if len(box) != len(label):
-        raise ValueError(f"{len(box)} object boxes but {len(label)} labels")
+        raise InputError(f"{len(box)} object boxes but {len(label)} labels")
     return Targets.from_list([label], [box])
 
 
 def _normalised(boxes: Any, box_format: str, image_size: tuple[float, float] | None) -> Tensor:
     box = torch.from_numpy(np.array(boxes, dtype=np.float64))
     if box.ndim == 0 or box.shape[-1] != 4:
-        raise ValueError(f"boxes: the last dimension must be 4, got shape {list(box.shape)}")
+        raise InputError(f"boxes: the last dimension must be 4, got shape {list(box.shape)}")
     if image_size is not None:
         height, width = image_size
         box = box / torch.tensor([width, height, width, height], dtype=torch.float64)
@@ -62,5 +63,5 @@ def _normalised(boxes: Any, box_format: str, image_size: tuple[float, float] | N
     if box_format == "xywh":
         return torch.cat([box[..., :2] + box[..., 2:] / 2, box[..., 2:]], dim=-1)
     if box_format != "cxcywh":
-        raise ValueError(f"box_format: {box_format!r} is none of 'cxcywh', 'xyxy', 'xywh'")
+        raise InputError(f"box_format: {box_format!r} is none of 'cxcywh', 'xyxy', 'xywh'")
     return box

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from msdetr.errors import InputError
 from msdetr.matching import class_probability, pair_iou
 from msdetr.structures import DetectorOutput, ImageBatch, Predictions, Targets
 
@@ -108,9 +109,9 @@ class CandidateQuality:
         self, top: int = 20, thresholds: Sequence[float] = DEFAULT_THRESHOLDS, duplicate_iou: float = 0.5
     ) -> None:
         if top < 1:
-            raise ValueError(f"top: must be at least 1, got {top}")
+            raise InputError(f"top: must be at least 1, got {top}")
         if any(not 0 <= t <= 1 for t in (*thresholds, duplicate_iou)):
-            raise ValueError(f"IoU thresholds must lie in [0, 1], got {list(thresholds)} and {duplicate_iou}")
+            raise InputError(f"IoU thresholds must lie in [0, 1], got {list(thresholds)} and {duplicate_iou}")
         self.top, self.duplicate_iou = int(top), float(duplicate_iou)
         self.thresholds = np.asarray(thresholds, dtype=np.float64)
         self.images = self.objects = 0
@@ -120,7 +121,7 @@ class CandidateQuality:
     def update(self, predictions: Predictions, targets: Targets) -> None:
         """Adds a batch: predictions of K layers, the annotated objects of the same images.
 
-        Raises ValueError for a NaN or infinite box or score (with image, layer and query), a label outside [0, C), or
+        Raises InputError for a NaN or infinite box or score (with image, layer and query), a label outside [0, C), or
         a number of layers, or of images, that does not fit.
         """
         predictions, targets = _checked(predictions, targets)
@@ -128,7 +129,7 @@ class CandidateQuality:
         if self.sums is None:
             self._start(num_layers)
         if len(self.sums["best"]) != num_layers:
-            raise ValueError(f"predictions of {num_layers} layers after some of {len(self.sums['best'])}")
+            raise InputError(f"predictions of {num_layers} layers after some of {len(self.sums['best'])}")
         overlap = pair_iou(predictions, targets)  # [K, T, Q]
         score = class_probability(predictions, targets)  # [K, T, Q]
 
@@ -155,13 +156,13 @@ class CandidateQuality:
         if (self.top, self.duplicate_iou) != (other.top, other.duplicate_iou) or not np.array_equal(
             self.thresholds, other.thresholds
         ):
-            raise ValueError("candidate quality measured with other settings (top, thresholds, duplicate_iou)")
+            raise InputError("candidate quality measured with other settings (top, thresholds, duplicate_iou)")
         if other.sums is None:
             return self
         if self.sums is None:
             self._start(len(other.sums["best"]))
         if len(self.sums["best"]) != len(other.sums["best"]):
-            raise ValueError(f"shards of {len(self.sums['best'])} and {len(other.sums['best'])} decoder layers")
+            raise InputError(f"shards of {len(self.sums['best'])} and {len(other.sums['best'])} decoder layers")
         for name in self._SUMS:
             self.sums[name] += other.sums[name]
         self.defined += other.defined
@@ -170,9 +171,9 @@ class CandidateQuality:
         return self
 
     def result(self) -> CandidateTable:
-        """Averages over everything seen. Raises ValueError where nothing was."""
+        """Averages over everything seen. Raises InputError where nothing was."""
         if self.sums is None:
-            raise ValueError("no predictions seen: call update(predictions, targets) first")
+            raise InputError("no predictions seen: call update(predictions, targets) first")
         sums = self.sums
         best, second = (_mean(sums[name], sums["several"]) for name in ("best", "second"))
         return CandidateTable(
@@ -195,7 +196,7 @@ class CandidateQuality:
     def save(self, path: str | Path) -> None:
         """Writes the sums as JSON: exact, and shards can be merged after loading."""
         if self.sums is None:
-            raise ValueError("nothing to save: no predictions seen")
+            raise InputError("nothing to save: no predictions seen")
         content = {name: getattr(self, name) for name in ("images", "objects", "top", "duplicate_iou")}
         content |= {"thresholds": self.thresholds.tolist(), "defined": self.defined.tolist()}
         content |= {"sums": {name: values.tolist() for name, values in self.sums.items()}}
@@ -203,7 +204,7 @@ class CandidateQuality:
 
     @classmethod
     def load(cls, path: str | Path) -> CandidateQuality:
-        """Reads what ``save`` wrote. Raises ValueError naming the file where it is something else."""
+        """Reads what ``save`` wrote. Raises InputError naming the file where it is something else."""
         try:
             content = json.loads(Path(path).read_text())
             quality = cls(content["top"], content["thresholds"], content["duplicate_iou"])
@@ -213,7 +214,7 @@ class CandidateQuality:
             quality.defined += np.asarray(content["defined"])
             quality.images, quality.objects = int(content["images"]), int(content["objects"])
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{path}: not a candidate-quality file written by CandidateQuality.save: {error}"
             ) from error
         return quality
@@ -269,11 +270,11 @@ def measure_run(
 
 def _checked(predictions: Predictions, targets: Targets) -> tuple[Predictions, Targets]:
     """Both on the CPU, predictions in float64 (the float32 sides of an IoU threshold depend on the machine), or
-    ValueError."""
+    InputError."""
     predictions = predictions.detach().to("cpu", torch.float64)
     boxes, logits = predictions.boxes, predictions.logits
     if boxes.shape[:3] != logits.shape[:3] or boxes.shape[1] != targets.num_images:
-        raise ValueError(
+        raise InputError(
             f"boxes {list(boxes.shape)}, logits {list(logits.shape)} and targets of {targets.num_images} images "
             "do not fit: give all three for the same batch"
         )
@@ -282,10 +283,10 @@ def _checked(predictions: Predictions, targets: Targets) -> tuple[Predictions, T
         if len(bad):
             layer, image, query = bad[0].tolist()
             known = targets.image_ids[image] if targets.image_ids else f"number {image} of the batch"
-            raise ValueError(f"NaN or infinite {name} in image {known}, layer {layer}, query {query}")
+            raise InputError(f"NaN or infinite {name} in image {known}, layer {layer}, query {query}")
     labels = targets.labels.cpu()
     if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < logits.shape[-1]):
-        raise ValueError(
+        raise InputError(
             f"labels must lie in [0, {logits.shape[-1]}), found {int(labels.min())} to {int(labels.max())}: "
             "predictions and annotations are of different categories"
         )

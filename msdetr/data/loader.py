@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from ..config import RunConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 from ..structures import ImageBatch, Targets
 from . import shapes
 from .coco import CocoDetection, Sample, _mixed, collate
@@ -34,7 +34,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     start:  steps of ``epoch`` that were already done.   epochs: how many epochs to go on for.
     shuffle: False keeps the order of the data set.
 
-    Raises ValueError where an epoch would have no step, a rank no image, or ``start`` lies beyond the epoch.
+    Raises InputError where an epoch would have no step, a rank no image, or ``start`` lies beyond the epoch.
     """
 
     def __init__(
@@ -50,19 +50,19 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         shuffle: bool = True,
     ):
         if num_images < batch_size:
-            raise ValueError(
+            raise InputError(
                 f"{num_images} images are fewer than one batch of {batch_size}: there would be no step to take; "
                 "lower train.batch_size or add images"
             )
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} is not within world size {world_size}")
+            raise InputError(f"rank {rank} is not within world size {world_size}")
         if batch_size < world_size:
-            raise ValueError(f"a batch of {batch_size} cannot be shared by {world_size} ranks; raise train.batch_size")
+            raise InputError(f"a batch of {batch_size} cannot be shared by {world_size} ranks; raise train.batch_size")
         self.num_images, self.batch_size, self.seed, self.shuffle = num_images, batch_size, seed, shuffle
         self.epoch, self.epochs, self.start = epoch, epochs, start
         self.rank, self.world_size = rank, world_size
         if not 0 <= start <= self.steps_per_epoch:
-            raise ValueError(f"start {start} is not within the {self.steps_per_epoch} steps of an epoch")
+            raise InputError(f"start {start} is not within the {self.steps_per_epoch} steps of an epoch")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -97,7 +97,7 @@ class _MicroBatches:
     def __call__(self, samples: list[Sample | None]) -> list[Batch]:
         samples = [sample for sample in samples if sample is not None]
         if not samples:
-            raise ValueError("a step without any readable image on this rank; see the warnings about unreadable images")
+            raise InputError("a step without any readable image on this rank; see the warnings about unreadable images")
         return [collate(samples[i : i + self.size]) for i in range(0, len(samples), self.size)]
 
 
@@ -113,7 +113,7 @@ def build_train_loader(
     """Yields, per optimiser step, the list of micro-batches (ImageBatch, Targets) of this rank.
 
     Goes on from step ``start_step`` of ``epoch``, for ``epochs`` epochs: over several, the worker processes stay alive.
-    Raises ValueError as EpochSampler does.
+    Raises InputError as EpochSampler does.
     """
     train = config.train
     sampler = EpochSampler(

@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ..config import DataConfig
+from ..errors import InputError
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of RGB in [0, 1]
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -93,7 +94,7 @@ def train_transform(config: DataConfig) -> v2.Compose:
     if config.augment == "flip":
         return v2.Compose([flip, *eval_transform(config).transforms])
     if config.augment != "detr":
-        raise ValueError(f"data.augment: {config.augment!r} is none of detr, flip, none")
+        raise InputError(f"data.augment: {config.augment!r} is none of detr, flip, none")
     resize = RandomShortestSize(config.train_sizes, config.max_size)
     crop = v2.Compose([RandomShortestSize(CROP_FIRST_SIZES, CROP_FIRST_LIMIT), RandomSizeCrop(*CROP_RANGE), resize])
     return v2.Compose([flip, v2.RandomChoice([resize, crop]), *normalized().transforms])

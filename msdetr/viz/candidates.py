@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from msdetr.analysis.candidates import CandidateTable
+from msdetr.errors import InputError
 from msdetr.viz.style import colours, finish, run_label, spread, subplots
 
 Groups = Mapping[str, CandidateTable | Sequence[CandidateTable]]
@@ -120,15 +121,15 @@ def _band(ax: Axes, x: np.ndarray, rows: Sequence[np.ndarray], how: str, label: 
 def _listed(groups: Groups) -> dict[str, list[CandidateTable]]:
     listed = {name: [group] if isinstance(group, CandidateTable) else list(group) for name, group in groups.items()}
     if not listed or not all(listed.values()):
-        raise ValueError("nothing to draw: give at least one run, and at least one table for each name")
+        raise InputError("nothing to draw: give at least one run, and at least one table for each name")
     for name, group in listed.items():
         shapes = {(t.mean_iou.shape, t.above.shape) for t in group}
         if len(shapes) > 1:
-            raise ValueError(f"{name}: its runs have different numbers of layers, k or thresholds: {sorted(shapes)}")
+            raise InputError(f"{name}: its runs have different numbers of layers, k or thresholds: {sorted(shapes)}")
     first = next(iter(listed.values()))[0]
     for name, group in listed.items():
         if not (np.array_equal(group[0].k, first.k) and np.array_equal(group[0].thresholds, first.thresholds)):
-            raise ValueError(f"{name}: measured with other k or IoU thresholds than the first run")
+            raise InputError(f"{name}: measured with other k or IoU thresholds than the first run")
     return listed
 
 

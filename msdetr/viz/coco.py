@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from ..analysis.runs import Run
 from ..boxes import cxcywh_to_xyxy
 from ..data import Categories
+from ..errors import InputError
 from .data import draw_box
 from .style import PALETTE, colours, finish, safe, subplots
 
@@ -54,9 +55,9 @@ def thumbnail_figure(
     dataset, indices: Sequence[int], notes: Mapping[int, str] | None = None, side: int = 160
 ) -> Figure:
     """Images reduced to ``side`` pixels at most, with their boxes, one colour per class; ``notes`` (image id -> text, for
-    instance the licence) go below the image ids. Raises ValueError without any image."""
+    instance the licence) go below the image ids. Raises InputError without any image."""
     if not indices:
-        raise ValueError("there is no image to draw")
+        raise InputError("there is no image to draw")
     figure, axes = subplots(len(indices), height=2.2)
     for ax, index in zip(axes, indices, strict=True):
         sample, pixels = dataset[index], dataset.pixels(index)

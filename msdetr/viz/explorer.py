@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from msdetr.analysis.matching import STATUSES, BranchExplanation, Explanation, Status
 from msdetr.analysis.specimen import Microscope, Specimen, recorded
 from msdetr.analysis.stability import MatchHistory
+from msdetr.errors import InputError
 from msdetr.viz.matching import SHORT, canvas, draw_assignments, object_colour
 from msdetr.viz.style import DARK, finish, safe, safe_html
 from msdetr.viz.text import assignment_text, candidate_text
@@ -43,7 +44,7 @@ class Explorer:
         self, look: Callable[[int, int], Specimen], images: Sequence[str], steps: Sequence[str] = ("now",)
     ) -> None:
         if not images or not steps:
-            raise ValueError("nothing to explore: give at least one image and one step")
+            raise InputError("nothing to explore: give at least one image and one step")
         self._look, self.images, self.steps = look, list(images), list(steps)
         self._last: tuple[tuple[int, int], Specimen] | None = None
 

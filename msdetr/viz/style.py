@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
+from ..errors import InputError
+
 # The ten colours of seaborn's "colorblind" palette, in its order; figures also differ in marker or line style.
 PALETTE = (
     "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9",
@@ -92,7 +94,7 @@ def spread(rows: Sequence[np.ndarray], how: str = "std") -> tuple[np.ndarray, np
         return mean, mean - deviation, mean + deviation
     if how == "range":
         return mean, values.min(0), values.max(0)
-    raise ValueError(f"spread: {how!r} is neither 'std' nor 'range'")
+    raise InputError(f"spread: {how!r} is neither 'std' nor 'range'")
 
 
 def run_label(name: str, number: int, how: str = "std") -> str:

@@ -8,7 +8,7 @@ from textwrap import fill
 from matplotlib.figure import Figure
 
 from ..data import SplitReport, Suspicion, read_annotations, read_image
-from ..errors import ImageError
+from ..errors import ImageError, InputError
 from .data import draw_box
 from .style import PALETTE, safe, subplots
 
@@ -16,11 +16,11 @@ from .style import PALETTE, safe, subplots
 def suspicion_figure(report: SplitReport, count: int = 9) -> Figure:
     """The worst suspicious annotations of a split, some of every kind, each with its surroundings and the reason.
 
-    Raises ValueError where there are none.
+    Raises InputError where there are none.
     """
     chosen = _some_of_every_kind(report.suspicions)[:count]
     if not chosen:
-        raise ValueError(f"{report.file}: nothing is suspicious, there is nothing to draw")
+        raise InputError(f"{report.file}: nothing is suspicious, there is nothing to draw")
     table, _ = read_annotations(report.file, on_bad="drop")
     image_of = {image_id: i for i, image_id in enumerate(table.image_ids.tolist())}
     row_of = {annotation_id: i for i, annotation_id in enumerate(table.ids.tolist())}
