@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
+import os
+from pathlib import Path
 from typing import Any
 
 from .errors import InputError
@@ -29,3 +31,17 @@ def fraction(value: Any, name: str) -> float:
     if isinstance(value, (bool, str)) or not 0 <= number <= 1:
         raise InputError(f"{name}: must be a number between 0 and 1; got {value!r}")
     return number
+
+
+def machine_memory() -> float:
+    """Bytes of memory that this process may use at most: the machine's or its container's; infinite where unknown."""
+    try:
+        limits = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
+    except (AttributeError, OSError, ValueError):
+        limits = [math.inf]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(float(Path(file).read_text()))  # "max" is no number
+        except (OSError, ValueError):
+            continue
+    return min(limits)

@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from ..boxes import xyxy_to_cxcywh
-from ..errors import AnnotationError, ImageError
+from ..checks import count, machine_memory
+from ..errors import AnnotationError, ConfigError, ImageError
 from ..structures import ImageBatch, Targets
 from .images import Remark, check_files, read_image
 from .transforms import normalized
@@ -102,7 +103,8 @@ class CocoDetection(Dataset):
     skip_images: how many unreadable images to leave out before it is an error; they are counted in ``remarks()``, and
                 nothing takes their place.
 
-    Raises AnnotationError; ImageError listing all missing images. Warns DataWarning with the report's counts.
+    Raises AnnotationError; ImageError listing all missing images; ConfigError for a cache that does not fit into memory;
+    InputError for counts below 0. Warns DataWarning with the report's counts.
     """
 
     def __init__(
@@ -124,10 +126,10 @@ class CocoDetection(Dataset):
         if self.report:
             warnings.warn(str(self.report), DataWarning, stacklevel=2)
         self.categories = (Categories.raw if raw_category_ids else Categories.contiguous)(self.annotations)
-        if limit:
+        if count(limit, "limit", least=0):
             self.annotations = self.annotations.first(limit)
         check_files(self.images_dir, self.annotations.file_names, self.image_ids, self.annotation_file)
-        self.skip_images = skip_images
+        self.skip_images = count(skip_images, "skip_images", least=0)
         self._remarks = _Shared(len(self))
         self._pixels = _PixelCache(self.annotations.sizes) if cache else None
         self._load_objects()
@@ -263,6 +265,11 @@ class _PixelCache:
     def __init__(self, sizes: np.ndarray):
         self.sizes = sizes
         self.ends = np.concatenate([[0], np.cumsum(3 * sizes[:, 0] * sizes[:, 1])])
+        if self.ends[-1] > machine_memory():
+            raise ConfigError(
+                f"data.cache: {len(sizes)} decoded images take {self.ends[-1] / 2**30:,.0f} GiB, this machine has "
+                f"{machine_memory() / 2**30:,.0f} GiB of memory; set data.cache=false, or use fewer images"
+            )
         self.bytes, self.filled = _Shared(int(self.ends[-1])), _Shared(len(sizes))
 
     def get(self, index: int) -> Tensor | None:

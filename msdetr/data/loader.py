@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from ..checks import count
 from ..config import RunConfig
 from ..errors import ConfigError, InputError
 from ..structures import ImageBatch, Targets
@@ -49,6 +50,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         epochs: int = 1,
         shuffle: bool = True,
     ):
+        count(batch_size, "batch_size")
         if num_images < batch_size:
             raise InputError(
                 f"{num_images} images are fewer than one batch of {batch_size}: there would be no step to take; "
@@ -131,6 +133,7 @@ def build_eval_loader(
     batch (a convolution sees what padding turned into, and group norm counts it).
     Paper: silent.  Released: mixed sizes, padded.  Here: images are grouped by size.
     """
+    batch_size = count(batch_size, "batch_size")
     by_size: dict[tuple[int, ...], list[int]] = {}
     for index in range(rank, len(dataset), world_size):
         by_size.setdefault(tuple(dataset.annotations.sizes[index].tolist()), []).append(index)

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..checks import count
 from ..errors import ShapesError
 
 VERSION = 2
@@ -42,6 +43,7 @@ _TURN = 30  # degrees an object is turned at most, either way
 _SQUEEZE = 75  # percent an object is narrowed to at most
 _MIN_VISIBLE = 0.5  # an object of which less can be seen is not placed, nor one that would hide another so far
 _MIN_PIXELS = 32  # visible area of an object at least
+_BYTES_PER_IMAGE = 40_000  # as PNG, with its annotations
 _ATTEMPTS = 20  # placements tried before an object is given up
 
 # Rounded to 14 bits, far coarser than the last-digit differences between mathematical libraries.
@@ -414,9 +416,11 @@ def generate(
     least as many images: image i does not depend on how many there are. ``on_image(done, total)`` is called after each image
     made, for a progress bar.
 
-    Raises ShapesError where ``root`` holds something else, a smaller set, another seed, or has been damaged.
+    Raises ShapesError where ``root`` holds something else, a smaller set, another seed, or has been damaged, or the disk has no
+    room for so many images; InputError for counts below 0.
     """
     root = Path(root)
+    num_train, num_val = count(num_train, "num_train", least=0), count(num_val, "num_val", least=0)
     wanted = {
         "generator": "msdetr.data.shapes",
         "version": VERSION,
@@ -428,19 +432,25 @@ def generate(
         _verify(root, wanted)
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = (num_train + num_val) * _BYTES_PER_IMAGE, shutil.disk_usage(root.parent).free
+    if needed > free:
+        raise ShapesError(
+            f"{root}: {num_train:,} + {num_val:,} images take about {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free; "
+            "ask for fewer (data.num_train, data.num_val), or choose another folder (data.root)"
+        )
     unfinished = root.parent / f".{root.name}.unfinished-{os.getpid()}"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         (unfinished / "annotations").mkdir(parents=True)
         done, digests = 0, {}
-        for split, count in zip(SPLITS, (num_train, num_val)):
+        for split, images in zip(SPLITS, (num_train, num_val)):
 
             def report(index: int, before: int = done) -> None:
                 if on_image is not None:
                     on_image(before + index + 1, num_train + num_val)
 
-            digests[split] = _write_split(unfinished, split, count, seed, report)
-            done += count
+            digests[split] = _write_split(unfinished, split, images, seed, report)
+            done += images
         (unfinished / "manifest.json").write_text(json.dumps({**wanted, "sha256": digests}, indent=2) + "\n")
         try:
             os.rename(unfinished, root)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import AnnotationError
+from .images import MAX_PIXELS
 
 TOLERANCE = 0.02  # pixels a box may stick out without being reported: COCO rounds coordinates to hundredths
 _MISSING = type("Missing", (), {"__repr__": lambda self: "missing"})()
@@ -201,6 +202,11 @@ class _Reader:
             "file names must be relative paths that stay inside the image folder",
         )
         sizes = np.stack([self.sides(entries, side) for side in ("height", "width")], axis=1)
+        self.demand(
+            sizes[:, 0] * sizes[:, 1] <= MAX_PIXELS,
+            lambda i: f"image {ids[i]}: {sizes[i, 1]} × {sizes[i, 0]} pixels, the limit is {MAX_PIXELS:,} in all",
+            "give the true size of the image, or scale the image down",
+        )
         order = np.argsort(ids)
         return ids[order], [names[i] for i in order], sizes[order]
 

@@ -7,10 +7,18 @@ import pytest
 
 import msdetr
 from msdetr.config import parse_overrides
-from msdetr.data import build_datasets, check, read_annotations
+from msdetr.data import (
+    AnnotationError,
+    CocoDetection,
+    build_datasets,
+    build_eval_loader,
+    check,
+    read_annotations,
+    shapes,
+)
 from msdetr.data.coco import Categories
 from msdetr.data.settings import check_folders, fitting_settings, raw_ids_explained, settings_line
-from msdetr.errors import ConfigError
+from msdetr.errors import ConfigError, InputError, ShapesError
 
 
 @pytest.fixture
@@ -112,3 +120,38 @@ def test_raw_ids_are_explained_where_they_change_the_count(folder):
     text = raw_ids_explained(Categories.raw(table))
     assert "category ids, 1 to 90" in text and "3 categories make 91 classes, 88 of them never used" in text
     assert "data.raw_category_ids=false there are 3" in text
+
+
+@pytest.mark.fault("F108")
+def test_a_cache_beyond_the_memory_is_refused_before_it_is_made(folder, content, monkeypatch):
+    folder()
+    for image in content["images"]:
+        image |= {"width": 9000, "height": 9000}
+    monkeypatch.setattr("msdetr.data.coco.machine_memory", lambda: 2**29)
+    monkeypatch.setattr("mmap.mmap", lambda *arguments: pytest.fail("allocated") if arguments[1] > 2**20 else bytes(8))
+    with pytest.raises(ConfigError, match="data.cache: 3 decoded images take 1 GiB.*set data.cache=false"):
+        CocoDetection(*folder(content, images=False), cache=True)
+
+
+@pytest.mark.fault("F108")
+def test_an_image_that_no_machine_has_is_refused_at_load(folder, content):
+    content["images"][1] |= {"width": 2**31 - 1, "height": 2**31 - 1}
+    with pytest.raises(AnnotationError, match="image 3: 2147483647 × 2147483647 pixels, the limit is"):
+        CocoDetection(*folder(content, images=False))
+
+
+@pytest.mark.fault("F108")
+def test_a_generated_set_beyond_the_disk_is_refused_before_it_is_made(tmp_path):
+    with pytest.raises(ShapesError, match="1,000,000,000,000 .* images take about .* are free; ask for fewer"):
+        shapes.generate(tmp_path / "shapes", 10**12, 1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.fault("F98")
+def test_counts_that_are_none(folder, tmp_path):
+    with pytest.raises(InputError, match="limit: must be"):
+        CocoDetection(*folder(), limit=-1)
+    with pytest.raises(InputError, match="num_train: must be"):
+        shapes.generate(tmp_path / "shapes", -1, 1)
+    with pytest.raises(InputError, match="batch_size: must be"):
+        build_eval_loader(CocoDetection(*folder()), 0)
