@@ -120,7 +120,7 @@ def run_notebook(
 ) -> Path:
     """Executes a notebook with papermill, its parameters checked beforehand, and verifies that it ran to its end.
 
-    output: the executed notebook, ``runs/NOTEBOOK.ipynb`` by default; kept, as far as it got, when a cell fails. A folder
+    output: the executed notebook, ``runs/NOTEBOOK.ipynb`` of the project by default; kept, as far as it got, when a cell fails. A folder
     that has a results.json there is told: its status becomes "failed".
 
     Raises ConfigError for an unknown parameter (with the nearest), NotebookError naming the cell that failed, called
@@ -133,7 +133,7 @@ def run_notebook(
     notebook, values = Path(notebook), dict(values or {})
     if not notebook.is_file():
         raise NotebookError(f"{notebook}: there is no such notebook")
-    output = Path(output) if output is not None else Path("runs") / notebook.name
+    output = Path(output) if output is not None else project_root() / "runs" / notebook.name
     known = list(papermill.inspect_notebook(str(notebook)))
     for name in values:
         if name not in known:

@@ -148,6 +148,15 @@ def test_a_notebook_runs_with_its_parameters(tmp_path, notebook, capfd):
     assert "42" in said.out and said.err == "", "nothing but what the cells say: no warning of the kernel"
 
 
+def test_the_result_goes_to_the_project_wherever_one_stands(tmp_path, notebook, monkeypatch):
+    path = notebook("print(1)")
+    (tmp_path / "notebooks").mkdir()
+    path.rename(tmp_path / "notebooks" / "01_first.ipynb")
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert run_notebook("01_first.ipynb", progress=False) == tmp_path / "runs" / "01_first.ipynb"
+    assert [path.name for path in Path().iterdir()] == ["01_first.ipynb"]
+
+
 def test_a_folder_for_sockets_with_too_long_a_name_is_no_obstacle(tmp_path, notebook, monkeypatch):
     folder = tmp_path / ("long" * 25)
     folder.mkdir()
