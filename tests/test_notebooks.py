@@ -317,7 +317,7 @@ def test_05_to_08_in_a_real_jupyterlab(project, tmp_path, monkeypatch):
         finally:
             browser.close()
     assert {path.name for path in (copy / "runs").iterdir()} == {"shapes-ms-detr-c-seed0", *LOOK.values()}
-    assert not list((copy / "notebooks").glob("[!0-9s]*")), "nothing is left beside the notebooks"
+    assert not list((copy / "notebooks").glob("[!0-9s.]*")), "nothing is left beside the notebooks"
 
 
 # ---------------------------------------------------------------- the exercises
