@@ -2,7 +2,7 @@
 
 Eight classes that only their outline tells apart, 1 to 6 objects in a 128 x 128 image, 16 to 80 pixels long, a little turned,
 squeezed, textured, partly hidden by each other and by the border, over gradients, mottle, scribbles and odd blobs that
-belong to no class. As in COCO, an annotation describes what is *visible*: box, area and polygons.
+belong to no class. As in COCO, an annotation describes what is *visible*: box and area.
 
 The same seed gives the same pixels and the same JSON on every machine. For that nothing but integers is used: random
 numbers are the raw stream of PCG64 (which NumPy guarantees, unlike that of ``Generator.integers``), coordinates are in
@@ -303,79 +303,9 @@ def _contrasting(dice: _Dice, under: np.ndarray) -> np.ndarray:
 # --- annotations -----------------------------------------------------------------------------------------------------
 
 
-def polygons(mask: np.ndarray, tolerance: int = 1) -> list[np.ndarray]:
-    """Outlines of a mask [H, W]: one loop [V, 2] of corner coordinates (x, y) per connected part.
-
-    Corners within ``tolerance`` of the line between their neighbours are left out. A hole is joined to the outline of its
-    part by a bridge of no width, which any even-odd filling (pycocotools' too) cancels.
-    """
-    cells = np.pad(np.asarray(mask, dtype=np.int8), 1)
-    northwest, northeast, southwest, southeast = cells[:-1, :-1], cells[:-1, 1:], cells[1:, :-1], cells[1:, 1:]
-    saddle = (northwest == southeast) & (northeast == southwest) & (northwest != northeast)
-    corner = (northwest ^ northeast ^ southwest ^ southeast == 1) | saddle
-    y, x = np.nonzero(corner)
-    copies = 1 + saddle[y, x]  # where two cells touch at a corner, two outlines do
-    y, x = y.repeat(copies), x.repeat(copies)
-    second = np.append(False, (y[1:] == y[:-1]) & (x[1:] == x[:-1]))  # the first goes left, the second right ...
-    upper = np.where(
-        saddle[y, x] & (northeast[y, x] == 1), ~second, second
-    )  # ... and up or down on its own cell's side
-    row_order, column_order = np.arange(len(y)), np.lexsort((upper, y, x))
-    across, down = np.empty_like(row_order), np.empty_like(row_order)
-    for partner, order in ((across, row_order), (down, column_order)):  # edges join corners 0-1, 2-3, ... of a line
-        partner[order[0::2]], partner[order[1::2]] = order[1::2], order[0::2]
-    across, down, points = across.tolist(), down.tolist(), np.stack([x, y], axis=1)
-    outer, holes, visited = [], [], [False] * len(points)
-    for first in range(len(points)):
-        if visited[first]:
-            continue
-        loop, here = [], first
-        while not visited[here]:
-            loop += [here, across[here]]
-            visited[here] = visited[across[here]] = True
-            here = down[across[here]]
-        (outer if southeast[y[first], x[first]] else holes).append(points[loop])
-    for hole in holes:
-        around = next(i for i, loop in enumerate(outer) if _inside(hole[0], loop))
-        outer[around] = np.concatenate([outer[around], outer[around][:1], hole, hole[:1]])
-    return [_simplify(loop, tolerance) for loop in outer]
-
-
 def _signed_area(loop: np.ndarray) -> int:
     following = np.roll(loop, -1, axis=0)
     return int((loop[:, 0] * following[:, 1] - loop[:, 1] * following[:, 0]).sum())
-
-
-def _inside(corner: np.ndarray, loop: np.ndarray) -> bool:
-    """Whether the point a quarter right and below of a corner lies inside a rectilinear loop (even-odd)."""
-    x, y = corner * 4 + 1
-    start, end = loop * 4, np.roll(loop, -1, axis=0) * 4
-    spans = (start[:, 0] == end[:, 0]) & ((start[:, 1] > y) != (end[:, 1] > y)) & (start[:, 0] > x)
-    return bool(spans.sum() % 2)
-
-
-def _simplify(loop: np.ndarray, tolerance: int) -> np.ndarray:
-    """Ramer-Douglas-Peucker in whole numbers: vertices farther than ``tolerance`` from the chord are kept."""
-    far = int(np.square(loop - loop[0]).sum(axis=1).argmax())
-    points = np.concatenate([loop, loop[:1]])
-    keep = {0, far}
-    pending = [(0, far), (far, len(loop))]
-    while pending:
-        low, high = pending.pop()
-        if high - low < 2:
-            continue
-        chord, offset = points[high] - points[low], points[low + 1 : high] - points[low]
-        squared = int((chord**2).sum())
-        if squared:
-            distance, limit = (chord[0] * offset[:, 1] - chord[1] * offset[:, 0]) ** 2, tolerance**2 * squared
-        else:
-            distance, limit = (offset**2).sum(axis=1), tolerance**2
-        middle = int(distance.argmax())
-        if distance[middle] > limit:
-            middle += low + 1
-            keep.add(middle)
-            pending += [(low, middle), (middle, high)]
-    return points[sorted(keep)]
 
 
 def _annotation(mask: np.ndarray, label: int, annotation_id: int, image_id: int) -> dict:
@@ -388,7 +318,6 @@ def _annotation(mask: np.ndarray, label: int, annotation_id: int, image_id: int)
         "category_id": label + 1,
         "bbox": [v / _SAMPLES for v in (x, y, right - x, bottom - y)],
         "area": int(corner.sum()) / _SAMPLES**2,
-        "segmentation": [((loop + (x, y)).ravel() / _SAMPLES).tolist() for loop in polygons(corner) if len(loop) > 2],
         "iscrowd": 0,
     }
 

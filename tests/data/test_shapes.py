@@ -7,17 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from PIL import Image
-from pycocotools import mask as masks
 
 from msdetr.data import CocoDetection, check, shapes
 
 DIGESTS = {  # of the fixture: 12 + 5 images, seed 0, generator version 2
-    "train": "ebc96f424590be21bc2ef612a6e96d2c6e01b162654b388375bf3c6df4873550",
-    "val": "48ef6ca89ad793a9b75e56906d573e1f036c93c754194ee24a4788c210cbbe49",
+    "train": "957035be884ba78217edc0a1a67950ef9ff1daf52ae23588652f14523892cbea",
+    "val": "2bbc5c0b8a2e1c9bf865fdfff7561cb6c20f84d7244ee3320e22b07c6f06c16c",
 }
 
 
@@ -54,7 +50,7 @@ def test_splits_and_seeds_are_disjoint_and_prefixes_agree(tmp_path, shapes_root)
 
 
 def test_annotations_are_what_is_visible():
-    """Box, area and polygons of every object against the sub-sampled mask that it was painted from."""
+    """Box and area of every object against the sub-sampled mask that it was painted from."""
     labels, overlaps = set(), 0
     for index in range(40):
         image, annotations = shapes.render(0, "train", index)
@@ -73,9 +69,6 @@ def test_annotations_are_what_is_visible():
             ]
             assert annotation["area"] == visible.sum() / 16 >= 32
             assert 0 <= x and x + w <= 128 and 0 <= y and y + h <= 128
-            scaled = [[4 * v for v in polygon] for polygon in annotation["segmentation"]]
-            filled = masks.decode(masks.merge(masks.frPyObjects(scaled, 512, 512))).astype(bool)
-            assert (filled & visible).sum() / (filled | visible).sum() > 0.9
         boxes = np.array([a["bbox"] for a in annotations])
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
         cross = np.minimum(corners[:, None, 2:], corners[None, :, 2:]) - np.maximum(
@@ -83,18 +76,6 @@ def test_annotations_are_what_is_visible():
         )
         overlaps += int(((cross > 0).all(axis=2).sum(axis=1) > 1).sum())
     assert labels == set(range(8)) and overlaps > 20
-
-
-@given(mask=arrays.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
-def test_polygons_hold_exactly_the_mask(mask):
-    """Filled by the even-odd rule, one sample at the centre of each cell, against the mask; holes and touching corners too."""
-    y, x = np.mgrid[: mask.shape[0], : mask.shape[1]] + 0.5
-    filled = np.zeros(mask.shape, dtype=int)
-    for loop in shapes.polygons(mask, tolerance=0):
-        for (x0, y0), (x1, y1) in zip(loop, np.roll(loop, -1, axis=0)):
-            with np.errstate(divide="ignore", invalid="ignore"):
-                filled += ((y0 > y) != (y1 > y)) & (x < x0 + (y - y0) * (x1 - x0) / (y1 - y0))
-    assert np.array_equal(filled % 2 == 1, mask)
 
 
 def test_a_folder_is_reused_or_refused(tmp_path):
