@@ -14,6 +14,7 @@ Importing the package is quick: torch is loaded when something that needs it is 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ _EXPORTS = {  # module -> the names of it that are the package's
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+
+# OpenMP threads that wait spin for milliseconds by default. Beside another busy process they then spin where the thread they
+# wait for should run, and everything becomes ten times slower. Read when torch loads; whoever set one of these knows better.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+    os.environ.update(OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT="1000")  # a pause of some ten microseconds, then sleep
 
 
 def __getattr__(name: str) -> Any:
