@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..modules import MultiScaleDeformableAttention, Pyramid, sine_embedding_2d
 from ..modules.norm import GroupNorm
+from ..modules.precision import in_half_where_parameters_are
 from ..structures import DetectorOutput, ImageBatch
 from .backbone import build_backbone
 from .decoder import Decoder
@@ -47,6 +48,7 @@ class Detector(nn.Module):
         self.decoder = Decoder(config)
         self._initialize()
 
+    @in_half_where_parameters_are
     def forward(
         self, images: ImageBatch | Tensor | Sequence[Tensor], one_to_many: bool | None = None
     ) -> DetectorOutput:
