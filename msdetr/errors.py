@@ -31,6 +31,14 @@ class OperatorWarning(UserWarning):
     """Deformable attention runs, but slower or less repeatably than it could."""
 
 
+class FileError(MSDETRError, ValueError):
+    """A file that cannot be read or is not what it should be."""
+
+
+class WriteError(MSDETRError, OSError):
+    """A file that cannot be written: no room, no permission, no such folder. What was there before is intact."""
+
+
 class DataError(MSDETRError):
     """A data set that cannot be read or used."""
 

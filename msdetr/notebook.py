@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import inspect
-import json
 import os
 import signal
 import socket
@@ -20,30 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import files
 from .config import RunConfig, nearest
-from .errors import ConfigError, NotebookError
+from .errors import ConfigError, FileError, NotebookError, WriteError
 from .recipes import requested
 from .recipes import run_name as default_name
 
 ROOT_VARIABLE = "MSDETR_ROOT"
-
-
-def project_root() -> Path:
-    """The folder that holds a project's ``data/`` and ``runs/``, wherever a notebook was started.
-
-    The folder that the environment variable MSDETR_ROOT names; else the nearest one, from the current folder upwards, whose
-    ``notebooks/`` holds numbered notebooks; else the source tree that this package is imported from, if it has them; else the
-    current folder. Raises ConfigError where MSDETR_ROOT is no folder.
-    """
-    if named := os.environ.get(ROOT_VARIABLE):
-        if not Path(named).is_dir():
-            raise ConfigError(f"{ROOT_VARIABLE}: {named!r} is no folder; name the one that holds data/ and runs/")
-        return Path(named).absolute()
-    here, sources = Path.cwd(), Path(__file__).resolve().parents[1]
-    for folder in (here, *here.parents, sources):
-        if any((folder / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-            return folder
-    return here
 
 
 @dataclass(frozen=True)
@@ -184,9 +166,9 @@ def _incomplete(executed) -> str | None:
 def _tell_run_directory(folder: Path, failure: str) -> None:
     path = folder / "results.json"
     if path.exists():
-        with contextlib.suppress(ValueError, OSError):
-            results = json.loads(path.read_text()) | {"status": "failed", "error": f"notebook: {failure}"}
-            path.write_text(json.dumps(results, indent=1) + "\n")
+        with contextlib.suppress(FileError, TypeError, WriteError):
+            results = files.read_json(path) | {"status": "failed", "error": f"notebook: {failure}"}
+            files.write_json(path, results)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ DETECTOR = NETWORK | {"model", "matching", "losses", "methods"}
 LAYERS = {
     "structures": set(),
     "boxes": set(),
+    "files": set(),
     "config": set(),
     "ops": CORE,
     "modules": NETWORK,

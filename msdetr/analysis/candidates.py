@@ -19,7 +19,6 @@ Shape legend: K layers, T objects, Q queries, top = largest k, n thresholds.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from msdetr import files
 from msdetr.errors import InputError
 from msdetr.matching import class_probability, pair_iou
 from msdetr.structures import DetectorOutput, ImageBatch, Predictions, Targets
@@ -200,20 +200,20 @@ class CandidateQuality:
         content = {name: getattr(self, name) for name in ("images", "objects", "top", "duplicate_iou")}
         content |= {"thresholds": self.thresholds.tolist(), "defined": self.defined.tolist()}
         content |= {"sums": {name: values.tolist() for name, values in self.sums.items()}}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+        files.write_json(path, content)
 
     @classmethod
     def load(cls, path: str | Path) -> CandidateQuality:
         """Reads what ``save`` wrote. Raises InputError naming the file where it is something else."""
         try:
-            content = json.loads(Path(path).read_text())
+            content = files.read_json(path)
             quality = cls(content["top"], content["thresholds"], content["duplicate_iou"])
             quality._start(len(content["sums"]["best"]))
             for name, empty in quality.sums.items():
                 empty += np.asarray(content["sums"][name], dtype=empty.dtype).reshape(empty.shape)
             quality.defined += np.asarray(content["defined"])
             quality.images, quality.objects = int(content["images"]), int(content["objects"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path}: not a candidate-quality file written by CandidateQuality.save: {error}"
             ) from error

@@ -6,7 +6,6 @@ reader sees which questions were asked. The limits are rules of thumb and part o
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from msdetr import files
 from msdetr.analysis.runs import Run, read_run
+from msdetr.errors import FileError
 
 ENOUGH_STEPS = 500  # rule of thumb: before, classes that are not found yet say nothing
 
@@ -53,9 +54,10 @@ def _finite(run: Run) -> Iterator[Finding]:
     failed = sorted(run.path.glob("failed_step_*.json"))
     for path in failed:
         try:
-            report = json.loads(path.read_text())
-        except json.JSONDecodeError:
+            report = files.read_json(path)
+        except FileError:
             report = {}
+        report = report if isinstance(report, dict) else {}
         text = (
             f"step {report.get('step', '?')} failed on images {report.get('image_ids', '?')}: {report.get('error', '')}"
         )
@@ -295,4 +297,4 @@ def _all_finite(line: Any) -> bool:
         return all(_all_finite(value) for value in line.values())
     if isinstance(line, list):
         return all(_all_finite(value) for value in line)
-    return not isinstance(line, float) or math.isfinite(line)
+    return line is not None and (not isinstance(line, float) or math.isfinite(line))  # written as null

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from msdetr import config as configuration
+from msdetr import files
 from msdetr.config import RunConfig
-from msdetr.errors import RunError
+from msdetr.engine.run import read_results
+from msdetr.errors import CheckpointError, RunError
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -106,8 +108,8 @@ def read_run(path: str | Path, finished: bool = True) -> Run:
         raise RunError(f"{path}: no run here (config.yaml is missing); give a directory that `msdetr train` wrote")
     try:
         config = configuration.load(path / "config.yaml")
-        results = json.loads((path / "results.json").read_text()) if (path / "results.json").exists() else {}
-    except (configuration.ConfigError, json.JSONDecodeError) as error:
+        results = read_results(path)
+    except (configuration.ConfigError, CheckpointError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from error
     lines = _lines(path / "metrics.jsonl")
     run = Run(
@@ -127,15 +129,34 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl. The last may be cut off while a run goes on; a damaged one before it is an error."""
     if not path.exists():
         return []
-    lines = path.read_text().splitlines()
+    lines = files.read_bytes(path, RunError).splitlines()
     values = []
     for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
         try:
-            values.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            value = files.parse_json(line, where, RunError, own=False)  # NaN is for health to report
+        except RunError:
             if number < len(lines):
-                raise RunError(f"{path}, line {number}: not JSON: {error}") from error
+                raise
+            continue
+        values.append(_line(value, where))
     return values
+
+
+def _line(value: Any, where: str) -> dict[str, Any]:
+    """A line of metrics.jsonl, once its kind and numbers are what they should be. Raises RunError."""
+    if not isinstance(value, dict):
+        raise RunError(f"{where}: is a {type(value).__name__}, not an object")
+    step, epoch = value.get("step", 0), value.get("epoch", 0.0)
+    if type(step) is not int or not 0 <= step < 2**63:
+        raise RunError(f"{where}: step is {str(step)[:80]!r}, not a whole number")
+    if type(epoch) not in (int, float) or not 0 <= epoch < 2**63:
+        raise RunError(f"{where}: epoch is {str(epoch)[:80]!r}, not a number")
+    numbers = ("loss", "grad_norm") if value.get("kind") == "train" else ("AP",) if value.get("kind") == "eval" else ()
+    for name in numbers:
+        if type(value.get(name)) not in (int, float, type(None)):
+            raise RunError(f"{where}: {name} is {str(value[name])[:80]!r}, not a number")
+    return value
 
 
 def read_runs(paths: Sequence[str | Path], finished: bool = True) -> list[Run]:

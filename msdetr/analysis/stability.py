@@ -16,7 +16,6 @@ Shape legend: R records, K layers, T objects, S images kept in full, Q queries.
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from msdetr import files
 from msdetr.analysis.look import both_branches
 from msdetr.config import MatchingConfig, RunConfig
+from msdetr.errors import RunError
 from msdetr.losses import build_one_to_many_matcher
 from msdetr.matching import HungarianMatcher, merge_matches
 from msdetr.structures import DetectorOutput, ImageBatch, Matches, Predictions, Targets
@@ -64,13 +65,14 @@ class MatchRecorder:
         self.directory.mkdir(parents=True, exist_ok=True)
         pictures = {f"picture_{i}": picture for i, picture in enumerate(_pictures(batch, self.states))}
         objects = {name: getattr(targets, name).cpu().numpy() for name in ("labels", "boxes", "image")}
-        np.savez_compressed(self.directory / "objects.npz", **objects, **pictures)
+        with files.replacing(self.directory / "objects.npz") as staging:
+            np.savez_compressed(staging, **objects, **pictures)
         about = {
             "num_images": targets.num_images,
             "image_ids": list(targets.image_ids),
             "class_names": list(class_names),
         }
-        (self.directory / "about.json").write_text(json.dumps(about | {"matching": vars(matching)}, indent=1) + "\n")
+        files.write_json(self.directory / "about.json", about | {"matching": vars(matching)})
 
     @classmethod
     def of_run(
@@ -106,9 +108,8 @@ class MatchRecorder:
         output = both_branches(detector, self.batch.to(device)).to("cpu")
         arrays = record(output, self.targets, self.matching, self.states)
         path = self.directory / f"step_{step:08d}.npz"
-        staging = path.with_name(f".{path.name}")  # hidden from those who list step_*.npz meanwhile
-        np.savez_compressed(staging, step=step, epoch=epoch, **arrays)
-        staging.replace(path)
+        with files.replacing(path) as staging:
+            np.savez_compressed(staging, step=step, epoch=epoch, **arrays)
         self.seconds += time.perf_counter() - start
         return True
 
@@ -197,7 +198,7 @@ def load_history(directory: str | Path) -> MatchHistory:
     paths = sorted(directory.glob("step_*.npz"))
     if not paths or not (directory / "objects.npz").exists():
         raise FileNotFoundError(f"{directory}: no recorded matches; train with recording on (MatchRecorder)")
-    about = json.loads((directory / "about.json").read_text())
+    about = files.read_json(directory / "about.json", RunError)
     with np.load(directory / "objects.npz", allow_pickle=False) as file:
         objects = dict(file)
     records = []

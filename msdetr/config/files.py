@@ -6,18 +6,18 @@ from pathlib import Path
 
 import yaml
 
+from .. import files
 from ..errors import ConfigError
 from .parse import plain
 from .schema import RunConfig, from_dict
 
 
 def load(path: str | Path) -> RunConfig:
-    """Reads a YAML file that ``RunConfig.save`` or a person wrote. Raises ConfigError."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    return from_dict(values or {})
+    """Reads a YAML file that ``RunConfig.save`` or a person wrote.
+
+    Raises ConfigError where it cannot be read, is empty or no mapping, gives a name twice, or holds what is no setting.
+    """
+    return from_dict(files.read_yaml(path, ConfigError))
 
 
 def to_yaml(config: RunConfig) -> str:

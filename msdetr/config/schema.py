@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ..errors import ConfigError
+from ..files import write_atomically
 from .fields import Harmless, NonEmpty, Range, Registered
 from .parse import Setting, assign, build, check, fields_of, section_of, settings
 from .sections import registered_sections
@@ -216,10 +217,10 @@ class RunConfig:
         return from_dict(nested)
 
     def save(self, path: str | Path) -> None:
-        """Writes a YAML file that ``load`` reads."""
+        """Writes a YAML file that ``load`` reads, whole or not at all. Raises WriteError."""
         from .files import to_yaml
 
-        Path(path).write_text(to_yaml(self), encoding="utf-8")
+        write_atomically(path, to_yaml(self))
 
 
 def from_dict(values: Mapping[str, Any], kind: type = RunConfig, path: str = "") -> Any:

@@ -24,8 +24,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .. import files
 from ..checks import count
-from ..errors import ShapesError
+from ..errors import FileError, ShapesError
 
 VERSION = 2
 IMAGE_SIZE = 128  # pixels
@@ -380,13 +381,17 @@ def generate(
 
             digests[split] = _write_split(unfinished, split, images, seed, report)
             done += images
-        (unfinished / "manifest.json").write_text(json.dumps({**wanted, "sha256": digests}, indent=2) + "\n")
+        files.write_json(unfinished / "manifest.json", {**wanted, "sha256": digests})
         try:
             os.rename(unfinished, root)
         except OSError:
             if not _occupied(root):
                 raise
             _verify(root, wanted)  # another process was faster
+    except OSError as error:
+        raise ShapesError(
+            f"{root}: the data set cannot be written: {error.strerror or error}; make room, or choose another folder (data.root)"
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return root
@@ -427,10 +432,10 @@ def _verify(root: Path, wanted: dict) -> None:
     """Raises ShapesError unless the folder is a generated set that serves what is wanted."""
     remedy = "choose another folder (data.root), or delete this one to have it made anew"
     try:
-        found = json.loads((root / "manifest.json").read_text())
+        found = files.read_json(root / "manifest.json")
         digests = found["sha256"]
         counts = {split: int(found[f"num_{split}"]) for split in SPLITS}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileError, ValueError, KeyError, TypeError) as error:
         raise ShapesError(f"{root} exists but is not a complete generated data set ({error}); {remedy}") from error
     for name in ("generator", "version", "seed"):
         if found.get(name) != wanted[name]:

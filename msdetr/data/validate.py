@@ -8,7 +8,6 @@ or annotation, the value and the remedy; what can be put right is, and is counte
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .. import files
 from ..errors import AnnotationError
 from .images import MAX_PIXELS
 
@@ -139,7 +139,7 @@ def read_annotations(file: str | Path, on_bad: Literal["error", "drop"] = "error
     cases, boxes partly outside are clipped and counted, a missing ``area`` is computed and counted. Faults of the file as a
     whole, of images and of categories are always errors.
 
-    Raises AnnotationError; OSError where the file cannot be read.
+    Raises AnnotationError, also where the file cannot be read.
     """
     if on_bad not in ("error", "drop"):
         raise ValueError(f"on_bad: {on_bad!r} is neither 'error' nor 'drop'")
@@ -166,17 +166,9 @@ class _Reader:
         raise AnnotationError(f"{self.file}: {problem}; {remedy}")
 
     def parse(self) -> dict[str, list]:
-        data = self.file.read_bytes()
-        try:
-            with _no_garbage_collection():
-                content = json.loads(data)
-        except json.JSONDecodeError as error:
-            self.fail(
-                f"not valid JSON at offset {error.pos} (line {error.lineno}): {error.msg}",
-                "the file may be truncated: fetch or export it again",
-            )
-        except (ValueError, RecursionError) as error:
-            self.fail(f"not valid JSON: {error}", "fetch or export the file again")
+        data = files.read_bytes(self.file, AnnotationError)
+        with _no_garbage_collection():
+            content = files.parse_json(data, self.file, AnnotationError, own=False)
         if not isinstance(content, dict):
             self.fail(
                 f"holds a JSON {type(content).__name__} at offset 0, not an object",

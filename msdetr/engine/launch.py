@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import torch
 
 from ..config import RunConfig
 from ..errors import TrainingError
+from .run import read_results
 
 
 def launch(
@@ -62,7 +62,7 @@ def launch(
         process.stdout.close()
     if status != 0:
         raise TrainingError(f"the ranks of {run_dir} failed with exit status {status}:\n" + "\n".join([*said, *last]))
-    return json.loads((run_dir / "results.json").read_text())
+    return read_results(run_dir)
 
 
 def _to_stderr(line: str) -> None:

@@ -9,12 +9,12 @@ one of these places is not taken for it.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 
+from .. import files
 from ..config import RunConfig
-from ..errors import DataError
+from ..errors import DataError, FileError
 
 RECORD = "data.json"
 REMEDY = "name its folder with --data (in Python and in notebooks: data=...)"
@@ -115,10 +115,10 @@ def _digest(data: Path, split: str) -> str | None:
 
 def _read(path: Path) -> dict[str, str]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = files.read_json(path)
         values = {name: found[name] for name in ("root", "from_run", "absolute", "val_split", "val_digest")}
         if all(isinstance(value, str) for value in values.values()):
             return values
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileError, KeyError, TypeError):
         pass
     raise DataError(f"{path}: cannot be read; {REMEDY}, or delete this file to go by config.yaml")

@@ -6,15 +6,15 @@ runs/NAME/ config.yaml, data.json, metrics.jsonl, results.json, checkpoints/, fi
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 import tempfile
 from pathlib import Path
 from typing import Any, Self
 
+from .. import files
 from ..config import RunConfig
-from ..errors import RunDirectoryError, Terminated
+from ..errors import CheckpointError, FileError, MSDETRError, RunDirectoryError, Terminated
 from . import location
 from .distributed import ALONE, World
 from .tensorboard import EventFiles
@@ -50,7 +50,7 @@ class RunDirectory:
                 elif isinstance(error, KeyboardInterrupt):
                     status = "interrupted"
                 self.write_results(status=status, error=f"{kind.__name__}: {error}".rstrip(": "))
-        except OSError:
+        except (OSError, MSDETRError):
             pass  # the disk may be what failed; the error itself goes on
         finally:
             if self._events:
@@ -85,33 +85,30 @@ class RunDirectory:
         self._lock = lock
 
     def write_config(self, config: RunConfig) -> None:
+        """Raises WriteError."""
         if self.world.main:
             config.save(self.path / "config.yaml")
 
     def write_data_location(self, config: RunConfig, place: str | Path) -> None:
         """Writes down where the data set of a configuration is; see ``location``."""
         if self.world.main:
-            write_json(self.path / location.RECORD, location.record(self.path, config, place))
+            files.write_json(self.path / location.RECORD, location.record(self.path, config, place))
 
     def results(self) -> dict[str, Any]:
-        """What results.json says, {} where there is none."""
-        try:
-            return json.loads((self.path / "results.json").read_text())
-        except (OSError, ValueError):
-            return {}
+        """What results.json says, {} where there is none. Raises CheckpointError where it is damaged."""
+        return read_results(self.path)
 
     def write_results(self, **values: Any) -> dict[str, Any]:
-        """Updates results.json, whole or not at all."""
+        """Updates results.json, whole or not at all. Raises WriteError, and CheckpointError where it is damaged."""
         results = self.results() | values
         if self.world.main:
-            write_json(self.path / "results.json", results)
+            files.write_json(self.path / "results.json", results)
         return results
 
     def log(self, kind: str, **values: Any) -> None:
-        """Appends a line to metrics.jsonl."""
+        """Appends a line to metrics.jsonl. Raises WriteError; no part of the line is then left."""
         if self.world.main:
-            with open(self.path / "metrics.jsonl", "a") as file:
-                file.write(json.dumps({"kind": kind, **values}) + "\n")
+            files.append_json_line(self.path / "metrics.jsonl", {"kind": kind, **values})
         if self._events:
             self._events.add(kind, values["step"], values)
 
@@ -126,20 +123,50 @@ class RunDirectory:
         if not self.world.main or not path.exists():
             return
         kept = []
-        for line in path.read_text().splitlines():
+        for line in files.read_bytes(path, RunDirectoryError).splitlines(keepends=True):
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
+                if files.parse_json(line, path)["step"] <= step and line.endswith(b"\n"):
+                    kept.append(line)
+            except (FileError, KeyError, TypeError):
                 continue  # a line that was being written when the process was killed
-        _replace(path, "".join(kept))
+        files.write_atomically(path, b"".join(kept))
 
 
-def write_json(path: Path, values: Any) -> None:
-    _replace(path, json.dumps(values, indent=1) + "\n")
+STATUSES = ("running", "finished", "failed", "interrupted", "terminated")
 
 
-def _replace(path: Path, text: str) -> None:
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    staging.write_text(text)
-    staging.replace(path)
+def read_results(run_dir: str | Path) -> dict[str, Any]:
+    """What a run's results.json says, {} where there is none. Raises CheckpointError where a part of it cannot be."""
+    path = Path(run_dir, "results.json")
+    if not path.exists():
+        return {}
+    results = files.read_json(path, CheckpointError)
+    problem = None
+    if not isinstance(results, dict):
+        problem = f"holds a {type(results).__name__}, not an object"
+    elif results.get("status", "running") not in STATUSES:
+        problem = f"status is {str(results['status'])[:80]!r}, not one of {', '.join(STATUSES)}"
+    elif results.get("status") == "finished" and not isinstance(results.get("metrics"), dict):
+        problem = "is of a finished run, but has no metrics"
+    else:
+        for name, (kinds, expected) in _RESULTS.items():
+            if not isinstance(results.get(name), (*kinds, type(None))) or isinstance(results.get(name), bool):
+                problem = f"{name} is {str(results[name])[:80]!r}, not {expected}"
+        for section in ("metrics", "best"):
+            for name, value in (results.get(section) or {}).items() if problem is None else ():
+                if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+                    problem = f"{section}.{name} is {str(value)[:80]!r}, not a number"
+    if problem is not None:
+        raise CheckpointError(
+            f"{path}: {problem}; move this file away, and a run that resumes writes it anew from its checkpoints"
+        )
+    return results
+
+
+_RESULTS = {
+    **{name: ((dict,), "an object") for name in ("metrics", "best", "parameters", "init_from")},
+    **{name: ((int,), "a whole number") for name in ("steps", "seed", "world_size")},
+    **{name: ((int, float), "a number") for name in ("epochs", "seconds")},
+    **{name: ((str,), "text") for name in ("error", "recipe", "device", "torch")},
+    **{name: ((list,), "a list") for name in ("evaluations", "class_names", "image_remarks")},
+}

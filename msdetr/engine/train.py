@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from .. import files
 from ..config import RunConfig, harmless_on_resume
 from ..errors import (
     CheckpointError,
@@ -23,6 +24,7 @@ from ..errors import (
     StepError,
     Terminated,
     TrainingError,
+    WriteError,
 )
 from . import checkpoint as checkpoints
 from . import location
@@ -31,7 +33,7 @@ from .distributed import World, join, leave
 from .evaluate import EvalResult, evaluate
 from .optim import MovingAverage
 from .progress import Progress
-from .run import RunDirectory, write_json
+from .run import RunDirectory
 from .signals import StopRequest, leave_signals_to_parent
 from .tensorboard import require_tensorboard
 from .trainer import MicroBatch, Step, Trainer, mixed_seed
@@ -448,7 +450,8 @@ def _written_down(run: RunDirectory, world: World) -> Iterator[None]:
         yield
     except StepError as error:
         report = {"step": error.step, "rank": world.rank, "image_ids": error.image_ids, "error": str(error)}
-        write_json(run.path / f"failed_step_{error.step}_rank{world.rank}.json", report)
+        with contextlib.suppress(WriteError):  # the step's error is the one to tell
+            files.write_json(run.path / f"failed_step_{error.step}_rank{world.rank}.json", report)
         raise
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torchvision.transforms.v2 import functional as F
 
+from .. import files
 from ..analysis.runs import Run
 from ..boxes import cxcywh_to_xyxy
 from ..data import Categories
@@ -42,7 +42,7 @@ class Credit:
 
 def photo_credits(annotation_file: str | Path) -> dict[int, Credit]:
     """Image id -> Credit, as COCO's annotation file says; images without an entry are the data set's own."""
-    images = json.loads(Path(annotation_file).read_text())["images"]
+    images = files.parse_json(files.read_bytes(annotation_file), annotation_file)["images"]
     found = {}
     for image in images:
         number = image.get("license")

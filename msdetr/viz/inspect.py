@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from msdetr import files
 from msdetr.analysis.health import health
 from msdetr.analysis.matching import Explanation
 from msdetr.analysis.runs import open_folder
@@ -88,8 +89,8 @@ def inspect(
     if out is not None:
         for name, figure in figures.items():
             written.append(out / f"{name}.png")
-            figure.savefig(written[-1], dpi=130)
-        (out / "report.txt").write_text(text)
+            files.save_figure(figure, written[-1], dpi=130)
+        files.write_atomically(out / "report.txt", text)
     return Inspection(text, written, specimen, found)
 
 
