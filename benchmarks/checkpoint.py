@@ -41,8 +41,11 @@ def main() -> None:
     average = MovingAverage(detector, 0.999)
     tensors, groups = checkpoints.optimizer_files(optimizer)
     files = {"model": detector.state_dict(), "ema": average.detector.state_dict(), "optimizer": tensors}
-    manifest = {"epoch": 0.0, "config": config.to_dict(), "class_names": [], "category_ids": [], "metrics": {}}
-    manifest["training"] = {"optimizer": groups}
+    files["rng"] = {"cpu.0": torch.get_rng_state()}
+    manifest = {"epoch": 0.0, "config": config.to_dict(), "metrics": {}}
+    manifest["class_names"] = [f"class {i}" for i in range(config.model.num_classes)]
+    manifest["category_ids"] = list(range(config.model.num_classes))
+    manifest["training"] = {"optimizer": groups, "world_size": 1, "seconds": 0.0, "evaluations": []}
 
     rows = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -56,7 +59,7 @@ def main() -> None:
             found = checkpoints.verify(Path(folder, "checkpoints", f"step_{step:08d}"))
             verified = time.perf_counter() - start - saved
             rows.append({"blocked_s": blocked, "saved_s": saved, "verified_s": verified})
-        size = sum(entry["bytes"] for entry in found.manifest["files"].values()) / 2**20
+        size = found.bytes / 2**20
     middle = {name: sorted(row[name] for row in rows)[len(rows) // 2] for name in rows[0]}
     result = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),

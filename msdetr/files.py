@@ -250,6 +250,12 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
         staging.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def write_durably(path: Path, data: bytes) -> None:
+    """Writes a file and flushes it to the disk. Raises OSError."""
+    path.write_bytes(data)
+    _flush(path)
+
+
 def write_json(path: str | Path, values: Any) -> None:
     """Writes values as JSON (see ``json_text``), whole or not at all. Raises WriteError."""
     write_atomically(path, json_text(values) + "\n")

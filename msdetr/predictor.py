@@ -196,7 +196,7 @@ def load(path: str | Path, device: str | torch.device = "auto", ema: bool | None
     """
     from .model import build_model
 
-    checkpoint = checkpoints.find(path)
+    checkpoint = checkpoints.find(path, checkpoints.verify_weights)
     config = checkpoint.config
     detector = build_model(replace(config.model, pretrained="none"))
     checkpoints.load_weights(detector, checkpoint.weights(ema))

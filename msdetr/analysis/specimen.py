@@ -85,7 +85,7 @@ class Microscope:
         from msdetr.model import build_model
         from msdetr.predictor import evaluation_config
 
-        found = checkpoints.find(path)
+        found = checkpoints.find(path, checkpoints.verify_weights)
         self.device = pick_device(device)
         self.config: RunConfig = found.config
         self.class_names = tuple(found.class_names)

@@ -144,14 +144,15 @@ class Training:
         self.trainer.restore(checkpoint)
         self.saved_at = self.trainer.steps_done
         self.run.forget_after(self.trainer.steps_done)
-        self.began -= checkpoint.manifest["training"]["seconds"]
-        self.evaluations = checkpoint.manifest["training"]["evaluations"]
+        self.began -= checkpoint.training["seconds"]
+        self.evaluations = checkpoint.training["evaluations"]
         self.run.write_config(self.config)
 
     def initialize(self, path: str | Path, reset_class_head: bool, partial: bool) -> None:
         """Starts from the weights of a checkpoint or run, and reports what was taken over."""
         detector = self.trainer.detector
-        taken = checkpoints.load_weights(detector, checkpoints.find(path).weights(), reset_class_head, partial)
+        found = checkpoints.find(path, checkpoints.verify_weights)
+        taken = checkpoints.load_weights(detector, found.weights(), reset_class_head, partial)
         if self.trainer.average:
             self.trainer.average = MovingAverage(detector, self.config.train.ema_decay)
         self.run.write_results(init_from={"path": str(path), "report": taken.report(), **asdict(taken)})

@@ -191,13 +191,20 @@ class Trainer:
 
         Raises CheckpointError where one of them is missing or does not fit.
         """
-        checkpoints.load_weights(self.detector, checkpoint.tensors("model"))
-        if self.average:
-            checkpoints.load_weights(self.average.detector, checkpoint.tensors("ema"))
-        training = checkpoint.manifest["training"]
-        checkpoints.restore_optimizer(self.optimizer, checkpoint.tensors("optimizer"), training["optimizer"])
-        self.steps_done = checkpoint.step
+        training, directory = checkpoint.training, checkpoint.directory
         generators = checkpoint.tensors("rng")
+        checkpoints.check_generator_states(generators, directory / "rng.safetensors", training["world_size"])
+        checkpoints.load_weights(self.detector, checkpoint.tensors("model"), exact=True)
+        if self.average:
+            checkpoints.load_weights(self.average.detector, checkpoint.tensors("ema"), exact=True)
+        checkpoints.restore_optimizer(
+            self.optimizer,
+            checkpoint.tensors("optimizer"),
+            training["optimizer"],
+            checkpoint.step,
+            directory / "optimizer.safetensors",
+        )
+        self.steps_done = checkpoint.step
         if training["world_size"] == self.world.size and f"cpu.{self.world.rank}" in generators:
             states = {
                 kind: generators[key] for kind in ("cpu", "cuda") if (key := f"{kind}.{self.world.rank}") in generators

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig
+from ..errors import CheckpointError
 
 # released name -> name here; {i} and {j} stand for a number, {*} for the rest of the name
 RENAMES = [
@@ -84,12 +86,38 @@ def to_released(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, T
 
 def load_released(path: str | Path, config: ModelConfig) -> dict[str, Tensor]:
     """Reads a released .pth file and converts its weights. Nothing in the file is executed: only tensors and plain
-    values are read, so the training arguments, an ``argparse.Namespace``, are allowed by name."""
+    values are read, so the training arguments, an ``argparse.Namespace``, are allowed by name.
+
+    Raises CheckpointError for a file that is none, ValueError for names that it does not know.
+    """
     import argparse
 
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    return from_released(checkpoint.get("model", checkpoint), config)
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file; give a released checkpoint, a .pth file")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how an unknown file was pickled
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file of another kind fails anywhere in torch
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: is not a released checkpoint (.pth) that can be read: {reason}") from error
+    state = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not state or not all(_is_weight(*item) for item in state.items()):
+        raise CheckpointError(
+            f"{path}: is not a released checkpoint: it must hold tensors by name, perhaps under 'model'"
+        )
+    return from_released(state, config)
+
+
+def _is_weight(name: object, value: object) -> bool:
+    return (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and (value.is_floating_point() or value.dtype == torch.int64)
+    )
 
 
 def _from_released_name(name: str, config: ModelConfig) -> str | None:

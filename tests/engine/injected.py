@@ -40,8 +40,11 @@ class Tally:
 
 def _state(step: int, size: int = 200_000) -> tuple[dict, dict]:
     """Files and manifest of a checkpoint in which every number says the step."""
-    files = {name: {f"{name}.weight": torch.full((size,), float(step))} for name in ("model", "optimizer", "ema")}
-    manifest = {"epoch": 0.0, "config": {}, "class_names": [], "category_ids": [], "metrics": {}, "training": {}}
+    weights = torch.full((size,), float(step))
+    moments = {"exp_avg.weight": weights, "exp_avg_sq.weight": weights, "step.weight": torch.tensor(float(step))}
+    files = {"model": {"weight": weights}, "ema": {"weight": weights}, "optimizer": moments}
+    manifest = {"epoch": 0.0, "metrics": {}, "training": {}, "config": {"model": {"num_classes": 1}}}
+    manifest |= {"class_names": ["a"], "category_ids": [1]}
     return files, manifest
 
 

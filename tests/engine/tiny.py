@@ -61,9 +61,9 @@ def config(root: Path, **overrides: Any) -> RunConfig:
 def fingerprint(checkpoint: checkpoints.Checkpoint) -> dict[str, str]:
     """A hash of each file's tensors: weights, moving average, optimiser, random generators."""
     result = {}
-    for file in checkpoint.manifest["files"]:
+    for file in checkpoint.files:
         digest = hashlib.sha256()
-        for name, tensor in sorted(checkpoint.tensors(file.removesuffix(".safetensors")).items()):
+        for name, tensor in sorted(checkpoint.tensors(file).items()):
             digest.update(name.encode())
             digest.update(
                 tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else str(tensor).encode()
@@ -103,7 +103,7 @@ def train_rank(run_dir: str, config_file: str, environment: dict[str, str], opti
         return result
 
     Trainer.step = logged
-    checkpoints.KEEP = int(environment.get("KEEP", checkpoints.KEEP))
+    checkpoints.Writer.keep = int(environment.get("KEEP", checkpoints.Writer.keep))
     try:
         train(configs.load(config_file), run_dir, device="cpu", progress=False, **options)
     except (EngineError, configs.ConfigError) as error:
