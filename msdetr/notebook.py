@@ -28,6 +28,24 @@ from .recipes import run_name as default_name
 ROOT_VARIABLE = "MSDETR_ROOT"
 
 
+def project_root() -> Path:
+    """The folder that holds a project's ``data/`` and ``runs/``, wherever a notebook was started.
+
+    The folder that the environment variable MSDETR_ROOT names; else the nearest one, from the current folder upwards, whose
+    ``notebooks/`` holds numbered notebooks; else the source tree that this package is imported from, if it has them; else the
+    current folder. Raises ConfigError where MSDETR_ROOT is no folder.
+    """
+    if named := os.environ.get(ROOT_VARIABLE):
+        if not Path(named).is_dir():
+            raise ConfigError(f"{ROOT_VARIABLE}: {named!r} is no folder; name the one that holds data/ and runs/")
+        return Path(named).absolute()
+    here, sources = Path.cwd(), Path(__file__).resolve().parents[1]
+    for folder in (here, *here.parents, sources):
+        if any((folder / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+            return folder
+    return here
+
+
 @dataclass(frozen=True)
 class NotebookRun:
     """What a training notebook was asked for."""

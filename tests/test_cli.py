@@ -116,7 +116,8 @@ def released(tmp_path_factory):
     small |= {"model.pretrained": "none", "model.ffn_dim": 32, "model.num_queries": 20}
     config = msdetr.resolve("coco/ms-detr-pp-300", small)
     folder = tmp_path_factory.mktemp("runs") / "released"
-    manifest = {"step": 0, "epoch": 0.0, "config": config.to_dict(), "class_names": ["x"] * 91, "category_ids": []}
+    manifest = {"step": 0, "epoch": 0.0, "config": config.to_dict(), "class_names": ["x"] * 91}
+    manifest["category_ids"] = list(range(91))
     files = {"model": msdetr.build(config).state_dict()}
     checkpoints.write(folder / "checkpoints" / "step_00000000", files, manifest | {"metrics": {}, "training": {}})
     config.save(folder / "config.yaml")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import pickle
 from dataclasses import replace
 from pathlib import Path
 
 from ..errors import CheckpointError, ConfigError
+from ..files import replacing, save_figure
 from .app import Argument, command
 from .output import number, require_file, require_folder
 
@@ -39,7 +40,7 @@ def check_data(
         for split in report.splits:
             if split.suspicions:
                 target = thumbnails / f"{split.file.stem}.png"
-                suspicion_figure(split).savefig(target, dpi=120)
+                save_figure(suspicion_figure(split), target, dpi=120)
                 print(f"pictures of what is worth a look: {target}")
     if not report.ok:
         raise SystemExit(1)
@@ -79,26 +80,28 @@ def convert(
 
     if to_released:
         require_file(target, "target")
-        found = checkpoints.find(source)
+        found = checkpoints.find(source, checkpoints.verify_weights)
         try:
             released = released_names(found.weights(), found.config.model)
         except ValueError as error:
             raise ConfigError(f"{source}: {error}") from error
-        torch.save({"model": released}, target)
+        with replacing(target) as staging:
+            torch.save({"model": released}, staging)
         print(f"{target}: the weights of {found.directory} under the released names")
         return
     require_folder(target, "target")
     config = resolve(recipe)
     try:
         weights = load_released(source, config.model)
-        detector = build_model(replace(config.model, pretrained="none"))
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    detector = build_model(replace(config.model, pretrained="none"))
+    try:
         taken = checkpoints.load_weights(detector, weights)
     except CheckpointError as error:
         raise ConfigError(
             f"{source}: does not fit the recipe {recipe}; {_fitting(source, recipe)} ({error})"
         ) from error
-    except (ValueError, pickle.UnpicklingError, RuntimeError) as error:
-        raise ConfigError(f"{source}: {error}") from error
     names, ids = [f"category {i}" for i in range(config.model.num_classes)], list(range(config.model.num_classes))
     if annotations is not None:
         make = Categories.raw if config.data.raw_category_ids else Categories.contiguous
@@ -150,27 +153,31 @@ def verify(path: Argument[Path], config: bool = False) -> None:
         config: Show the whole configuration.
     """
     from ..engine import checkpoint as checkpoints
-    from ..errors import CheckpointError
+    from ..engine.run import read_results
 
     directories = checkpoints.available(path) or [path]
-    results = path / "results.json"
-    if results.exists():
-        state = json.loads(results.read_text())
-        print(f"{path}: {state.get('status')}" + (f" ({state['error']})" if state.get("error") else ""))
-    damaged = 0
+    damaged, last = 0, None
+    try:
+        if state := read_results(path):
+            print(f"{path}: {state.get('status')}" + (f" ({state['error']})" if state.get("error") else ""))
+    except CheckpointError as error:
+        damaged += 1
+        print(f"results.json: DAMAGED: {error}")
     for directory in directories:
         try:
             found = checkpoints.verify(directory)
         except CheckpointError as error:
             damaged += 1
             print(f"{directory.name}: DAMAGED: {error}")
+            with contextlib.suppress(CheckpointError):
+                last = checkpoints.verify_weights(directory)
+                print(f"{directory.name}: its weights alone are intact: it can predict and be evaluated, not resumed")
             continue
-        size = sum(entry["bytes"] for entry in found.manifest["files"].values()) / 2**20
-        files = ", ".join(sorted(file.removesuffix(".safetensors") for file in found.manifest["files"]))
+        size, files = found.bytes / 2**20, ", ".join(sorted(found.files))
         score = f", AP {number(found.metrics['AP'])}" if "AP" in found.metrics else ""
-        print(f"{directory.name}: verified, epoch {found.manifest['epoch']:.2f}{score}, {size:.1f} MiB ({files})")
+        print(f"{directory.name}: verified, epoch {found.epoch:.2f}{score}, {size:.1f} MiB ({files})")
         last = found
-    if damaged < len(directories):
+    if last is not None:
         model = last.config.model
         print(f"recipe {last.config.recipe}, variant {model.variant}, {model.num_queries} queries, {len(last.class_names)} classes: "
               + ", ".join(last.class_names[:10]) + (" ..." if len(last.class_names) > 10 else ""))  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from ..config import parse_overrides
+from ..files import parse_scalar
 from ..notebook import run_notebook
 from .app import Argument, Index, command
 from .output import require_file, require_folder
@@ -79,7 +80,4 @@ def demo(runs: Path = Path("runs"), notebooks: Path = Path("notebooks"), overrid
 
 def _literal(text: str) -> Any:
     """true, 3, 1e-4 and null as values, anything else as text: what papermill's own -p does."""
-    import yaml
-
-    value = yaml.safe_load(text) if text else ""
-    return value if isinstance(value, (bool, int, float, type(None))) else text
+    return parse_scalar(text)

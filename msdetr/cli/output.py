@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..files import write_atomically
 
 
 def show_metrics(metrics: dict[str, float | None]) -> None:
@@ -19,7 +20,7 @@ def number(value: float | None) -> str:
 
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_atomically(path, text)
 
 
 def require_folder(path: Path | None, option: str) -> None:

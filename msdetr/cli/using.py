@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from ..files import json_text, save_figure
 from .app import Argument, Count, Index, Paths, Share, command
 from .output import number, require_file, require_folder, show_metrics, write
 
@@ -45,7 +45,7 @@ def evaluate(
         print(f"  {name:{width}}  {number(value)}")
     print("\n" + "\n".join(result.summary().splitlines()[1:]))
     if output:
-        write(output, json.dumps(result.to_dict(), indent=1) + "\n")
+        write(output, json_text(result.to_dict()) + "\n")
 
 
 @command("predict")
@@ -84,7 +84,7 @@ def predict(
             for score, name, box in zip(detections.scores.tolist(), detections.names, detections.boxes.tolist())
         ]
     if output:
-        write(output, json.dumps(found, indent=1) + "\n")
+        write(output, json_text(found) + "\n")
         return
     for path, rows in found.items():
         print(f"{path}: {len(rows)} detections with a score of at least {min_score:g}")
@@ -127,7 +127,7 @@ def candidates(
         print(name)
         for what, value in tables[name].summary().items():
             print(f"  {what:28} {value if isinstance(value, int) else number(value)}")
-    candidate_figure(tables).savefig(output / "candidates.png", dpi=150)
+    save_figure(candidate_figure(tables), output / "candidates.png", dpi=150)
     print(f"figure and numbers are in {output}")
 
 

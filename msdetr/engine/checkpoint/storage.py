@@ -277,7 +277,10 @@ def find(path: str | Path, check: Verify = verify) -> Checkpoint:
 def _not_a_checkpoint(path: Path) -> str:
     """What a path is instead of a checkpoint, and what to do."""
     if path.is_dir():
-        return f"{path}: is neither a checkpoint (a directory with a {MANIFEST}) nor a run directory with checkpoints in it"
+        return (
+            f"{path}: is neither a checkpoint nor a run directory with checkpoints in it; a checkpoint is a directory with "
+            f"a {MANIFEST}"
+        )
     if path.is_file():
         return (
             f"{path}: is a file; a checkpoint is a directory with a {MANIFEST}. Turn a released .pth file into one with "
