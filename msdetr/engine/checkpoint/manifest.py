@@ -48,6 +48,7 @@ def check(manifest: Mapping[str, Any], path: Path) -> None:
             raise CheckpointError(f"{path}: {name} {found}; it must be {expected}. Use another checkpoint")
 
     get = manifest.get
+    demand(get("format") == FORMAT, "format", get("format"), repr(FORMAT))
     demand(_whole(get("step"), 0), "step", get("step"), "a whole number from 0")
     demand(_number(get("epoch")) and get("epoch") >= 0, "epoch", get("epoch"), "a number from 0")
     demand(isinstance(get("config"), dict), "config", get("config"), "the run's configuration")
