@@ -1,6 +1,7 @@
 """The repository's own promises: environments in step, imports one way, notebooks that show something."""
 
 import ast
+import re
 import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -117,3 +118,14 @@ def test_library_does_not_print():
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"), f"{path}:{node.lineno}"
+
+
+def test_the_fault_catalogue_lists_every_id_that_a_test_carries():
+    listed = re.findall(r"^\| (F\d+) \|", (ROOT / "docs" / "faults.md").read_text(), re.MULTILINE)
+    assert sorted(listed, key=lambda name: int(name[1:])) == [f"F{number:02}" for number in range(1, 110)]
+    carried = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r'fault\("(F\d+)"', path.read_text())
+    }
+    assert carried <= set(listed)
