@@ -73,8 +73,8 @@ def _verified(path: Path) -> bytes:
     content = path.read_bytes()
     end = len(content) - hashlib.sha256().digest_size
     library, seal, digest = content[: max(0, end - len(_SEAL))], content[max(0, end - len(_SEAL)) : end], content[end:]
-    if seal != _SEAL:  # built before libraries were sealed
-        return content
+    if seal != _SEAL:
+        raise OSError(f"it is incomplete ({len(content)} bytes) or was not built by this version of the package")
     if hashlib.sha256(library).digest() != digest:
         raise OSError("it is damaged, its SHA-256 is not the one it was built with")
     return library

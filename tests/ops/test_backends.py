@@ -52,9 +52,17 @@ def _another_library(_: bytes) -> bytes:
 
 DAMAGES = {
     "missing": lambda content: None,
+    "zero bytes": lambda content: b"",
+    "all zeros": lambda content: bytes(len(content)),
+    "one page": lambda content: content[:4096],
+    "half": lambda content: content[: len(content) // 2],
+    "one byte short": lambda content: content[:-1],
+    "one byte more": lambda content: content + b"\0",
+    "zeros at the end": lambda content: content[:-8192] + bytes(8192),
     "a bit flipped": lambda content: content[:3000] + bytes([content[3000] ^ 1]) + content[3001:],
     "no library": lambda content: b"#!/bin/sh\n",
     "of another machine": _elf_of_another_machine,
+    "another library": _another_library,
     "another library, sealed": lambda content: _sealed(_another_library(content)),
     "an ELF header alone, sealed": lambda content: _sealed(content[:64]),
 }
