@@ -21,7 +21,7 @@ import torch
 from msdetr import recipes
 from msdetr.engine import MovingAverage, build_optimizer
 from msdetr.engine import checkpoint as checkpoints
-from msdetr.model import build_model
+from msdetr.methods import build_detector
 
 EPOCH_STEPS = 118_287 // 16
 
@@ -33,7 +33,7 @@ def main() -> None:
     options = parser.parse_args()
 
     config = recipes.get("coco/ms-detr-pp-900").override({"model.pretrained": "none"})
-    detector = build_model(config.model)
+    detector = build_detector(config)
     optimizer = build_optimizer(detector, config.train)
     for parameter in detector.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3) if parameter.requires_grad else None

@@ -15,7 +15,7 @@ import published
 import torch
 
 from msdetr import recipes
-from msdetr.losses import build_criterion
+from msdetr.methods import build_criterion
 from msdetr.structures import DetectorOutput, EncoderOutput, Predictions, Targets
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    config = recipes.get("coco/ms-detr-pp-900").override({"matching.one_to_many": "exclusive"})
+    config = recipes.get("coco/ms-detr-pp-900").override({"ms_detr.rule": "exclusive"})
     output, targets = scene(options.batch, options.queries, options.objects, options.tokens, 6, 91, device)
     criterion = build_criterion(config)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
 
 from msdetr.matching import OneToManyMatcher
+from msdetr.methods import matching_rules
 from msdetr.structures import DetectorOutput, Predictions, Targets
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -65,7 +66,7 @@ def layer_loss(logits: Tensor, boxes: Tensor, targets: Targets, pairs: Pairs, we
 def objective(output: DetectorOutput, targets: Targets, config) -> Tensor:
     """The total loss, layer by layer and branch by branch."""
     loss, num_boxes = config.loss, max(len(targets), 1)
-    matcher = OneToManyMatcher(config.matching.alpha, config.matching.threshold, config.matching.k)
+    matcher = matching_rules(config).one_to_many()
     total = 0.0
     for logits, boxes in zip(output.one_to_one.logits, output.one_to_one.boxes):
         pairs = hungarian(logits.detach(), boxes.detach(), targets)

@@ -16,8 +16,7 @@ import published
 import torch
 
 from msdetr import recipes
-from msdetr.losses import build_criterion
-from msdetr.model import build_model
+from msdetr.methods import build_criterion, build_detector
 from msdetr.ops import backend
 from msdetr.structures import ImageBatch, Targets
 
@@ -32,9 +31,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device = torch.device(options.device)
-    config = recipes.get(options.recipe).override({"matching.one_to_many": "exclusive", "model.pretrained": "none"})
+    config = recipes.get(options.recipe).override({"ms_detr.rule": "exclusive", "model.pretrained": "none"})
     images = config.train.micro_batch
-    detector, criterion = build_model(config.model).to(device).train(), build_criterion(config)
+    detector, criterion = build_detector(config).to(device).train(), build_criterion(config)
     batch = ImageBatch.from_images([torch.randn(3, options.size, options.size) for _ in range(images)]).to(device)
     labels = [torch.randint(0, config.model.num_classes, (options.objects,)) for _ in range(images)]
     targets = Targets.from_list(labels, [torch.rand(options.objects, 4) * 0.4 + 0.2 for _ in range(images)]).to(device)

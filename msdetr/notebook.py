@@ -69,7 +69,7 @@ def parameters(
     """The configuration a notebook's parameters ask for. Empty text and None mean: as the recipe says.
 
     recipe: a recipe's name or a .yaml file. data: folder with the data set. overrides: ``{"train.lr": 1e-4}`` or text as
-    in a shell, ``"train.lr=1e-4 model.variant=d"``. run_name: the folder under ``runs``; recipe and seed by default.
+    in a shell, ``"train.lr=1e-4 ms_detr.variant=d"``. run_name: the folder under ``runs``; recipe and seed by default.
 
     Raises ConfigError for an unknown parameter or recipe, a wrong type or a value out of range.
     """

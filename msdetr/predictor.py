@@ -183,9 +183,9 @@ def build(
     config: RunConfig | Mapping[str, Any] | str | Path = "shapes/ms-detr-c", overrides: Mapping[str, Any] | None = None
 ) -> nn.Module:
     """A freshly initialised detector of a recipe, a configuration or a YAML file."""
-    from .model import build_model
+    from .methods import build_detector
 
-    return build_model(resolve(config, overrides).model)
+    return build_detector(resolve(config, overrides))
 
 
 def load(path: str | Path, device: str | torch.device = "auto", ema: bool | None = None) -> Predictor:
@@ -194,13 +194,14 @@ def load(path: str | Path, device: str | torch.device = "auto", ema: bool | None
     ema: the moving average of the weights where the checkpoint has one (default), or False for the weights themselves.
     Raises CheckpointError.
     """
-    from .model import build_model
+
+    from .methods import build_detector
 
     checkpoint = checkpoints.find(path, checkpoints.verify_weights)
     config = checkpoint.config
-    detector = build_model(replace(config.model, pretrained="none"))
+    detector = build_detector(config.override({"model.pretrained": "none"}))
     checkpoints.load_weights(detector, checkpoint.weights(ema))
-    detector.strip_one_to_many()
+    detector.strip()
     return Predictor(detector, config, checkpoint.class_names, checkpoint.category_ids, device, checkpoint.directory)
 
 

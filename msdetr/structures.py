@@ -7,8 +7,8 @@ width and height of the image without padding, unless a name says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -20,12 +20,15 @@ class _Movable:
     """Gives a dataclass of tensors ``to(...)``, which moves every tensor field (and nested structure)."""
 
     def to(self, *args, **kwargs):
-        moved = {
-            f.name: value.to(*args, **kwargs)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), (Tensor, _Movable))
-        }
-        return replace(self, **moved)
+        return replace(self, **{f.name: _moved(getattr(self, f.name), args, kwargs) for f in fields(self) if f.init})
+
+
+def _moved(value, args, kwargs):
+    if isinstance(value, (Tensor, _Movable)):
+        return value.to(*args, **kwargs)
+    if isinstance(value, Mapping):
+        return {name: _moved(entry, args, kwargs) for name, entry in value.items()}
+    return value
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Targets(_Movable):
     labels: [T] int64 in [0, C).   boxes: [T, 4] cxcywh in [0, 1].   image: [T] int64 in [0, B), non-decreasing.
     num_images: B.   image_ids: the B ids of the data set (empty where there are none), for messages and evaluation.
     sizes: [B, 2] int64, original (height, width) in pixels, for post-processing; None where it is not known.
+    host: the same objects on the CPU, kept when they are moved to a device, so that nothing waits to read them back.
     """
 
     labels: Tensor
@@ -104,6 +108,7 @@ class Targets(_Movable):
     num_images: int
     image_ids: tuple[int, ...] = ()
     sizes: Tensor | None = None
+    host: Targets | None = None
 
     @classmethod
     def from_list(
@@ -128,10 +133,34 @@ class Targets(_Movable):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, *args, **kwargs) -> Targets:
+        moved = {name: getattr(self, name).to(*args, **kwargs) for name in ("labels", "boxes", "image")}
+        moved["labels"], moved["image"] = moved["labels"].long(), moved["image"].long()
+        sizes = None if self.sizes is None else self.sizes.to(moved["boxes"].device)
+        host = self if self.labels.device.type == "cpu" else self.host
+        return replace(self, **moved, sizes=sizes, host=None if moved["labels"].device.type == "cpu" else host)
+
+    @property
+    def on_host(self) -> Targets:
+        """These objects on the CPU; waits for the device only if they were made there."""
+        if self.labels.device.type == "cpu":
+            return self
+        return self.host if self.host is not None else self.to("cpu")
+
     @property
     def counts(self) -> Tensor:
-        """[B] int64: number of objects of each image."""
-        return torch.bincount(self.image, minlength=self.num_images)
+        """[B] int64, on the CPU: number of objects of each image."""
+        return torch.bincount(self.on_host.image, minlength=self.num_images)
+
+    def repeated(self, times: int) -> Targets:
+        """Every object ``times`` times in a row, as hybrid matching supervises it (H-DETR, Section 3)."""
+        return replace(
+            self,
+            labels=self.labels.repeat_interleave(times),
+            boxes=self.boxes.repeat_interleave(times, dim=0),
+            image=self.image.repeat_interleave(times),
+            host=None if self.host is None else self.host.repeated(times),
+        )
 
     def of_image(self, index: int) -> Targets:
         """The objects of one image, as a batch of one."""
@@ -147,7 +176,11 @@ class Targets(_Movable):
 
     def class_agnostic(self) -> Targets:
         """The same objects, every label 0: what the two-stage encoder is trained with."""
-        return replace(self, labels=torch.zeros_like(self.labels))
+        return replace(
+            self,
+            labels=torch.zeros_like(self.labels),
+            host=None if self.host is None else self.host.class_agnostic(),
+        )
 
     def pin_memory(self) -> Targets:
         return replace(
@@ -208,6 +241,56 @@ class Matches(_Movable):
 
 
 @dataclass(frozen=True)
+class QueryGroup:
+    """One slice of the query axis: Q queries that attend to each other, and what they are supervised with.
+
+    contents, positions: [B, Q, C].   references: [B, Q, 2 or 4] in [0, 1].
+    parts: the group consists of so many equal parts that do not see each other (Q = parts x size of a part).
+    mask: [Q / parts, Q / parts] bool, True where a query of a part may not attend to another.
+    reads: names of the groups it also attends to; the primary group reads none.
+    targets: the objects of its own, where they are not those of the batch (noised, repeated).
+    pairs: a known assignment, as matches of one layer; None: it is matched.
+    divisor: what sums are divided by, beyond the number of objects.
+    selected: [B, Q] token each query was made from, where it was made from one.
+    """
+
+    name: str
+    contents: Tensor
+    positions: Tensor
+    references: Tensor
+    parts: int = 1
+    mask: Tensor | None = None
+    reads: tuple[str, ...] = ()
+    targets: Targets | None = None
+    pairs: Matches | None = None
+    divisor: float = 1.0
+    selected: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class GroupOutput(_Movable):
+    """What the decoder makes of a query group; see ``QueryGroup`` for the fields they share.
+
+    predictions: of all K layers.   candidates: predictions of the candidates inside each layer, None where they are not
+    asked for.   references: [K, B, Q, 4] the reference each layer started from, for looking at; detached.
+    """
+
+    predictions: Predictions
+    candidates: Predictions | None
+    references: Tensor
+    parts: int = 1
+    targets: Targets | None = None
+    pairs: Matches | None = None
+    divisor: float = 1.0
+    selected: Tensor | None = None
+
+    def layer(self, index: int) -> GroupOutput:
+        """The predictions of one decoder layer (K = 1)."""
+        candidates = None if self.candidates is None else self.candidates.layer(index)
+        return replace(self, predictions=self.predictions.layer(index), candidates=candidates)
+
+
+@dataclass(frozen=True)
 class EncoderOutput(_Movable):
     """What the two-stage encoder proposes, per token: logits [1, B, S, C] (objectness is channel 0), boxes and
     anchors [1, B, S, 4] cxcywh. Tokens on padding or too close to the border have the box (1, 1, 1, 1)."""
@@ -218,13 +301,14 @@ class EncoderOutput(_Movable):
 
 @dataclass(frozen=True)
 class DetectorOutput(_Movable):
-    """Everything a detector returns.
+    """Everything a detector returns. The primary query group is the detector's answer; others only train it.
 
-    one_to_one:  predictions of all decoder layers; the last layer is the detector's answer.
-    one_to_many: predictions of the second branch, None in eval mode unless asked for, or for a baseline.
+    one_to_one:  predictions of all decoder layers; the last layer is the answer.
+    one_to_many: predictions of the candidates inside each layer, None in eval mode unless asked for, or for a baseline.
     encoder:     proposals of the two-stage encoder, None for one-stage models.
     references:  [K, B, Q, 2 or 4] the reference each layer started from, for looking at; detached.
     selected:    [B, Q] token each query was made from (two-stage), else None.
+    groups:      further query groups by name, empty unless targets were given.
     """
 
     one_to_one: Predictions
@@ -232,6 +316,16 @@ class DetectorOutput(_Movable):
     encoder: EncoderOutput | None = None
     references: Tensor | None = None
     selected: Tensor | None = None
+    groups: Mapping[str, GroupOutput] = field(default_factory=dict)
+
+    def layer(self, index: int) -> DetectorOutput:
+        """The predictions of one decoder layer (K = 1); references, proposals and selection as they are."""
+        return replace(
+            self,
+            one_to_one=self.one_to_one.layer(index),
+            one_to_many=None if self.one_to_many is None else self.one_to_many.layer(index),
+            groups={name: group.layer(index) for name, group in self.groups.items()},
+        )
 
 
 @dataclass(frozen=True)

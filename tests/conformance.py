@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import golden
 
 from msdetr.boxes import iou  # noqa: F401  (imported early: a broken installation fails here, not in every case)
-from msdetr.engine.optim import group_of
+from msdetr.engine.optim import lr_groups
 from msdetr.engine.postprocess import nms_postprocess, postprocess
-from msdetr.losses import build_criterion
-from msdetr.matching import HungarianMatcher, OneToManyMatcher, ReleasedOneToMany, match_all, merge_matches, score
-from msdetr.model import build_model, from_released, to_released
+from msdetr.matching import HungarianMatcher, OneToManyMatcher, ReleasedOneToMany, detection_costs, merge_matches, score
+from msdetr.methods import build_criterion, build_detector
+from msdetr.model import from_released, to_released
 from msdetr.modules import MultiScaleDeformableAttention
 from msdetr.ops import ms_deform_attn
 from msdetr.ops.reference import ms_deform_attn_loop
@@ -156,7 +156,7 @@ def matching_inputs(arrays: dict, dtype: str) -> tuple[Predictions, Targets]:
 def hungarian_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
     arrays = golden.read_arrays(folder / f"{name}.npz")
     predictions, targets = matching_inputs(arrays, dtype)
-    matcher = HungarianMatcher(spec["cost_class"], spec["cost_bbox"], spec["cost_giou"])
+    matcher = HungarianMatcher(detection_costs(spec["cost_class"], spec["cost_bbox"], spec["cost_giou"]))
     for image, pairs in enumerate(per_image(matcher(predictions, targets), targets)):
         want = np.stack([arrays[f"indices/{image}/0"], arrays[f"indices/{image}/1"]], -1)
         case.equal(f"image {image}", pairs, as_pairs(want))
@@ -244,9 +244,8 @@ def loss_entries(config, output: DetectorOutput, targets: Targets, losses) -> di
 
 def unmerged(config, output: DetectorOutput, targets: Targets) -> dict[str, Matches]:
     """Matches of every branch before one-to-one pairs are merged in, as recorded."""
-    branches = [b for b in build_criterion(config).branches if b.predictions(output) is not None]
-    problems = [(b.matcher, (b.match_on or b.predictions)(output), b.targets(targets)) for b in branches]
-    return dict(zip([b.name for b in branches], match_all(problems)))
+    criterion = build_criterion(config)
+    return criterion.match(criterion.supervised(output, targets), merge=False)
 
 
 def in_call_order(matches: dict[str, Matches], targets: Targets, num_layers: int) -> list:
@@ -309,16 +308,17 @@ def criterion_case(case: Case, folder: Path, manifest: dict, name: str, spec: di
 
 def load_model(folder: Path, variant: str, spec: dict, config: dict, dtype: torch.dtype):
     config = golden.model_config(spec["arch"], spec["flags"], config)
-    model = build_model(config).to(dtype)
+    model = build_detector(config).to(dtype)
     model.load_state_dict(from_released(golden.released_state(folder, variant, dtype), config))
-    return model
+    return model, config
 
 
 def model_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
     kind, tolerance = DTYPES[dtype], manifest["tolerance"][dtype]
     images = golden.read_arrays(folder / manifest["images"]["file"])
     batch = golden.read_images(images, sorted(k for k in images if k.startswith("u8/")), kind)
-    model = load_model(folder, name, spec, manifest["config"], kind).eval()
+    model, _ = load_model(folder, name, spec, manifest["config"], kind)
+    model.eval()
     arrays = golden.read_arrays(folder / spec["file"])
     with torch.no_grad():
         output = model(batch, one_to_many=model.decoder.one_to_many is not None)
@@ -354,7 +354,8 @@ def fullsize_case(case: Case, folder: Path, manifest: dict, name: str, spec: dic
     tolerance = manifest["tolerance"]["float64"]
     images = golden.read_arrays(folder / "inputs.npz")
     batch = golden.read_images(images, sorted(k for k in images if k.startswith("u8/")), torch.float64)
-    model = load_model(folder, name, spec, manifest["config"], torch.float64).eval()
+    model, _ = load_model(folder, name, spec, manifest["config"], torch.float64)
+    model.eval()
     arrays = golden.read_arrays(folder / spec["file"])
     with torch.no_grad():
         output = model(batch, one_to_many=model.decoder.one_to_many is not None)
@@ -377,7 +378,7 @@ def keys_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, d
     record = golden.read_json(folder / spec["file"])
     config = golden.model_config(spec["arch"], spec["flags"], {})
     with torch.device("meta"):
-        model = build_model(config)
+        model = build_detector(config)
     state = model.state_dict(keep_vars=True)
     released = to_released(state, config)
     shapes = {name: list(tensor.shape) for name, tensor in released.items()}
@@ -387,10 +388,11 @@ def keys_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, d
     case.equal("shared tensors", all(released[a] is released[b] for a, b in aliases.items()), True)
 
     originals = {id(t): name for name, t in released.items() if name not in aliases}
+    group_names = lr_groups(model)
     groups: dict[str, set[str]] = {"rest": set(), "backbone": set(), "projection": set()}
     for path, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[group_of(path)].add(originals[id(parameter)])
+            groups[group_names[path]].add(originals[id(parameter)])
     for (kind, names), want in zip(groups.items(), record["optimizer_groups"]):
         case.equal(f"optimizer group {kind}", names, {aliases.get(n, n) for n in want})
     frozen = {originals[id(p)] for p in model.parameters() if not p.requires_grad}
@@ -408,8 +410,9 @@ def keys_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, d
 def trajectory_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
     kind, tolerance = torch.float64, spec["suggested_tolerance_float64"]
     inputs = golden.read_arrays(folder / "inputs.npz")
-    model = load_model(folder.parent / "model", name, spec, manifest["config"], kind).train()
-    config = golden.run_config(model.config, spec["flags"], spec)
+    model, config = load_model(folder.parent / "model", name, spec, manifest["config"], kind)
+    model.train()
+    config = golden.run_config(config, spec["flags"], spec)
     criterion = build_criterion(config)
     optimizer = released_optimizer(model, spec)
     batches = 1 + max(int(key.split("/")[0]) for key in inputs)
@@ -436,7 +439,7 @@ def trajectory_case(case: Case, folder: Path, manifest: dict, name: str, spec: d
         case.equal(where + "matchings", without_copies(got, output), without_copies(want, output))
 
         optimizer.step()
-        state = to_released(model.state_dict(), model.config)
+        state = to_released(model.state_dict(), config)
         for key, (total, length) in step["params"].items():
             value = state[key].double()
             case.close(where + f"|{key}|", value.norm(), length, rtol=tolerance["params_L2_rtol"])
@@ -468,9 +471,10 @@ def released_optimizer(model: torch.nn.Module, spec: dict) -> torch.optim.Optimi
         "projection": spec["lr"] * spec["lr_linear_proj_mult"],
     }
     groups = {name: {"params": [], "lr": rate} for name, rate in rates.items()}
+    of_parameter = lr_groups(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[group_of(name)]["params"].append(parameter)
+            groups[of_parameter[name]]["params"].append(parameter)
     return torch.optim.AdamW(list(groups.values()), lr=spec["lr"], weight_decay=spec["weight_decay"])
 
 

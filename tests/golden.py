@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msdetr.config import ModelConfig, RunConfig
+from msdetr.config import RunConfig
 from msdetr.structures import ImageBatch, Predictions, Targets
 
 
@@ -77,51 +77,55 @@ def released_state(folder: Path, variant: str, dtype: torch.dtype) -> dict[str, 
     return state
 
 
-def model_config(arch: str, flags: Mapping, config: Mapping) -> ModelConfig:
+def model_config(arch: str, flags: Mapping, config: Mapping) -> RunConfig:
     """The configuration that the released command-line flags stand for."""
     one_to_many = flags.get("use_ms_detr", False)
     values = {
-        "variant": arch if one_to_many else "baseline",
-        "two_stage": flags.get("two_stage", False),
         "box_refine": flags.get("with_box_refine", False),
-        "mixed_selection": flags.get("mixed_selection", False),
         "look_forward_twice": flags.get("look_forward_twice", False),
         "pretrained": "none",
         "backbone": config.get("backbone", "resnet50"),
         "num_classes": config.get("num_classes", 91),
         "hidden_dim": config.get("hidden_dim", 256),
         "num_heads": config.get("nheads", 8),
-        "encoder_layers": config.get("enc_layers", 6),
-        "decoder_layers": config.get("dec_layers", 6),
-        "num_levels": config.get("num_feature_levels", 4),
+        "encoder_layers": flags.get("enc_layers", config.get("enc_layers", 6)),
+        "decoder_layers": flags.get("dec_layers", config.get("dec_layers", 6)),
+        "num_levels": flags.get("num_feature_levels", config.get("num_feature_levels", 4)),
         "num_points": config.get("dec_n_points", 4),
         "ffn_dim": flags.get("dim_feedforward", config.get("dim_feedforward", 1024)),
         "num_queries": flags.get("num_queries", config.get("num_queries", 300)),
         "dropout": flags.get("dropout", config.get("dropout", 0.1)),
     }
-    if one_to_many and arch == "c":
-        values["candidate_ffn"] = flags.get("use_aux_ffn", False)
-    return RunConfig().override({f"model.{name}": value for name, value in values.items()}).model
+    changes = {f"model.{name}": value for name, value in values.items()}
+    changes["two_stage"] = flags.get("two_stage", False)
+    if flags.get("two_stage", False):
+        changes["two_stage.mixed_selection"] = flags.get("mixed_selection", False)
+    changes["ms_detr"] = one_to_many
+    if one_to_many:
+        changes["ms_detr.variant"] = arch
+        if arch == "c":
+            changes["ms_detr.candidate_ffn"] = "with" if flags.get("use_aux_ffn", False) else "without"
+    return RunConfig().override(changes)
 
 
-def run_config(model: ModelConfig, flags: Mapping, case: Mapping) -> RunConfig:
+def run_config(config: RunConfig, flags: Mapping, case: Mapping) -> RunConfig:
     """The matching and loss settings of the released training."""
-    coefficient = {
-        "loss.class_weight": flags.get("cls_loss_coef", 2.0),
-        "loss.one_to_many_class_weight": flags.get("o2m_cls_loss_coef", 2.0),
-        "loss.encoder_class_weight": flags.get("enc_cls_loss_coef", 2.0),
-        "loss.encoder_l1_weight": flags.get("enc_bbox_loss_coef", 5.0),
-        "loss.encoder_giou_weight": flags.get("enc_giou_loss_coef", 2.0),
-    }
-    matching = {
-        "matching.one_to_many": "released",
-        "matching.threshold": case.get("o2m_threshold", 0.4),
-        "matching.k": case.get("o2m_k", 6),
-        "matching.merge": case.get("use_indices_merge", False),
-    }
-    from dataclasses import replace
-
-    return replace(RunConfig(), model=model).override(coefficient | matching)
+    changes = {"loss.class_weight": flags.get("cls_loss_coef", 2.0)}
+    if "two_stage" in config.methods:
+        changes |= {
+            "two_stage.class_weight": flags.get("enc_cls_loss_coef", 2.0),
+            "two_stage.l1_weight": flags.get("enc_bbox_loss_coef", 5.0),
+            "two_stage.giou_weight": flags.get("enc_giou_loss_coef", 2.0),
+        }
+    if "ms_detr" in config.methods:
+        changes |= {
+            "ms_detr.class_weight": flags.get("o2m_cls_loss_coef", 2.0),
+            "ms_detr.rule": "released",
+            "ms_detr.threshold": case.get("o2m_threshold", 0.4),
+            "ms_detr.k": case.get("o2m_k", 6),
+            "ms_detr.merge": case.get("use_indices_merge", False),
+        }
+    return config.override(changes)
 
 
 def read_targets(

@@ -13,6 +13,11 @@ SMALL = {
 }
 
 
+def as_variant(variant: str) -> dict:
+    """The setting of a variant, "baseline" among them."""
+    return {"ms_detr": None} if variant == "baseline" else {"ms_detr.variant": variant}
+
+
 def config(variant: str, **changes) -> RunConfig:
     """``shapes/ms-detr-c`` made small, as a variant, with further changes."""
-    return recipes.get("shapes/ms-detr-c").override(SMALL | {"model.variant": variant} | changes)
+    return recipes.get("shapes/ms-detr-c").override(SMALL | as_variant(variant) | changes)

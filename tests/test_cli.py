@@ -181,8 +181,8 @@ def test_unknown_names_suggest_the_nearest(capsys):
 
 @pytest.mark.fault("F70")
 def test_values_out_of_range(capsys):
-    status, _, err = run(capsys, "train", "shapes/ms-detr-c", "--set", "matching.k=0")
-    assert status == 1 and "matching.k: must be at least 1" in err
+    status, _, err = run(capsys, "train", "shapes/ms-detr-c", "--set", "ms_detr.k=0")
+    assert status == 1 and "ms_detr.k: must be at least 1" in err
 
 
 @pytest.mark.fault("F71")

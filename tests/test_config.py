@@ -27,6 +27,7 @@ from msdetr.config import (
     unregister_section,
 )
 from msdetr.errors import ConfigError
+from msdetr.methods import MSDETRConfig
 
 PACKAGE = Path(config_module.__file__).parent.parent
 
@@ -53,7 +54,7 @@ def test_every_field_is_read_by_something(path):
         ("lr", "train.lr"),
         ("model.num_querys", "model.num_queries"),
         ("sead", "seed"),
-        ("matchin.k", "matching.k"),
+        ("ms_dert.k", "ms_detr.k"),
     ],
 )
 def test_unknown_names_get_a_suggestion(wrong, meant):
@@ -69,9 +70,9 @@ def test_unknown_names_get_a_suggestion(wrong, meant):
         ("train.epochs", 3, 3.0),
         ("seed", "7", 7),
         ("seed", 7.0, 7),
-        ("model.two_stage", "true", True),
-        ("matching.merge", "False", False),
-        ("model.candidate_ffn", "none", None),
+        ("train.tensorboard", "true", True),
+        ("ms_detr.merge", "False", False),
+        ("two_stage.mixed_selection", "false", False),
         ("data.train_sizes", "480, 512", (480, 512)),
         ("train.betas", [0.9, "0.99"], (0.9, 0.99)),
     ],
@@ -93,10 +94,10 @@ def test_values_are_coerced_by_the_declared_type(path, value, want):
         ("train.lr", float("nan")),
         ("train.lr", -1),
         ("seed", 1.5),
-        ("model.two_stage", 1),
-        ("model.two_stage", "yes"),
-        ("model.variant", "e"),
-        ("model.variant", ["c"]),
+        ("data.cache", 1),
+        ("data.cache", "yes"),
+        ("ms_detr.variant", "e"),
+        ("ms_detr.variant", ["c"]),
         ("train.betas", [0.9]),
         ("data.root", 3),
         ("model", {}),
@@ -112,7 +113,7 @@ def test_impossible_values_name_the_field(path, value):
 
 @pytest.mark.fault("F47")
 @pytest.mark.parametrize(
-    "path, value", [("matching.k", 0), ("matching.alpha", 1.1), ("matching.threshold", -0.1), ("matching.alpha", "nan")]
+    "path, value", [("ms_detr.k", 0), ("ms_detr.alpha", 1.1), ("ms_detr.threshold", -0.1), ("ms_detr.alpha", "nan")]
 )
 def test_impossible_matching(path, value):
     with pytest.raises(ConfigError, match=path):
@@ -121,7 +122,7 @@ def test_impossible_matching(path, value):
 
 def test_variants_that_would_be_two_copies_of_one_branch():
     with pytest.raises(ConfigError, match="both branches would be the same"):
-        RunConfig().override({"model.variant": "a", "model.separate_heads": False})
+        RunConfig().override({"ms_detr.variant": "a", "ms_detr.heads": "shared"})
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -197,8 +198,8 @@ def test_values_outside_their_domain_name_the_field(path, value):
 def test_a_configuration_made_in_python_is_checked_as_well():
     with pytest.raises(ConfigError, match="train.epochs: expected float, got '3'"):
         RunConfig(train=TrainConfig(epochs="3"))
-    with pytest.raises(ConfigError, match="matching.k: must be at least 1"):
-        RunConfig(matching=MatchingConfig(k=0))
+    with pytest.raises(ConfigError, match="ms_detr.k: must be at least 1"):
+        RunConfig(methods={"ms_detr": MSDETRConfig(k=0)})
     with pytest.raises(ConfigError, match="model: expected ModelConfig"):
         RunConfig(model={})
 
@@ -217,7 +218,7 @@ def test_what_is_suggested_is_accepted_as_it_stands():
 
 
 def test_overrides_as_text():
-    assert parse_overrides("train.lr=1e-4 model.variant=d") == {"train.lr": "1e-4", "model.variant": "d"}
+    assert parse_overrides("train.lr=1e-4 ms_detr.variant=d") == {"train.lr": "1e-4", "ms_detr.variant": "d"}
     with pytest.raises(ConfigError, match="not of the form name=value"):
         parse_overrides("train.lr")
     with pytest.raises(ConfigError, match=r"train.lr: given twice, as '1' and as '2'"):
@@ -249,7 +250,11 @@ def hybrid():
 def test_a_registered_section_is_off_until_a_field_is_given(hybrid):
     assert {"hybrid.k", "hybrid.groups"} <= set(all_paths())
     off = RunConfig()
-    assert off.methods == {} and "hybrid" not in off.to_dict() and flatten(off)["hybrid.k"] is None
+    assert (
+        list(off.methods) == ["ms_detr", "two_stage"]
+        and "hybrid" not in off.to_dict()
+        and flatten(off)["hybrid.k"] is None
+    )
     on = off.override({"hybrid.k": "3"})
     assert on.methods["hybrid"] == Hybrid(3) and on != off
     assert on.to_dict()["hybrid"] == {"k": 3, "groups": "one"} and flatten(on)["hybrid.k"] == 3
@@ -309,4 +314,35 @@ def test_a_field_may_be_a_section_or_none():
 def test_settings_that_make_no_other_experiment():
     assert "train.tensorboard" in harmless_on_resume() & harmless_in_comparison()
     assert "seed" in harmless_in_comparison() - harmless_on_resume()
-    assert not {"train.lr", "model.variant"} & (harmless_on_resume() | harmless_in_comparison())
+    assert not {"train.lr", "ms_detr.variant"} & (harmless_on_resume() | harmless_in_comparison())
+
+
+def test_a_default_section_stays_off_through_yaml(tmp_path):
+    config = RunConfig().override({"ms_detr": None})
+    config.save(tmp_path / "config.yaml")
+    assert "ms_detr" not in load(tmp_path / "config.yaml").methods
+    assert load(tmp_path / "config.yaml") == config and config.override({"seed": 1}).methods == config.methods
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"variant": "c"}, {"ms_detr.variant": "c"}),
+        ({"variant": "baseline", "mixed_selection": False}, {"ms_detr": None, "two_stage.mixed_selection": False}),
+        ({"variant": "a", "separate_heads": True, "candidate_ffn": None}, {"ms_detr.variant": "a", "ms_detr.heads": "separate"}),
+        ({"variant": "d", "two_stage": False, "mixed_selection": False}, {"ms_detr.variant": "d", "two_stage": None}),
+    ],
+)  # fmt: skip
+def test_configurations_of_version_0_1_are_read(old, new):
+    values = {"model": old, "matching": {"k": 4, "cost_l1": 3.0}, "loss": {"encoder_l1_weight": 1.0}}
+    want = RunConfig().override({"matching.cost_l1": 3.0} | new)
+    want = want.override({"ms_detr.k": 4} if "ms_detr" in want.methods else {})
+    want = want.override({"two_stage.l1_weight": 1.0} if "two_stage" in want.methods else {})
+    assert from_dict(values) == want
+
+
+def test_a_name_that_moved_is_explained():
+    with pytest.raises(ConfigError, match="model.variant: is now ms_detr.variant"):
+        RunConfig().override({"model.variant": "d"})
+    with pytest.raises(ConfigError, match="matching.k: is now ms_detr.k"):
+        RunConfig().override({"matching.k": 3})

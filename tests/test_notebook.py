@@ -16,13 +16,13 @@ from msdetr.notebook import check_parameters, parameters, project_root, run_note
 
 def test_parameters_become_a_configuration(tmp_path):
     run = parameters(
-        "shapes/ms-detr-c", data="data/mine", epochs="2", seed=3, overrides="train.lr=1e-4 model.variant=d"
+        "shapes/ms-detr-c", data="data/mine", epochs="2", seed=3, overrides="train.lr=1e-4 ms_detr.variant=d"
     )
     assert (run.config.data.root, run.config.train.epochs, run.config.seed) == ("data/mine", 2.0, 3)
-    assert run.config.train.lr == 1e-4 and run.config.model.variant == "d"
+    assert run.config.train.lr == 1e-4 and run.config.ms_detr.variant == "d"
     assert str(run.run_dir) == "runs/shapes-ms-detr-c-seed3"
-    named = parameters(overrides={"matching.k": 4}, run_name="mine", runs=tmp_path)
-    assert named.run_dir == tmp_path / "mine" and named.config.matching.k == 4
+    named = parameters(overrides={"ms_detr.k": 4}, run_name="mine", runs=tmp_path)
+    assert named.run_dir == tmp_path / "mine" and named.config.ms_detr.k == 4
 
 
 def test_empty_values_mean_as_the_recipe_says():

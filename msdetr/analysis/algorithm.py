@@ -10,9 +10,7 @@ import torch
 
 from msdetr.analysis.arrays import predictions_from_arrays, targets_from_arrays
 from msdetr.boxes import cxcywh_to_xyxy, iou
-from msdetr.config import MatchingConfig
-from msdetr.losses import build_one_to_many_matcher
-from msdetr.matching import HungarianMatcher, OneToManyMatcher, ReleasedOneToMany, merge_matches
+from msdetr.matching import HungarianMatcher, MatchingRules, OneToManyMatcher, ReleasedOneToMany, merge_matches
 from msdetr.structures import Matches, Predictions, Targets
 
 SECTION_C = "exclusive (Section C)"
@@ -132,12 +130,12 @@ class Sweep:
 
 
 def sweep(
-    predictions: Predictions, targets: Targets, name: str, values: Sequence[float], matching: MatchingConfig
+    predictions: Predictions, targets: Targets, name: str, values: Sequence[float], matching: MatchingRules
 ) -> Sweep:
     """One-to-many matching of one layer (K = 1) with ``matching.name`` set to each of the values."""
     rows = []
     for value in values:
-        matches = build_one_to_many_matcher(replace(matching, **{name: value}))(predictions, targets)
+        matches = replace(matching, **{name: value}).one_to_many()(predictions, targets)
         served = torch.bincount(matches.target, minlength=len(targets))
         slot = matches.image * predictions.logits.shape[2] + matches.query
         per_query = slot.unique(return_counts=True)[1]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from msdetr.analysis.look import both_branches, evaluating
 from msdetr.losses import Criterion
 from msdetr.model import Detector
-from msdetr.modules import Pyramid
+from msdetr.modules import CrossAttention
 from msdetr.structures import ImageBatch, Targets
 
 QUERIES = "queries"
@@ -63,6 +63,7 @@ def trace_layer(detector: Detector, batch: ImageBatch, layer: int = 0) -> LayerT
     ran: list[tuple[str, tuple, Tensor]] = []
     returned: list[tuple[Tensor, Tensor | None]] = []
     names = inside | readers
+    looking = {name for m, name in names.items() if any(isinstance(x, CrossAttention) for x in m.modules())}
     hooks = [
         module.register_forward_hook(lambda module, inputs, output: ran.append((names[module], inputs, output)))
         for module in names
@@ -77,7 +78,7 @@ def trace_layer(detector: Detector, batch: ImageBatch, layer: int = 0) -> LayerT
     steps, predictors, known = [], [], []
     for name, inputs, output in ran:
         source = next((n for n, tensor in known if tensor is inputs[0]), QUERIES)
-        sees_image = any(isinstance(value, Pyramid) for value in inputs)
+        sees_image = name in looking
         call = Call(name, source, sees_image, tuple(output.shape))
         if name in inside.values():
             steps.append(call)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from msdetr.losses import Criterion, Weights, focal_loss, giou_loss, l1_loss
+from msdetr.losses import Criterion, Term
 from msdetr.structures import DetectorOutput, ImageBatch, Matches, Predictions, Targets
 
 DECODER_PARTS = {
@@ -83,16 +83,13 @@ def branch_gradients(
     layer: supervise this decoder layer's predictions only; None: all, as in training. Part names stand in the order of the
     detector's parameters.
     """
-    output = detector(batch, one_to_many=detector.decoder.one_to_many is not None)
+    output = detector(batch, targets, one_to_many=detector.decoder.one_to_many is not None)
     if layer is not None:
-        many = output.one_to_many
-        output = replace(
-            output, one_to_one=output.one_to_one.layer(layer), one_to_many=None if many is None else many.layer(layer)
-        )
+        output = output.layer(layer)
     named = [(name, p) for name, p in detector.named_parameters() if p.requires_grad]
     named.sort(key=lambda item: "." not in item[0])  # the detector's own level embedding comes after its modules'
     parts = tuple(dict.fromkeys(part(name) for name, _ in named))
-    branches = tuple(branch.name for branch in criterion.branches if branch.predictions(output) is not None)
+    branches = tuple(criterion.supervised(output, targets))
     flat: list[dict[str, list[torch.Tensor]]] = []
     for name in branches:
         loss = only(criterion, name)(output, targets).total
@@ -112,23 +109,19 @@ def branch_gradients(
 
 def only(criterion: Criterion, name: str) -> Criterion:
     """The same criterion with the weights of all other branches zero; matching, also by merging, stays as it is."""
-    return Criterion(
-        [b if b.name == name else replace(b, weights=replace(b.weights, classification=0, l1=0, giou=0)) for b in criterion.branches]
-    )  # fmt: skip
+    return Criterion([b if b.name == name else b.with_weights(0.0) for b in criterion.branches])
 
 
-def pulls(predictions: Predictions, targets: Targets, matches: Matches, weights: Weights) -> dict[str, Predictions]:
+def pulls(
+    predictions: Predictions, targets: Targets, matches: Matches, terms: Mapping[str, tuple[float, Term]]
+) -> dict[str, Predictions]:
     """What each weighted term would change: term -> minus its gradient, as [K, B, Q, C] for logits and [K, B, Q, 4] for
     boxes. Adding a little of it to the predictions lowers the term. Not divided by the number of objects."""
-    terms = {
-        "class": lambda p: weights.classification * focal_loss(p, targets, matches, weights.focal_alpha, weights.focal_gamma),
-        "l1": lambda p: weights.l1 * l1_loss(p, targets, matches),
-        "giou": lambda p: weights.giou * giou_loss(p, targets, matches),
-    }  # fmt: skip
     found = {}
-    for name, term in terms.items():
+    for name, (weight, term) in terms.items():
         leaves = [x.detach().clone().requires_grad_() for x in (predictions.logits, predictions.boxes)]
-        gradients = torch.autograd.grad(term(Predictions(*leaves)).sum(), leaves, allow_unused=True)
+        value = (weight * term(Predictions(*leaves), targets, matches)).sum()
+        gradients = torch.autograd.grad(value, leaves, allow_unused=True)
         found[name] = Predictions(
             *(torch.zeros_like(x) if g is None else -g for x, g in zip(leaves, gradients, strict=True))
         )
@@ -139,9 +132,10 @@ def branch_pulls(
     criterion: Criterion, output: DetectorOutput, targets: Targets, names: Sequence[str] = ("one_to_one", "one_to_many")
 ) -> dict[str, tuple[Matches, dict[str, Predictions]]]:
     """Branch -> its matches, and what each of its terms pulls at."""
-    matches = criterion.match(output, targets)
+    supervised = criterion.supervised(output, targets)
+    matches = criterion.match(supervised)
     return {
-        b.name: (matches[b.name], pulls(b.predictions(output), b.targets(targets), matches[b.name], b.weights))
-        for b in criterion.branches
-        if b.name in names
+        branch.name: (matches[branch.name], pulls(given.predictions, given.targets, matches[branch.name], branch.terms))
+        for branch in criterion.branches
+        if branch.name in names and (given := supervised.get(branch.name)) is not None
     }

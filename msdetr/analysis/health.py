@@ -18,6 +18,7 @@ import numpy as np
 from msdetr import files
 from msdetr.analysis.runs import Run, read_run
 from msdetr.errors import FileError
+from msdetr.methods import matching_rules, variant_of
 
 ENOUGH_STEPS = 500  # rule of thumb: before, classes that are not found yet say nothing
 
@@ -166,26 +167,26 @@ def _one_to_one_complete(run: Run) -> Iterator[Finding]:
 
 
 def _one_to_many_positives(run: Run) -> Iterator[Finding]:
-    if run.config.model.variant == "baseline":
+    if variant_of(run.config) == "baseline":
         return
     values = [line["positives_per_object"].get("one_to_many") for line in run.steps]
     values = [v for v in values if v is not None]
     if not values:
         yield _unknown("one-to-many positives", run)
         return
-    m, tail = run.config.matching, float(np.mean(values[-max(1, len(values) // 5) :]))
+    m, tail = matching_rules(run.config), float(np.mean(values[-max(1, len(values) // 5) :]))
     share = tail * np.mean([line["objects_per_image"] for line in run.steps]) / run.config.model.num_queries
     text = f"{tail:.2f} positives per object lately (k = {m.k}), {share:.0%} of the queries"
     if tail < min(1.5, 0.5 * m.k):
         cause = (
-            f"few predictions score above tau = {m.threshold:g}: early in training wait; later lower matching.threshold, "
+            f"few predictions score above tau = {m.threshold:g}: early in training wait; later lower ms_detr.threshold, "
             "or look whether the boxes learn at all"
         )
         yield Finding("one-to-many positives", Level.WARN, text, cause)
     elif share > 0.4:
         cause = (
             "most queries are positives, so one-to-one supervision has little to tell apart: fewer per object "
-            "(matching.k), or more queries (about 15 % are positive on COCO)"
+            "(ms_detr.k), or more queries (about 15 % are positive on COCO)"
         )
         yield Finding("one-to-many positives", Level.WARN, text, cause)
     else:

@@ -48,9 +48,9 @@ def sampling_points(detector: nn.Module, batch: ImageBatch, image: int = 0) -> l
     found: list[SamplingPoints] = []
 
     def record(attention: nn.Module, inputs: tuple) -> None:
-        queries, positions, references, memory = inputs
-        placed = queries + positions
-        locations = attention.sampling_locations(placed, memory.per_level(references), memory.shapes)
+        queries, context = inputs
+        placed, memory = queries + context.positions, context.memory
+        locations = attention.sampling_locations(placed, memory.per_level(context.references), memory.shapes)
         locations = locations / memory.valid_ratios[:, None, None, :, None]  # from padded levels to the image
         weights = attention.attention_weights(placed).unflatten(-1, (attention.num_heads, -1)).softmax(-1)
         weights = weights.unflatten(-1, (attention.num_levels, attention.num_points))

@@ -23,9 +23,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from msdetr.boxes import cxcywh_to_xyxy, pairwise_iou
-from msdetr.config import MatchingConfig
-from msdetr.losses import build_one_to_many_matcher
-from msdetr.matching import HungarianMatcher, class_probability, cost_terms, merge_matches, pair_iou, score
+from msdetr.matching import (
+    MatchingRules,
+    class_probability,
+    cost_terms,
+    merge_matches,
+    pair_iou,
+    score,
+)
 from msdetr.structures import DetectorOutput, Matches, Predictions, Targets
 
 
@@ -125,7 +130,7 @@ class BranchExplanation:
     name: str
     predictions: Predictions
     targets: Targets
-    matching: MatchingConfig
+    matching: MatchingRules
     matches: Matches
     probability: np.ndarray
     iou: np.ndarray
@@ -198,7 +203,7 @@ class BranchExplanation:
             text = f"Query {query} serves {self._named(target)} because one-to-one matching paired them (merge)."
             return Reason(status, (), text, numbers)
         obstacles, words = [], []
-        released = m.one_to_many == "released"
+        released = m.rule == "released"
         if value <= m.threshold and not released:
             obstacles.append(Status.BELOW)
             words.append(f"its score, {sum_text}, is not above τ = {m.threshold:g}")
@@ -223,9 +228,9 @@ class BranchExplanation:
     def _rival(self, query: int, target: int, layer: int) -> int | None:
         """The object the query goes to instead: the one it scores highest with, where the rule is exclusive; with the
         released rule and a merge, the one whose pair came later."""
-        if self.matching.one_to_many == "literal":
+        if self.matching.rule == "literal":
             return None
-        if self.matching.one_to_many == "released":
+        if self.matching.rule == "released":
             contested = STATUSES[self.status[layer, target, query]] is Status.LOST
             return self.served(query, layer)[-1] if contested else None
         best = int(self.score[layer, :, query].argmax())
@@ -345,7 +350,7 @@ class Explanation:
 def explain(
     output: DetectorOutput | Predictions,
     targets: Targets,
-    matching: MatchingConfig | None = None,
+    matching: MatchingRules | None = None,
     image: int = 0,
     class_names: Sequence[str] = (),
 ) -> Explanation:
@@ -357,7 +362,7 @@ def explain(
 
     Raises ValueError for a NaN or infinite prediction, a label outside the predicted classes, or batches that differ.
     """
-    matching = MatchingConfig() if matching is None else matching
+    matching = MatchingRules() if matching is None else matching
     if isinstance(output, Predictions):
         output = DetectorOutput(output)
     if not 0 <= image < targets.num_images:
@@ -367,7 +372,7 @@ def explain(
     objects = _on_cpu(targets.of_image(image))
     first = _of_image(output.one_to_one, image)
     second = first if output.one_to_many is None else _of_image(output.one_to_many, image)
-    hungarian = HungarianMatcher(matching.cost_class, matching.cost_l1, matching.cost_giou)
+    hungarian = matching.hungarian()
     pairs = hungarian(first, objects)
     class_names = tuple(class_names)
     one_to_one = _one_to_one_branch(first, objects, matching, pairs, class_names)
@@ -381,7 +386,7 @@ def explain(
 
 
 def _one_to_one_branch(
-    predictions: Predictions, targets: Targets, matching: MatchingConfig, pairs: Matches, names: tuple[str, ...]
+    predictions: Predictions, targets: Targets, matching: MatchingRules, pairs: Matches, names: tuple[str, ...]
 ) -> BranchExplanation:
     tables = _tables(predictions, targets, matching)
     matched = _membership(pairs, tables["score"].shape)
@@ -398,7 +403,7 @@ def _one_to_one_branch(
 
 
 def _one_to_many_branch(
-    predictions: Predictions, targets: Targets, matching: MatchingConfig, one_to_one: Matches, names: tuple[str, ...]
+    predictions: Predictions, targets: Targets, matching: MatchingRules, one_to_one: Matches, names: tuple[str, ...]
 ) -> BranchExplanation:
     tables = _tables(predictions, targets, matching)
     table = tables["score"]
@@ -408,17 +413,17 @@ def _one_to_many_branch(
         devices=[]
     ):  # the released rule caps its positives at random: one draw, the same each time
         torch.manual_seed(0)
-        plain = build_one_to_many_matcher(rule)(predictions, targets)
+        plain = rule.one_to_many()(predictions, targets)
     final = plain
     if matching.merge:
-        final = merge_matches(plain, one_to_one, num_queries, 1, exclusive=matching.one_to_many != "literal")
+        final = merge_matches(plain, one_to_one, num_queries, 1, exclusive=matching.rule != "literal")
     before, matched = _membership(plain, table.shape), _membership(final, table.shape)
 
     competes = np.ones_like(matched)
-    if matching.one_to_many == "exclusive" and table.shape[1]:
+    if matching.rule == "exclusive" and table.shape[1]:
         competes = np.arange(table.shape[1])[:, None] == table.argmax(1)[:, None]  # first object among equals
     place = _places(table, competes)
-    released = matching.one_to_many == "released"
+    released = matching.rule == "released"
     votes = before.sum(-1) if released else np.full(table.shape[:2], matching.k)
 
     code = {status: STATUSES.index(status) for status in Status}
@@ -447,7 +452,7 @@ def _places(table: np.ndarray, competes: np.ndarray) -> np.ndarray:
     return place
 
 
-def _tables(predictions: Predictions, targets: Targets, matching: MatchingConfig) -> dict[str, np.ndarray]:
+def _tables(predictions: Predictions, targets: Targets, matching: MatchingRules) -> dict[str, np.ndarray]:
     terms = cost_terms(predictions, targets)
     return {
         "probability": class_probability(predictions, targets).numpy(),

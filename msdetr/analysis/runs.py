@@ -20,6 +20,7 @@ from msdetr import files
 from msdetr.config import RunConfig
 from msdetr.engine.run import read_results
 from msdetr.errors import CheckpointError, RunError
+from msdetr.methods import variant_of
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -235,19 +236,26 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def title(config: RunConfig) -> str:
     """'MS-DETR (c)', 'Deformable DETR++' or 'Deformable DETR'."""
-    model = config.model
-    plus = model.two_stage and model.mixed_selection and model.look_forward_twice
-    return f"MS-DETR ({model.variant})" if model.variant != "baseline" else f"Deformable DETR{'++' if plus else ''}"
+    variant, two_stage = variant_of(config), config.two_stage
+    plus = two_stage is not None and two_stage.mixed_selection and config.model.look_forward_twice
+    return f"MS-DETR ({variant})" if variant != "baseline" else f"Deformable DETR{'++' if plus else ''}"
 
 
 def differences(groups: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
-    """Settings in which groups differ: dotted path -> {group name: value}. What a fair comparison must show."""
+    """Settings in which groups differ: dotted path -> {group name: value}, or a section that is on
+    in some of them -> {group name: whether it is}. What a fair comparison must show."""
     settings = {name: _settings(members[0].config) for name, members in groups.items()}
     paths = next(iter(settings.values()), {})
-    return {
+    switched = {
+        section: on
+        for section in configuration.registered_sections()
+        if len(set((on := {name: section in members[0].config.methods for name, members in groups.items()}).values()))
+        > 1
+    }
+    return switched | {
         path: {name: values[path] for name, values in settings.items()}
         for path in paths
-        if len({repr(values[path]) for values in settings.values()}) > 1
+        if path.partition(".")[0] not in switched and len({repr(values[path]) for values in settings.values()}) > 1
     }
 
 

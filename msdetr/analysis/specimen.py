@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from msdetr.analysis.arrays import predictions_from_arrays, targets_from_arrays
 from msdetr.analysis.look import SamplingPoints, both_branches, sampling_points
 from msdetr.analysis.matching import Explanation, explain
 from msdetr.analysis.stability import MatchHistory
-from msdetr.config import MatchingConfig, RunConfig
+from msdetr.config import RunConfig
 from msdetr.errors import ConfigError
+from msdetr.matching import MatchingRules
+from msdetr.methods import matching_rules
 from msdetr.structures import DetectorOutput, Predictions, Targets
 
 
@@ -26,7 +28,7 @@ class Specimen:
 
     output: DetectorOutput
     targets: Targets
-    matching: MatchingConfig
+    matching: MatchingRules
     picture: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     name: str = "image"
@@ -52,7 +54,7 @@ class Specimen:
         box_format: str = "cxcywh",
         image_size: tuple[float, float] | None = None,
         class_names: Sequence[str] = (),
-        matching: MatchingConfig | None = None,
+        matching: MatchingRules | None = None,
         name: str = "image",
     ) -> Specimen:
         """Predictions that did not come from this package's model; arguments as for ``predictions_from_arrays``.
@@ -62,7 +64,7 @@ class Specimen:
         return cls(
             DetectorOutput(predictions_from_arrays(boxes, scores, box_format, image_size)),
             targets_from_arrays(object_boxes, object_labels, box_format, image_size),
-            MatchingConfig() if matching is None else matching,
+            MatchingRules() if matching is None else matching,
             picture,
             tuple(class_names),
             name,
@@ -82,14 +84,14 @@ class Microscope:
         from msdetr.data import build_dataset
         from msdetr.engine import checkpoint as checkpoints
         from msdetr.engine.distributed import pick_device
-        from msdetr.model import build_model
+        from msdetr.methods import build_detector
         from msdetr.predictor import evaluation_config
 
         found = checkpoints.find(path, checkpoints.verify_weights)
         self.device = pick_device(device)
         self.config: RunConfig = found.config
         self.class_names = tuple(found.class_names)
-        self.detector: nn.Module = build_model(replace(found.config.model, pretrained="none"))
+        self.detector: nn.Module = build_detector(found.config.override({"model.pretrained": "none"}))
         checkpoints.load_weights(self.detector, found.weights())
         self.detector.to(self.device).eval()
         self.dataset = build_dataset(evaluation_config(found.config, found.directory, data, split), "val")
@@ -123,7 +125,7 @@ class Microscope:
         return Specimen(
             both_branches(self.detector, batch).to("cpu"),
             targets,
-            self.config.matching,
+            matching_rules(self.config),
             self.dataset.pixels(index).permute(1, 2, 0).numpy(),
             self.class_names,
             self.dataset.path(index).name,

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from msdetr import files
 from msdetr.analysis.look import both_branches
-from msdetr.config import MatchingConfig, RunConfig
+from msdetr.config import RunConfig
 from msdetr.errors import RunError
-from msdetr.losses import build_one_to_many_matcher
-from msdetr.matching import HungarianMatcher, merge_matches
+from msdetr.matching import MatchingRules, merge_matches
+from msdetr.methods import matching_rules
 from msdetr.structures import DetectorOutput, ImageBatch, Matches, Predictions, Targets
 
 
@@ -51,7 +51,7 @@ class MatchRecorder:
         directory: str | Path,
         batch: ImageBatch,
         targets: Targets,
-        matching: MatchingConfig,
+        matching: MatchingRules,
         every: int = 50,
         states: int = 4,
         class_names: Sequence[str] = (),
@@ -96,7 +96,7 @@ class MatchRecorder:
         batch, targets = collate([dataset[i] for i in range(min(images, len(dataset)))])
         every = max(total_steps // 40, 50 * len(batch) // config.train.batch_size, 1)
         directory, names = Path(run_dir) / "matching", dataset.class_names
-        return cls(directory, batch, targets, config.matching, every, class_names=names, budget=0.03)
+        return cls(directory, batch, targets, matching_rules(config), every, class_names=names, budget=0.03)
 
     def __call__(self, detector: nn.Module, step: int, epoch: float) -> bool:
         """Records if a record is due at this step; returns whether it did."""
@@ -114,19 +114,17 @@ class MatchRecorder:
         return True
 
 
-def record(
-    output: DetectorOutput, targets: Targets, matching: MatchingConfig, states: int = 0
-) -> dict[str, np.ndarray]:
+def record(output: DetectorOutput, targets: Targets, matching: MatchingRules, states: int = 0) -> dict[str, np.ndarray]:
     """One record: ``one_to_one`` and ``one_to_many`` as [pairs, 3] rows (layer, object, query identity), and the
     predictions of the first ``states`` images."""
-    pairs = HungarianMatcher(matching.cost_class, matching.cost_l1, matching.cost_giou)(output.one_to_one, targets)
+    pairs = matching.hungarian()(output.one_to_one, targets)
     arrays = {"layers": np.asarray(len(output.one_to_one.logits)), "one_to_one": _rows(pairs, output.selected)}
     if output.one_to_many is not None:
         with torch.random.fork_rng(devices=[]):  # the released rule draws random numbers
-            many = build_one_to_many_matcher(matching)(output.one_to_many, targets)
+            many = matching.one_to_many()(output.one_to_many, targets)
         if matching.merge:
             num_images, num_queries = output.one_to_many.logits.shape[1:3]
-            many = merge_matches(many, pairs, num_queries, num_images, matching.one_to_many != "literal")
+            many = merge_matches(many, pairs, num_queries, num_images, matching.rule != "literal")
         arrays["one_to_many"] = _rows(many, output.selected)
     for name in ("one_to_one", "one_to_many"):
         predictions = getattr(output, name)
@@ -168,7 +166,7 @@ class MatchHistory:
     epochs: np.ndarray
     num_layers: int
     targets: Targets
-    matching: MatchingConfig
+    matching: MatchingRules
     one_to_one: list[np.ndarray]
     one_to_many: list[np.ndarray] | None
     states: list[DetectorOutput]
@@ -214,7 +212,7 @@ def load_history(directory: str | Path) -> MatchHistory:
             num_images=about["num_images"],
             image_ids=tuple(about["image_ids"]),
         ),
-        matching=MatchingConfig(**about["matching"]),
+        matching=MatchingRules(**about["matching"]),
         one_to_one=[r["one_to_one"] for r in records],
         one_to_many=[r["one_to_many"] for r in records] if "one_to_many" in records[0] else None,
         states=[_state(r) for r in records if "one_to_one_logits" in r],

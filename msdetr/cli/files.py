@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from ..errors import CheckpointError, ConfigError
@@ -73,7 +72,7 @@ def convert(
 
     from ..data import Categories, read_annotations
     from ..engine import checkpoint as checkpoints
-    from ..model import build_model
+    from ..methods import build_detector
     from ..model.convert import load_released
     from ..model.convert import to_released as released_names
     from ..recipes import resolve
@@ -82,7 +81,7 @@ def convert(
         require_file(target, "target")
         found = checkpoints.find(source, checkpoints.verify_weights)
         try:
-            released = released_names(found.weights(), found.config.model)
+            released = released_names(found.weights(), found.config)
         except ValueError as error:
             raise ConfigError(f"{source}: {error}") from error
         with replacing(target) as staging:
@@ -92,10 +91,10 @@ def convert(
     require_folder(target, "target")
     config = resolve(recipe)
     try:
-        weights = load_released(source, config.model)
+        weights = load_released(source, config)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
-    detector = build_model(replace(config.model, pretrained="none"))
+    detector = build_detector(config.override({"model.pretrained": "none"}))
     try:
         taken = checkpoints.load_weights(detector, weights)
     except CheckpointError as error:
@@ -128,7 +127,7 @@ def _fitting(source: Path, tried: str) -> str:
     import torch
 
     from .. import recipes
-    from ..model import build_model
+    from ..methods import build_detector
     from ..model.convert import load_released
 
     fitting = []
@@ -136,9 +135,9 @@ def _fitting(source: Path, tried: str) -> str:
         if name == tried or not name.startswith("coco/"):
             continue
         config = recipes.get(name)
-        given = {key: tuple(tensor.shape) for key, tensor in load_released(source, config.model).items()}
+        given = {key: tuple(tensor.shape) for key, tensor in load_released(source, config).items()}
         with torch.device("meta"):
-            wanted = build_model(replace(config.model, pretrained="none")).state_dict()
+            wanted = build_detector(config.override({"model.pretrained": "none"})).state_dict()
         if given == {key: tuple(tensor.shape) for key, tensor in wanted.items()}:
             fitting.append(f"--recipe {name}")
     return f"it fits {' or '.join(fitting)}" if fitting else "nor does it fit another one: give --recipe its .yaml file"
@@ -154,6 +153,7 @@ def verify(path: Argument[Path], config: bool = False) -> None:
     """
     from ..engine import checkpoint as checkpoints
     from ..engine.run import read_results
+    from ..methods import variant_of
 
     directories = checkpoints.available(path) or [path]
     damaged, last = 0, None
@@ -179,7 +179,7 @@ def verify(path: Argument[Path], config: bool = False) -> None:
         last = found
     if last is not None:
         model = last.config.model
-        print(f"recipe {last.config.recipe}, variant {model.variant}, {model.num_queries} queries, {len(last.class_names)} classes: "
+        print(f"recipe {last.config.recipe}, variant {variant_of(last.config)}, {model.num_queries} queries, {len(last.class_names)} classes: "
               + ", ".join(last.class_names[:10]) + (" ..." if len(last.class_names) > 10 else ""))  # fmt: skip
         if config:
             print(json.dumps(last.config.to_dict(), indent=1))

@@ -31,7 +31,7 @@ def train(
 
     For example:
         msdetr train shapes/ms-detr-c
-        msdetr train shapes/ms-detr-c --run-dir runs/d --set model.variant=d train.lr=5e-4
+        msdetr train shapes/ms-detr-c --run-dir runs/d --set ms_detr.variant=d train.lr=5e-4
         msdetr train coco/ms-detr-pp-300 --data data/coco --nproc 8
         torchrun --nproc-per-node 8 -m msdetr train coco/ms-detr-pp-300 --data data/coco
 

@@ -20,7 +20,8 @@ from typing import Annotated, Any, Literal
 
 from ..errors import ConfigError
 from .fields import Registered
-from .sections import registered_sections
+from .moved import moved_to
+from .sections import default_sections, registered_sections
 
 _OFF, _ON = ("none", "null", "false", "off"), ("true", "on")
 
@@ -88,7 +89,7 @@ def build(kind: type, values: Any, path: str, known: Iterable[str]) -> Any:
             arguments[name] = None if value is None and optional else build(section, value, where, known)
     holder = holder_of(kind)
     if holder is not None:
-        given = {name: arguments.pop(name, None) for name in registered_sections()}
+        given = default_sections() | {name: arguments.pop(name) for name in registered_sections() if name in arguments}
         arguments[holder] = {name: section for name, section in given.items() if section is not None}
     return kind(**arguments)
 
@@ -244,6 +245,8 @@ def parse_overrides(overrides: Mapping[str, Any] | str | Iterable[str] | None) -
 
 def unknown(where: str, known: Iterable[str]) -> ConfigError:
     """The error for a name that does not exist."""
+    if (moved := moved_to(where)) is not None:
+        return ConfigError(f"{where}: {moved}")
     return ConfigError(f"{where}: unknown parameter; {nearest(where, known)}")
 
 

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 from ..errors import ConfigError
 from ..files import write_atomically
 from .fields import Harmless, NonEmpty, Range, Registered
+from .moved import modernized
 from .parse import Setting, assign, build, check, fields_of, section_of, settings
-from .sections import registered_sections
+from .sections import default_sections, registered_sections
 
 GROUPS_OF_NORM = 32  # the projections to hidden_dim channels are followed by group norm with this many groups
 
@@ -28,7 +29,7 @@ Weight = Annotated[float, Range(0, 10**6)]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The detector. Defaults are the released MS-DETR on Deformable DETR++ with 300 queries."""
+    """The detector. Defaults are those of the released MS-DETR on Deformable DETR++ with 300 queries."""
 
     num_classes: Count = 91  # COCO category ids are used as class indices by the released models: 91 = 90 + unused 0
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "conv"] = "resnet50"
@@ -46,15 +47,8 @@ class ModelConfig:
     num_levels: Annotated[int, Range(1, 16)] = 4  # feature levels; levels beyond the backbone's are strided
     # convolutions on its last one
     num_points: Depth = 4  # sampling points per head and level
-    two_stage: bool = True  # queries come from the encoder's best proposals
     box_refine: bool = True  # every decoder layer refines the boxes of the layer before
-    mixed_selection: bool = True  # Deformable DETR++: positions from proposals, contents learned
     look_forward_twice: bool = True  # Deformable DETR++: a box's gradient reaches the layer before
-    variant: Literal["baseline", "a", "b", "c", "d"] = "c"  # decoder layer, Figure 4 of the paper
-    separate_heads: bool | None = (
-        None  # one-to-many predictors of their own; None: (a), (b) class head only, (c), (d) no
-    )
-    candidate_ffn: bool | None = None  # additional FFN before the one-to-many predictors; None: (c) and (d) only
 
     def check(self, run: RunConfig) -> None:
         """What the fields must be to each other."""
@@ -72,48 +66,26 @@ class ModelConfig:
                 "model.pretrained: imagenet's weights have batch norm, model.backbone_norm=group has not; set "
                 "model.backbone_norm=frozen, or model.pretrained=none to train from scratch"
             )
-        if self.two_stage and not self.box_refine:
-            raise ConfigError("model.two_stage: needs model.box_refine (proposals are refined layer by layer)")
         if self.look_forward_twice and not self.box_refine:
             raise ConfigError("model.look_forward_twice: needs model.box_refine")
-        if self.mixed_selection and not self.two_stage:
-            raise ConfigError("model.mixed_selection: needs model.two_stage")
-        if self.variant == "baseline" and (self.separate_heads or self.candidate_ffn):
-            raise ConfigError("model.variant: a baseline has no one-to-many branch for separate_heads or candidate_ffn")
-        if self.variant in ("a", "b") and self.separate_heads is False and not self.candidate_ffn:
-            raise ConfigError(
-                f"model.separate_heads: variant ({self.variant}) reads the layer output; with shared heads and no "
-                "candidate_ffn both branches would be the same predictions"
-            )
 
 
 @dataclass(frozen=True)
 class MatchingConfig:
-    """Hungarian costs, and the one-to-many assignment of Algorithm 1."""
+    """Weights of the Hungarian costs of one-to-one matching."""
 
     cost_class: Weight = 2.0
     cost_l1: Weight = 5.0
     cost_giou: Weight = 2.0
-    one_to_many: Literal["exclusive", "literal", "released"] = "exclusive"
-    alpha: Fraction = 0.3  # score = alpha * class probability + (1 - alpha) * IoU
-    threshold: Fraction = 0.4  # tau: pairs with score <= tau are dropped
-    k: Count = 6  # queries per object at most
-    merge: bool = False  # add one-to-one pairs that one-to-many matching missed
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the loss terms of each branch."""
+    """Weights of the loss terms of one-to-one supervision, and the parameters of the focal loss everywhere."""
 
     class_weight: Weight = 1.0
     l1_weight: Weight = 5.0
     giou_weight: Weight = 2.0
-    one_to_many_class_weight: Weight = 2.0
-    one_to_many_l1_weight: Weight = 5.0
-    one_to_many_giou_weight: Weight = 2.0
-    encoder_class_weight: Weight = 2.0
-    encoder_l1_weight: Weight = 5.0
-    encoder_giou_weight: Weight = 2.0
     focal_alpha: Fraction = 0.25
     focal_gamma: Annotated[float, Range(0, 100)] = 2.0
 
@@ -176,8 +148,8 @@ class TrainConfig:
 class RunConfig:
     """Everything that decides a run. ``recipe`` is the name it started from; the other fields are what counts.
 
-    methods: the sections of further methods that are on, by the name they are registered under; in YAML and dotted paths
-    they stand beside the others (see ``register_section``).
+    methods: the sections of the methods that are on, by the name they are registered under; in YAML and dotted paths they
+    stand beside the others (see ``register_section``). By default ``ms_detr`` and ``two_stage``.
     """
 
     recipe: Annotated[str, Harmless()] = "custom"
@@ -187,7 +159,7 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    methods: Annotated[Mapping[str, Any], Registered()] = field(default_factory=dict, hash=False)
+    methods: Annotated[Mapping[str, Any], Registered()] = field(default_factory=default_sections, hash=False)
 
     def __post_init__(self):
         check(self, RunConfig)
@@ -201,10 +173,17 @@ class RunConfig:
             if dataclasses.is_dataclass(section) and hasattr(section, "check"):
                 section.check(self)
 
+    def __getattr__(self, name: str) -> Any:
+        """``config.ms_detr``: the section of a method, None where it is off."""
+        if not name.startswith("_") and name in registered_sections():
+            return self.methods.get(name)
+        raise AttributeError(f"a configuration has no section {name!r}")
+
     def to_dict(self) -> dict[str, Any]:
-        """Nested values; registered sections that are off are left out."""
+        """Nested values; a section that is off is None where it would be on by default, else left out."""
         values = dataclasses.asdict(self)
-        return values | values.pop("methods")
+        methods = values.pop("methods")
+        return values | dict.fromkeys(default_sections()) | methods
 
     def override(self, values: Mapping[str, Any]) -> RunConfig:
         """A copy with some fields changed, named by dotted path: ``override({"train.lr": 1e-4, "seed": 3})``.
@@ -228,6 +207,8 @@ def from_dict(values: Mapping[str, Any], kind: type = RunConfig, path: str = "")
 
     Raises ConfigError naming the field's dotted path.
     """
+    if kind is RunConfig and isinstance(values, Mapping):
+        values = modernized(values)
     return build(kind, values, path, _known_names(kind, f"{path}." if path else ""))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from typing import Any, TypeVar
 
 from ..errors import ConfigError
@@ -10,14 +11,18 @@ from ..errors import ConfigError
 Section = TypeVar("Section")
 
 _registered: dict[str, type] = {}
+_on_by_default: set[str] = set()
+_BUILT_IN = "msdetr.methods"  # registers its sections when it is imported, at the latest when a configuration is made
 
 
-def register_section(name: str, section: type[Section]) -> type[Section]:
+def register_section(name: str, section: type[Section], on: bool = False) -> type[Section]:
     """Adds an optional section to every run's configuration; returns the class.
 
     name: what it is called in YAML and dotted paths: ``hybrid`` for ``hybrid.k=3``.
     section: a frozen dataclass whose fields all have defaults, annotated as in ``msdetr.config.schema``. It may have a
         method ``check(run)`` that raises ConfigError where it does not go with the rest of a ``RunConfig``.
+
+    on: whether a configuration that does not mention the section has it, with its defaults.
 
     The section is absent from ``RunConfig.methods`` until it is given: any field of it turns it on, and so does ``true``
     for all its defaults; ``null`` or ``false`` turns it off. Registering a redefined class under its old name replaces it
@@ -36,14 +41,23 @@ def register_section(name: str, section: type[Section]) -> type[Section]:
     if known is not None and (known.__module__, known.__qualname__) != (section.__module__, section.__qualname__):
         raise ConfigError(f"section '{name}': is registered already, as {known.__module__}.{known.__qualname__}")
     _registered[name] = section
+    if on:
+        _on_by_default.add(name)
     return section
 
 
 def unregister_section(name: str) -> None:
     """Forgets a registered section; nothing happens where there is none."""
     _registered.pop(name, None)
+    _on_by_default.discard(name)
 
 
 def registered_sections() -> dict[str, type[Any]]:
-    """Name -> class of all registered sections."""
+    """Name -> class of all registered sections, those of the built-in methods first."""
+    importlib.import_module(_BUILT_IN)
     return dict(_registered)
+
+
+def default_sections() -> dict[str, Any]:
+    """The sections, with their defaults, of a configuration that mentions none."""
+    return {name: section() for name, section in registered_sections().items() if name in _on_by_default}

@@ -11,15 +11,21 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 
-PROJECTIONS = ("sampling_offsets", "reference_points")  # learn at lr * lr_projection_factor, as in Deformable DETR
 GROUPS = ("rest", "backbone", "projection")  # the order of the released optimiser state
 
 
-def group_of(name: str) -> str:
-    """The parameter group of a parameter, by its name in ``detector.named_parameters()``."""
-    if name.startswith("backbone."):
-        return "backbone"
-    return "projection" if any(part in name for part in PROJECTIONS) else "rest"
+def lr_groups(module: nn.Module) -> dict[str, str]:
+    """The learning-rate group of each parameter, by its name in ``named_parameters()``: the ``lr_group`` of the innermost
+    module around it that names one, else "rest". Sampling offsets and reference points are "projection", as in
+    Deformable DETR."""
+    named = {name: child.lr_group for name, child in module.named_modules() if hasattr(child, "lr_group")}
+    groups = {}
+    for name, _ in module.named_parameters():
+        owner = name
+        while owner and owner not in named:
+            owner = owner.rpartition(".")[0]
+        groups[name] = named.get(owner, "rest")
+    return groups
 
 
 def parameter_groups(detector: nn.Module, config: TrainConfig) -> list[dict]:
@@ -35,9 +41,10 @@ def parameter_groups(detector: nn.Module, config: TrainConfig) -> list[dict]:
     groups = {
         name: {"params": [], "names": [], "name": name, "base_lr": rates[name], "lr": rates[name]} for name in GROUPS
     }
+    of_parameter = lr_groups(detector)
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:
-            group = groups[group_of(name)]
+            group = groups[of_parameter[name]]
             group["params"].append(parameter)
             group["names"].append(name)
     return list(groups.values())

@@ -387,8 +387,7 @@ def _build(config: RunConfig, world: World, given_classes: bool):
     around a freshly initialised detector that is the same on all ranks."""
     from ..data import build_datasets
     from ..data.settings import check_folders
-    from ..losses import build_criterion
-    from ..model import build_model
+    from ..methods import build_criterion, build_detector
 
     check_folders(config, given_classes)
     if world.size > 1:
@@ -402,7 +401,7 @@ def _build(config: RunConfig, world: World, given_classes: bool):
         )
     total_steps = max(1, round(config.train.epochs * epoch_steps)) if config.train.epochs > 0 else 0
     torch.manual_seed(mixed_seed(config.seed, 0))
-    detector = build_model(config.model)
+    detector = build_detector(config)
     criterion = build_criterion(config)
     trainer = Trainer(detector, criterion, config.train, total_steps, epoch_steps, world)
     torch.manual_seed(mixed_seed(config.seed, 1, world.rank))  # dropout differs from rank to rank

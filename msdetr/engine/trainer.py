@@ -133,7 +133,7 @@ class Trainer:
                 out_of_memory_advice(batch, targets, self.config),
             ):
                 with autocast(self.world.device, self.config.precision):
-                    output = (self._parallel or self.detector)(batch)
+                    output = (self._parallel or self.detector)(batch, targets)
                 try:
                     losses = self.criterion(output, targets, num_boxes)
                 except ValueError as error:  # the matchers name image, layer and query of what they cannot use

@@ -1,17 +1,21 @@
-"""The training objective: a list of branches, each a set of predictions with its own matcher and weights."""
+"""The training objective: a list of branches, each a set of predictions with its own matcher and terms."""
 
-from .criterion import Branch, Criterion, Losses, Weights
-from .objective import build_criterion, build_one_to_many_matcher
+from .branches import answer, candidates, detection_terms, encoder_proposals, of_group
+from .criterion import Branch, Criterion, Losses, Supervised, Term
 from .terms import focal_loss, giou_loss, l1_loss
 
 __all__ = [
     "Branch",
     "Criterion",
     "Losses",
-    "Weights",
-    "build_criterion",
-    "build_one_to_many_matcher",
+    "Supervised",
+    "Term",
+    "answer",
+    "candidates",
+    "detection_terms",
+    "encoder_proposals",
     "focal_loss",
     "giou_loss",
     "l1_loss",
+    "of_group",
 ]

@@ -2,49 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..matching import Matcher, match_all, merge_matches
+from ..matching import Matcher, match_all, merge_matches, to_device
 from ..structures import DetectorOutput, Matches, Predictions, Targets
-from .terms import focal_loss, giou_loss, l1_loss
+
+Term = Callable[[Predictions, Targets, Matches], Tensor]  # -> [K], summed over the pairs of each layer
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Weights of the class, box L1 and generalised IoU terms, and the parameters of the focal loss."""
+class Supervised:
+    """What a branch supervises, and with what.
 
-    classification: float
-    l1: float
-    giou: float
-    focal_alpha: float = 0.25
-    focal_gamma: float = 2.0
+    match_on: what the matcher sees, where that is not what is supervised (anchors for the encoder).
+    pairs: a known assignment of all layers; None: the branch's matcher finds it.
+    divisor: what the sums are divided by, beyond the number of objects (repetitions, denoising groups).
+    """
+
+    predictions: Predictions
+    targets: Targets
+    match_on: Predictions | None = None
+    pairs: Matches | None = None
+    divisor: float = 1.0
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One kind of supervision: these predictions, matched to these targets by this matcher, weigh this much.
+    """One kind of supervision: these predictions, matched to these targets by this matcher, with these terms.
 
-    predictions: picks what is supervised; None (the model has no such output) leaves the branch out.
-    targets:     what it is supervised with, e.g. ``Targets.class_agnostic``.
-    match_on:    picks what the matcher sees, where that is not what is supervised (anchors for the encoder).
-    merge_from:  name of an earlier branch whose pairs are added; ``merge_exclusive`` says whether a query then serves
-                 one object only (see ``merge_matches``).
-    normalizer:  turns the number of objects into what the sums are divided by.
+    select: picks what is supervised from a detector's output and the targets of the batch; None (the model has no such
+    output) leaves the branch out.
+    matcher: None where the pairs are known.
+    terms: name -> (weight, term); a weight of 0 reports the term without learning from it.
+    merge_from: name of an earlier branch whose pairs are added; ``merge_exclusive`` says whether a query then serves
+    one object only (see ``merge_matches``).
     """
 
     name: str
-    predictions: Callable[[DetectorOutput], Predictions | None]
-    matcher: Matcher
-    weights: Weights
-    targets: Callable[[Targets], Targets] = lambda targets: targets
-    match_on: Callable[[DetectorOutput], Predictions] | None = None
+    select: Callable[[DetectorOutput, Targets], Supervised | None]
+    matcher: Matcher | None
+    terms: Mapping[str, tuple[float, Term]] = field(default_factory=dict)
     merge_from: str | None = None
     merge_exclusive: bool = True
-    normalizer: Callable[[float], float] = lambda num_boxes: num_boxes
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Term name -> weight."""
+        return {name: weight for name, (weight, _) in self.terms.items()}
+
+    def with_weights(self, factor: float) -> Branch:
+        """The same branch, every weight times a factor."""
+        return Branch(
+            self.name,
+            self.select,
+            self.matcher,
+            {name: (factor * weight, term) for name, (weight, term) in self.terms.items()},
+            self.merge_from,
+            self.merge_exclusive,
+        )
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,7 @@ class Losses:
 
 
 class Criterion:
-    """Sums the weighted losses of all branches. A new kind of supervision is a new entry of the list."""
+    """Sums the weighted terms of all branches. A new kind of supervision is a new entry of the list."""
 
     def __init__(self, branches: Sequence[Branch]):
         self.branches = list(branches)
@@ -72,43 +91,49 @@ class Criterion:
         """
         num_boxes = max(float(len(targets) if num_boxes is None else num_boxes), 1.0)
         with torch.autocast(targets.boxes.device.type, enabled=False):
-            active = [(branch, p.float()) for branch in self.branches if (p := branch.predictions(output)) is not None]
-            matches = self.match(output, targets, active)
-            terms = {}
-            total = output.one_to_one.logits.new_zeros((), dtype=active[0][1].logits.dtype)
-            for branch, predictions in active:
-                w, pairs, of = branch.weights, matches[branch.name], branch.targets(targets)
-                divisor = branch.normalizer(num_boxes)
+            supervised = self.supervised(output, targets)
+            matches = self.match(supervised)
+            terms, total = {}, 0.0
+            for branch in self.branches:
+                if (given := supervised.get(branch.name)) is None:
+                    continue
+                divisor = num_boxes * given.divisor
                 values = {
-                    "class": focal_loss(predictions, of, pairs, w.focal_alpha, w.focal_gamma) / divisor,
-                    "l1": l1_loss(predictions, of, pairs) / divisor,
-                    "giou": giou_loss(predictions, of, pairs) / divisor,
+                    name: term(given.predictions, given.targets, matches[branch.name]) / divisor
+                    for name, (_, term) in branch.terms.items()
                 }
-                total = (
-                    total + (w.classification * values["class"] + w.l1 * values["l1"] + w.giou * values["giou"]).sum()
-                )
-                terms |= {f"{branch.name}/{term}": value.detach() for term, value in values.items()}
+                total = total + sum(branch.weights[name] * value for name, value in values.items()).sum()
+                terms |= {f"{branch.name}/{name}": value.detach() for name, value in values.items()}
         return Losses(total, terms, matches)
 
-    def match(
-        self, output: DetectorOutput, targets: Targets, active: Sequence[tuple[Branch, Predictions]] | None = None
-    ) -> dict[str, Matches]:
-        """Branch name -> Matches, all matching problems solved with one wait for the device."""
-        if active is None:
-            active = [(branch, p.float()) for branch in self.branches if (p := branch.predictions(output)) is not None]
-        problems = [
-            (
-                branch.matcher,
-                predictions if branch.match_on is None else branch.match_on(output),
-                branch.targets(targets),
-            )
-            for branch, predictions in active
-        ]
-        matches = {branch.name: found for (branch, _), found in zip(active, match_all(problems))}
-        for branch, predictions in active:
-            if branch.merge_from is not None:
-                _, num_images, num_queries = predictions.logits.shape[:3]
+    def supervised(self, output: DetectorOutput, targets: Targets) -> dict[str, Supervised]:
+        """Branch name -> what it supervises, predictions in fp32; without the branches that the model has no output for."""
+        found = {}
+        for branch in self.branches:
+            given = branch.select(output, targets)
+            if given is not None:
+                found[branch.name] = Supervised(
+                    given.predictions.float(), given.targets, given.match_on, given.pairs, given.divisor
+                )
+        return found
+
+    def match(self, supervised: Mapping[str, Supervised], merge: bool = True) -> dict[str, Matches]:
+        """Branch name -> Matches, on the device of the predictions; all matching problems are solved with one wait for it.
+        merge: False leaves out the pairs that a branch takes over from another."""
+        active = [branch for branch in self.branches if branch.name in supervised]
+        unknown = [branch for branch in active if supervised[branch.name].pairs is None]
+        problems = [(b.matcher, (s := supervised[b.name]).match_on or s.predictions, s.targets) for b in unknown]
+        matches = {branch.name: found for branch, found in zip(unknown, match_all(problems))}
+        for branch in unknown:
+            if merge and branch.merge_from is not None:
+                _, num_images, num_queries = supervised[branch.name].predictions.logits.shape[:3]
                 matches[branch.name] = merge_matches(
                     matches[branch.name], matches[branch.merge_from], num_queries, num_images, branch.merge_exclusive
                 )
-        return matches
+        devices = {name: given.predictions.logits.device for name, given in supervised.items()}
+        return {
+            branch.name: to_device(matches[branch.name], devices[branch.name])
+            if branch.name in matches
+            else supervised[branch.name].pairs
+            for branch in active
+        }

@@ -20,11 +20,11 @@ def focal_loss(
     A matched query is a positive of its object's class and a negative of every other; an unmatched one a negative of
     all. Computed as if everything were negative, then corrected at the positives, which are few.
     """
-    pairs = last_per_query(matches, predictions.logits.shape)
-    positives = predictions.logits[pairs.layer, pairs.image, pairs.query, targets.labels[pairs.target]]
+    counts = gives_class(matches, predictions.logits.shape)
+    positives = predictions.logits[matches.layer, matches.image, matches.query, targets.labels[matches.target]]
     correction = focal_of_positives(positives, alpha, gamma) - focal_of_negatives(positives, alpha, gamma)
     everything = _AllNegatives.apply(predictions.logits, alpha, gamma)
-    return everything.index_add(0, pairs.layer, correction)
+    return everything.index_add(0, matches.layer, correction * counts)
 
 
 def focal_of_positives(logits: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -83,15 +83,16 @@ def matched_boxes(predictions: Predictions, matches: Matches) -> Tensor:
     return predictions.boxes[matches.layer, matches.image, matches.query]
 
 
-def last_per_query(matches: Matches, shape: torch.Size) -> Matches:
-    """For a query in several pairs only the last: a query has one class. Deterministic on every device."""
+def gives_class(matches: Matches, shape: torch.Size) -> Tensor:
+    """[M] bool: whether a pair gives its query its class: of a query's pairs the last. A mask, not a selection, whose
+    size the host would have to wait for; deterministic on every device."""
     _, num_images, num_queries = shape[:3]
     slot = (matches.layer * num_images + matches.image) * num_queries + matches.query
     number = torch.arange(len(slot), device=slot.device)
     last = torch.full((shape[0] * num_images * num_queries,), -1, device=slot.device).scatter_reduce(
         0, slot, number, "amax"
     )
-    return matches.select(last[slot] == number)
+    return last[slot] == number
 
 
 def _per_layer(values: Tensor, predictions: Predictions, matches: Matches) -> Tensor:

@@ -5,23 +5,27 @@ A matcher works in two phases, so that a training step waits for the device once
 ``assign`` turns their host copies into ``Matches``. Calling a matcher does both.
 """
 
-from .base import Matcher, match_all
-from .hungarian import HungarianMatcher, hungarian_cost
+from .base import Matcher, match_all, to_device
+from .hungarian import Cost, HungarianMatcher, detection_costs
 from .one_to_many import OneToManyMatcher, merge_matches
 from .released import ReleasedOneToMany
+from .rules import MatchingRules
 from .score import CostTerms, class_probability, cost_terms, pair_iou, score
 
 __all__ = [
+    "Cost",
     "CostTerms",
     "HungarianMatcher",
     "Matcher",
+    "MatchingRules",
     "OneToManyMatcher",
     "ReleasedOneToMany",
     "class_probability",
     "cost_terms",
-    "hungarian_cost",
+    "detection_costs",
     "match_all",
     "merge_matches",
     "pair_iou",
     "score",
+    "to_device",
 ]

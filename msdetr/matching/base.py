@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..structures import Matches, Predictions, Targets
 
 _LARGE_TABLE = 2**19  # entries
@@ -21,8 +22,8 @@ class Matcher:
         raise NotImplementedError
 
     def assign(self, host: Sequence[Tensor], predictions: Predictions, targets: Targets) -> Matches:
-        """Matches on the CPU from host copies of what ``prepare`` returned. ``predictions`` serves for its shape and,
-        in messages about bad input, its values."""
+        """Matches on the CPU from host copies of what ``prepare`` returned, and the targets on the host. ``predictions``
+        serves for its shape and, in messages about bad input, its values."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -30,40 +31,46 @@ class Matcher:
         """Matches of all K layers, on the device of the predictions.
 
         predictions: logits [K, B, Q, C], boxes [K, B, Q, 4] cxcywh. targets: flat over the B images.
-        Raises ValueError naming image, layer and query where a score or box is NaN or infinite (F48), or naming
+        Raises InputError naming image, layer and query where a score or box is NaN or infinite (F48), or naming
         image and label where a label is outside [0, C) (F50).
         """
-        return match_all([(self, predictions, targets)])[0]
+        return to_device(match_all([(self, predictions, targets)])[0], predictions.logits.device)
 
 
 @torch.no_grad()
 def match_all(problems: Sequence[tuple[Matcher, Predictions, Targets]]) -> list[Matches]:
     """Solves several matching problems with one wait for the device: everything is prepared first, copied to the host
-    together, then assigned."""
+    together, then assigned. The matches are on the CPU; see ``to_device``."""
     problems = [(matcher, predictions.detach().float(), targets) for matcher, predictions, targets in problems]
     for _, predictions, targets in problems:
         if len(predictions.logits[0]) != targets.num_images:
-            raise ValueError(
+            raise InputError(
                 f"predictions are of {len(predictions.logits[0])} images, targets of {targets.num_images}; "
                 "give both for the same batch"
             )
-        if targets.labels.device.type == "cpu":
-            check_labels(targets, predictions.logits.shape[-1])
+        if targets.labels.device.type == "cpu" or targets.host is not None:
+            check_labels(targets.on_host, predictions.logits.shape[-1])
     prepared = [
         (all_finite(predictions, targets), *_prepare(matcher, predictions, targets))
         for matcher, predictions, targets in problems
     ]
-    on_gpu = any(p.logits.is_cuda for _, p, _ in problems)
     host = [[t.to("cpu", non_blocking=True) for t in tensors] for tensors in prepared]
-    if on_gpu:
-        torch.cuda.current_stream().synchronize()
+    for device in {p.logits.device for _, p, _ in problems if p.logits.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()  # the one wait of a step
     matches = []
     for (matcher, predictions, targets), (finite, *tensors) in zip(problems, host):
         if not finite:
-            raise ValueError(_not_finite(predictions, targets))
-        found = matcher.assign(tensors, predictions, targets)
-        matches.append(found.to(predictions.logits.device, non_blocking=True))
+            raise InputError(_not_finite(predictions, targets))
+        matches.append(matcher.assign(tensors, predictions, targets.on_host))
     return matches
+
+
+def to_device(matches: Matches, device: torch.device) -> Matches:
+    """Matches on a device, copied without waiting for it."""
+    if device.type != "cuda":
+        return matches.to(device)
+    columns = torch.stack([matches.layer, matches.image, matches.query, matches.target]).pin_memory()
+    return Matches(*columns.to(device, non_blocking=True))
 
 
 def _prepare(matcher: Matcher, predictions: Predictions, targets: Targets) -> tuple[Tensor, ...]:
@@ -82,11 +89,11 @@ def all_finite(predictions: Predictions, targets: Targets) -> Tensor:
 
 
 def check_labels(targets: Targets, num_classes: int) -> None:
-    """Raises ValueError naming image and label where a label is outside [0, C) (F50)."""
+    """Raises InputError naming image and label where a label is outside [0, C) (F50)."""
     wrong = (targets.labels < 0) | (targets.labels >= num_classes)
     if wrong.any():
         t = int(wrong.nonzero()[0])
-        raise ValueError(
+        raise InputError(
             f"label {int(targets.labels[t])} of object {t} in {image_name(targets, int(targets.image[t]))} is outside "
             f"[0, {num_classes}); the model has {num_classes} classes: set model.num_classes to the data set's"
         )

@@ -100,7 +100,7 @@ def largest(table: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def chosen_pairs(chosen: Tensor, value: Tensor, query: Tensor, targets: Targets) -> Matches:
     """The pairs of the true entries of [K, T, k], sorted by layer, then by ascending value."""
     layer, target, rank = chosen.nonzero(as_tuple=True)
-    pairs = Matches(layer, targets.image.cpu()[target], query[layer, target, rank], target)
+    pairs = Matches(layer, targets.image[target], query[layer, target, rank], target)
     order = value[layer, target, rank].sort(stable=True).indices
     return pairs.select(order[layer[order].sort(stable=True).indices])
 

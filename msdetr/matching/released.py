@@ -48,7 +48,7 @@ class ReleasedOneToMany(OneToManyMatcher):
     def assign(self, host: Sequence[Tensor], predictions: Predictions, targets: Targets) -> Matches:
         best, query, positive = host
         self.check_k(predictions)
-        votes = self._capped(positive, targets.image.cpu(), targets.num_images).sum(-1)  # [K, T]
+        votes = self._capped(positive, targets.image, targets.num_images).sum(-1)  # [K, T]
         rank = torch.arange(best.shape[-1])
         return chosen_pairs(rank < votes[..., None], best, query, targets)
 

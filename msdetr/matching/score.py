@@ -15,14 +15,14 @@ from .. import boxes as box_ops
 from ..structures import Predictions, Targets
 
 
-def of_objects_classes(values: Tensor, targets: Targets) -> Tensor:
+def class_table(values: Tensor, targets: Targets) -> Tensor:
     """[K, B, Q, C] -> [K, T, Q]: for each object what the queries of its image say of its class. Functions of the logits
     are computed before they are looked up here: objects of one class then get the same number to the last bit, and ties
     between them are ties."""
     return values[:, targets.image, :, targets.labels].transpose(0, 1)
 
 
-def of_objects_images(boxes: Tensor, targets: Targets) -> Tensor:
+def box_table(boxes: Tensor, targets: Targets) -> Tensor:
     """[K, B, Q, 4] -> [K, T, Q, 4]: for each object the boxes of its image. Each coordinate is contiguous in memory, which
     makes the arithmetic on the pairs several times as fast."""
     coordinates = boxes.movedim(-1, 0).contiguous()
@@ -33,7 +33,7 @@ def of_objects_images(boxes: Tensor, targets: Targets) -> Tensor:
 
 def class_probability(predictions: Predictions, targets: Targets) -> Tensor:
     """[K, T, Q]: s_i[c_j], the sigmoid probability of the object's class."""
-    return of_objects_classes(predictions.logits.sigmoid(), targets)
+    return class_table(predictions.logits.sigmoid(), targets)
 
 
 def pair_iou(predictions: Predictions, targets: Targets) -> Tensor:
@@ -43,7 +43,7 @@ def pair_iou(predictions: Predictions, targets: Targets) -> Tensor:
 
 def _pair_corners(predictions: Predictions, targets: Targets) -> tuple[Tensor, Tensor]:
     """xyxy boxes of the queries [K, T, Q, 4] and of the objects [T, 1, 4]."""
-    predicted = of_objects_images(box_ops.cxcywh_to_xyxy(predictions.boxes), targets)
+    predicted = box_table(box_ops.cxcywh_to_xyxy(predictions.boxes), targets)
     return predicted, box_ops.cxcywh_to_xyxy(targets.boxes.to(predicted.dtype))[:, None]
 
 
@@ -75,13 +75,13 @@ def focal_cost(predictions: Predictions, targets: Targets, alpha: float = 0.25, 
     eps = 1e-8
     positive = -alpha * (1 - p) ** gamma * (p + eps).log()
     negative = -(1 - alpha) * p**gamma * (1 - p + eps).log()
-    return of_objects_classes(positive - negative, targets)
+    return class_table(positive - negative, targets)
 
 
 def l1_cost(predictions: Predictions, targets: Targets) -> Tensor:
     """[K, T, Q]: sum of the distances of cx, cy, w and h."""
     true = targets.boxes[:, None].to(predictions.boxes.dtype)
-    distances = (of_objects_images(predictions.boxes, targets) - true).abs().unbind(-1)
+    distances = (box_table(predictions.boxes, targets) - true).abs().unbind(-1)
     return sum(distances[1:], distances[0])
 
 

@@ -3,19 +3,25 @@
 from .backbone import build_backbone
 from .convert import from_released, to_released
 from .decoder import Decoder
-from .detector import Detector, build_model
-from .encoder import Encoder
-from .query_selection import LearnedQueries, Queries, TwoStageQueries
+from .detector import Detector, build_projections
+from .encoder import Encoder, EncoderLayer
+from .query_selection import PRIMARY, LearnedQueries, Proposals, QuerySource, TwoStageQueries
+from .strip import strip, training_only_names
 
 __all__ = [
+    "PRIMARY",
     "Decoder",
     "Detector",
     "Encoder",
+    "EncoderLayer",
     "LearnedQueries",
-    "Queries",
+    "Proposals",
+    "QuerySource",
     "TwoStageQueries",
     "build_backbone",
-    "build_model",
+    "build_projections",
     "from_released",
+    "strip",
     "to_released",
+    "training_only_names",
 ]

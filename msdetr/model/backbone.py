@@ -23,6 +23,8 @@ from ..errors import ConfigError
 class ResNet(nn.Module):
     """Stages 2 to 4 of a ResNet: strides 8, 16, 32."""
 
+    lr_group = "backbone"
+
     def __init__(self, name: str, norm: str = "frozen", trainable_layers: int = 3):
         super().__init__()
         norm_layer = FrozenBatchNorm2d if norm == "frozen" else partial(nn.GroupNorm, 32)
@@ -65,6 +67,7 @@ class ConvBlock(nn.Module):
 class ConvNet(nn.Module):
     """A small residual network trained from scratch: strides 8, 16, 32, about 0.6 million parameters."""
 
+    lr_group = "backbone"
     channels = (64, 96, 128)
 
     def __init__(self):

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig
-from ..errors import CheckpointError
+from ..config import RunConfig
+from ..errors import CheckpointError, InputError
 
 # released name -> name here; {i} and {j} stand for a number, {*} for the rest of the name
 RENAMES = [
@@ -46,8 +46,12 @@ RENAMES = [
 REPEATED = ("transformer.decoder.class_embed.", "transformer.decoder.bbox_embed.", "bbox_embed_o2m.")
 
 
-def from_released(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The state dict of ``build_model(config)`` from a released one. Raises ValueError listing names it does not know."""
+def is_two_stage(config: RunConfig) -> bool:
+    return "two_stage" in config.methods
+
+
+def from_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, Tensor]:
+    """The state dict of a detector from a released one. Raises InputError listing names it does not know."""
     renamed, unknown = {}, []
     for name, tensor in state.items():
         if name.startswith(REPEATED):
@@ -58,25 +62,26 @@ def from_released(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str,
         elif new_name:
             renamed[new_name] = tensor
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"not a released MS-DETR or Deformable DETR checkpoint; unknown names: {', '.join(unknown[:10])}"
         )
     return renamed
 
 
-def to_released(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """A released state dict, repeated names and all, from that of ``build_model(config)``; tensors are shared."""
+def to_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, Tensor]:
+    """A released state dict, repeated names and all, from that of a detector; tensors are shared."""
     released = {}
     for name, tensor in state.items():
         released[_to_released_name(name, config)] = tensor
-    layers = config.decoder_layers
+    layers, box_refine, two_stage = config.model.decoder_layers, config.model.box_refine, is_two_stage(config)
     heads = {name: t for name, t in released.items() if name.startswith(("class_embed.", "bbox_embed."))}
-    if not config.box_refine:  # all layers share the first heads
+    if not box_refine:  # all layers share the first heads, and so does a two-stage encoder
         for name, tensor in list(heads.items()):
-            for i in range(1, layers):
-                released[name.replace(".0.", f".{i}.", 1)] = tensor
-    if config.box_refine:
-        repeated = heads if config.two_stage else {n: t for n, t in heads.items() if n.startswith("bbox_embed.")}
+            for i in range(1, layers + two_stage):
+                heads[name.replace(".0.", f".{i}.", 1)] = tensor
+        released |= heads
+    if box_refine or two_stage:
+        repeated = heads if two_stage else {n: t for n, t in heads.items() if n.startswith("bbox_embed.")}
         released |= {f"transformer.decoder.{name}": tensor for name, tensor in repeated.items()}
     if any(name.startswith("class_embed_o2m.") for name in released):
         of_layers = {n: t for n, t in heads.items() if n.startswith("bbox_embed.") and int(n.split(".")[1]) < layers}
@@ -84,7 +89,7 @@ def to_released(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, T
     return released
 
 
-def load_released(path: str | Path, config: ModelConfig) -> dict[str, Tensor]:
+def load_released(path: str | Path, config: RunConfig) -> dict[str, Tensor]:
     """Reads a released .pth file and converts its weights. Nothing in the file is executed: only tensors and plain
     values are read, so the training arguments, an ``argparse.Namespace``, are allowed by name.
 
@@ -120,28 +125,28 @@ def _is_weight(name: object, value: object) -> bool:
     )
 
 
-def _from_released_name(name: str, config: ModelConfig) -> str | None:
+def _from_released_name(name: str, config: RunConfig) -> str | None:
     """The name here; '' for a repetition, None for an unknown name."""
     if name == "query_embed.weight":
-        return "query_selection.contents.weight" if config.two_stage else "query_selection.embedding.weight"
+        return "query_selection.contents.weight" if is_two_stage(config) else "query_selection.embedding.weight"
     if match := re.fullmatch(r"(class|bbox)_embed\.(\d+)\.(.*)", name):
         kind, number, rest = match.groups()
-        if config.two_stage and int(number) == config.decoder_layers:
-            return f"query_selection.{'class' if kind == 'class' else 'box'}_head.{rest}"
-        if not config.box_refine and number != "0":
+        if not config.model.box_refine and number != "0":
             return ""
+        if is_two_stage(config) and int(number) == config.model.decoder_layers:
+            return f"query_selection.{'class' if kind == 'class' else 'box'}_head.{rest}"
     return _rename(name, RENAMES)
 
 
-def _to_released_name(name: str, config: ModelConfig) -> str:
+def _to_released_name(name: str, config: RunConfig) -> str:
     if name in ("query_selection.contents.weight", "query_selection.embedding.weight"):
         return "query_embed.weight"
     if match := re.fullmatch(r"query_selection\.(class|box)_head\.(.*)", name):
         kind = "class_embed" if match[1] == "class" else "bbox_embed"
-        return f"{kind}.{config.decoder_layers}.{match[2]}"
+        return f"{kind}.{config.model.decoder_layers}.{match[2]}"
     renamed = _rename(name, [(new, old) for old, new in RENAMES])
     if renamed is None:
-        raise ValueError(
+        raise InputError(
             f"the released code has no counterpart of {name}; only its own variants (baseline, a, c) convert"
         )
     return renamed

@@ -1,120 +1,108 @@
-"""The decoder: layers of one variant, their predictors, and box refinement from layer to layer."""
+"""The decoder: layers, their predictors, and box refinement from layer to layer, for any number of query groups."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..boxes import logit
-from ..config import ModelConfig
-from ..modules import FFN, VARIANTS, BoxHead, Pyramid, Residual, class_head
-from ..structures import DetectorOutput, Predictions
-from .query_selection import Queries
-
-
-class OneToManyHeads(nn.Module):
-    """What the one-to-many branch owns; all of it is training-only.
-
-    ffns: the additional FFN of Eq. 3, one per layer.   class_heads, box_heads: where they are not shared with the
-    one-to-one branch. Each is None where the branch does without.
-    """
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        layers, dim = range(config.decoder_layers), config.hidden_dim
-        reads_output = config.variant in ("a", "b")
-        with_ffn = not reads_output if config.candidate_ffn is None else config.candidate_ffn
-        separate = reads_output if config.separate_heads is None else config.separate_heads
-        self.ffns = self.class_heads = self.box_heads = None
-        if with_ffn:
-            self.ffns = nn.ModuleList(
-                Residual(FFN(dim, config.ffn_dim, config.dropout), dim, config.dropout) for _ in layers
-            )
-        if separate:
-            self.class_heads = nn.ModuleList(class_head(dim, config.num_classes) for _ in layers)
-        if separate and not reads_output:
-            self.box_heads = nn.ModuleList(BoxHead(dim) for _ in layers)
+from ..modules import BoxHead, Context, DecoderLayer, Layout, Pyramid, class_head, concatenated
+from ..structures import GroupOutput, Predictions, QueryGroup
 
 
 class Decoder(nn.Module):
-    """Layers, one-to-one predictors, and the one-to-many branch (None for a baseline, or after stripping).
+    """Layers, predictors, and predictors of the candidates inside each layer (None for a baseline, or after stripping).
 
     With refinement each layer has its own predictors and predicts boxes relative to those of the layer before; without,
-    all layers share them and the reference point stays. Look forward twice (Deformable DETR++): a layer's box loss also
+    all layers share them and the reference stays. Look forward twice (Deformable DETR++): a layer's box loss also
     reaches the layer before, through the reference.
+
+    one_to_many: predicts from candidates: ``(layer index, candidates, one-to-one offsets, class head, box head) ->
+    (logits, offsets)``, where the heads are those of the one-to-one branch.
+    query_positions: makes the positions of every layer from its references, ``(references, memory) -> [B, Q, C]``; None:
+    the groups' own positions serve all layers.
+    output_norm: applied to what the predictors read, not to what the next layer gets or its references are made from.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(
+        self,
+        layers: Sequence[DecoderLayer],
+        dim: int,
+        num_classes: int,
+        box_refine: bool = True,
+        look_forward_twice: bool = False,
+        first_size_bias: float = 0.0,
+        one_to_many: nn.Module | None = None,
+        query_positions: nn.Module | None = None,
+        output_norm: nn.Module | None = None,
+    ):
         super().__init__()
-        dim = config.hidden_dim
-        self.box_refine = config.box_refine
-        self.look_forward_twice = config.look_forward_twice
+        self.box_refine = box_refine
+        self.look_forward_twice = look_forward_twice
         self.gradient_checkpointing = False
-        self.layers = nn.ModuleList(
-            VARIANTS[config.variant](
-                dim, config.num_heads, config.num_levels, config.num_points, config.ffn_dim, config.dropout
-            )
-            for _ in range(config.decoder_layers)
-        )
-        num_heads = config.decoder_layers if config.box_refine else 1
-        self.class_heads = nn.ModuleList(class_head(dim, config.num_classes) for _ in range(num_heads))
-        # a one-stage model starts from points without a size, so its first boxes need one
-        biases = [-2.0 if i == 0 and not config.two_stage else 0.0 for i in range(num_heads)]
-        self.box_heads = nn.ModuleList(BoxHead(dim, bias) for bias in biases)
-        self.one_to_many = OneToManyHeads(config) if config.variant != "baseline" else None
+        self.layers = nn.ModuleList(layers)
+        num_heads = len(layers) if box_refine else 1
+        self.class_heads = nn.ModuleList(class_head(dim, num_classes) for _ in range(num_heads))
+        self.box_heads = nn.ModuleList(BoxHead(dim, 0.0 if i else first_size_bias) for i in range(num_heads))
+        self.one_to_many = one_to_many
+        self.query_positions = query_positions
+        self.output_norm = output_norm
 
-    def forward(self, start: Queries, memory: Pyramid, one_to_many: bool) -> DetectorOutput:
-        queries, references = start.contents, start.references
+    def forward(
+        self, groups: Sequence[QueryGroup], memory: Pyramid, candidates: bool = False
+    ) -> dict[str, GroupOutput]:
+        """Runs all groups side by side; the output of each, by name. candidates: also predict from the candidates."""
+        layout = Layout.of(groups)
+        queries, positions, references = concatenated(groups)
         anchor = references  # what boxes are relative to; like references, but may carry a gradient
-        layer_outputs = []
+        results = []
         for i, layer in enumerate(self.layers):
-            queries, candidates = self._run(layer, queries, start.positions, references, memory)
-            logits, delta = self._predict(i, queries)
-            boxes = shift(anchor, delta)
-            extra = self._predict_one_to_many(i, candidates, queries, delta, anchor) if one_to_many else None
-            layer_outputs.append((logits, boxes, extra, references))
+            if self.query_positions is not None:
+                positions = self.query_positions(references, memory)
+            queries, collected = self._run(layer, queries, Context(positions, references, memory, layout))
+            head = i if self.box_refine else 0
+            read = queries if self.output_norm is None else self.output_norm(queries)
+            logits, offsets = self.class_heads[head](read), self.box_heads[head](read)
+            boxes = shift(anchor, offsets)
+            result = [logits, boxes, _as_boxes(references.detach())]
+            if candidates:
+                heads = self.class_heads[head], self.box_heads[head]
+                extra_logits, extra_offsets = self.one_to_many(i, collected, offsets, *heads)
+                result += [extra_logits, shift(anchor, extra_offsets)]
+            results.append(result)
             if self.box_refine:
-                anchor = shift(references.detach(), delta) if self.look_forward_twice else boxes.detach()
-                references = anchor.detach()
-        logits, boxes, extras, all_references = zip(*layer_outputs)
-        return DetectorOutput(
-            one_to_one=Predictions(torch.stack(logits), torch.stack(boxes)),
-            one_to_many=Predictions(*(torch.stack(x) for x in zip(*extras))) if one_to_many else None,
-            encoder=start.encoder,
-            references=torch.stack([_as_boxes(r.detach()) for r in all_references]),
-            selected=start.selected,
-        )
+                step = offsets if self.output_norm is None else self.box_heads[head](queries)
+                refined = shift(references.detach(), step)
+                anchor = refined if self.look_forward_twice else refined.detach()
+                references = refined.detach()
+        stacked = [torch.stack(column) for column in zip(*results)]
+        return {group.name: _output(group, stacked, layout.groups[group.name]) for group in groups}
 
-    def _run(self, layer: nn.Module, *inputs) -> tuple[Tensor, Tensor | None]:
+    def _run(self, layer: nn.Module, queries: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         if self.gradient_checkpointing and self.training:
-            return checkpoint(layer, *inputs, use_reentrant=False)
-        return layer(*inputs)
-
-    def _predict(self, i: int, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits [B, Q, C] and box offsets [B, Q, 4] of layer i."""
-        i = i if self.box_refine else 0
-        return self.class_heads[i](queries), self.box_heads[i](queries)
-
-    def _predict_one_to_many(
-        self, i: int, candidates: Tensor, queries: Tensor, delta: Tensor, anchor: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Class logits and boxes of the one-to-many branch of layer i, Eq. 3 and 4."""
-        heads, shared = self.one_to_many, i if self.box_refine else 0
-        same = candidates is queries and heads.ffns is None  # (a), (b): the boxes are those of the one-to-one branch
-        if heads.ffns is not None:
-            candidates = heads.ffns[i](candidates)
-        logits = (heads.class_heads[i] if heads.class_heads is not None else self.class_heads[shared])(candidates)
-        box_head = heads.box_heads[i] if heads.box_heads is not None else self.box_heads[shared]
-        return logits, shift(anchor, delta if same else box_head(candidates))
+            return checkpoint(layer, queries, context, use_reentrant=False)
+        return layer(queries, context)
 
 
-def shift(reference: Tensor, delta: Tensor) -> Tensor:
-    """A box from a reference box or point [B, Q, 4 or 2] and an offset in logits [B, Q, 4]."""
+def _output(group: QueryGroup, stacked: Sequence[Tensor], where: slice) -> GroupOutput:
+    logits, boxes, references, *extra = (x[:, :, where] for x in stacked)
+    return GroupOutput(
+        Predictions(logits, boxes),
+        Predictions(*extra) if extra else None,
+        references,
+        **{name: getattr(group, name) for name in ("parts", "targets", "pairs", "divisor", "selected")},
+    )
+
+
+def shift(reference: Tensor, offsets: Tensor) -> Tensor:
+    """A box from a reference box or point [B, Q, 4 or 2] and offsets in logits [B, Q, 4]."""
     base = logit(reference)
     if base.shape[-1] == 2:
         base = torch.cat([base, torch.zeros_like(base)], dim=-1)
-    return (base + delta).sigmoid()
+    return (base + offsets).sigmoid()
 
 
 def _as_boxes(references: Tensor) -> Tensor:

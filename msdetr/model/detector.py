@@ -1,69 +1,96 @@
-"""The whole detector."""
+"""The whole detector, made of parts that are passed in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ModelConfig
-from ..modules import MultiScaleDeformableAttention, Pyramid, sine_embedding_2d
+from ..errors import InputError
+from ..modules import Pyramid, sine_embedding_2d
 from ..modules.norm import GroupNorm
 from ..modules.precision import in_half_where_parameters_are
-from ..structures import DetectorOutput, ImageBatch
-from .backbone import build_backbone
+from ..structures import DetectorOutput, ImageBatch, QueryGroup, Targets
 from .decoder import Decoder
 from .encoder import Encoder
-from .query_selection import LearnedQueries, TwoStageQueries
+from .query_selection import PRIMARY, Proposals, QuerySource
+from .strip import strip
 
 
 class Detector(nn.Module):
-    """Deformable DETR with the decoder layer that ``config.variant`` names.
+    """Deformable DETR: image -> backbone -> feature pyramid -> encoder -> query groups -> decoder -> classes and boxes.
 
-    Image -> backbone -> feature pyramid -> encoder -> query selection -> decoder -> classes and boxes.
+    projections: one per pyramid level, the backbone's maps to ``dim`` channels (see ``build_projections``).
+    query_selection: the source of the primary group, the detector's answer.
+    sources: of further groups, by name, which only training runs.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projections: nn.ModuleList,
+        encoder: Encoder,
+        query_selection: QuerySource,
+        decoder: Decoder,
+        sources: Mapping[str, QuerySource] | None = None,
+    ):
         super().__init__()
-        dim = config.hidden_dim
-        self.config = config
-        self.backbone = build_backbone(config)
-        self.projections = build_projections(self.backbone.channels, dim, config.num_levels)
-        self.level_embedding = nn.Parameter(torch.empty(config.num_levels, dim))
-        self.encoder = Encoder(
-            config.encoder_layers,
-            dim=dim,
-            num_heads=config.num_heads,
-            num_levels=config.num_levels,
-            num_points=config.num_points,
-            ffn_dim=config.ffn_dim,
-            dropout=config.dropout,
-        )
-        if config.two_stage:
-            self.query_selection = TwoStageQueries(dim, config.num_queries, config.num_classes, config.mixed_selection)
-        else:
-            self.query_selection = LearnedQueries(dim, config.num_queries)
-        self.decoder = Decoder(config)
-        self._initialize()
+        dim = projections[0][0].out_channels
+        self.backbone = backbone
+        self.projections = projections
+        self.level_embedding = nn.Parameter(torch.empty(len(projections), dim))
+        self.encoder = encoder
+        self.query_selection = query_selection
+        self.decoder = decoder
+        self.sources = nn.ModuleDict(sources or {})
+        nn.init.normal_(self.level_embedding)
 
     @in_half_where_parameters_are
     def forward(
-        self, images: ImageBatch | Tensor | Sequence[Tensor], one_to_many: bool | None = None
+        self,
+        images: ImageBatch | Tensor | Sequence[Tensor],
+        targets: Targets | None = None,
+        one_to_many: bool | None = None,
     ) -> DetectorOutput:
         """Predictions for normalised images: a padded batch, a tensor [B, 3, H, W] or a list of tensors [3, h, w].
 
-        one_to_many: whether to compute the one-to-many branch; None: only while training. Raises ValueError where it is
-        asked for and there is none, or images do not fit.
+        targets: the objects of the batch. Where they are given, also in eval mode, the further query groups run, too;
+        a detector that has any needs them while training.
+        one_to_many: whether to predict from the candidates inside the decoder layers; None: only while training.
+
+        Raises InputError where candidates are asked for and there is no such branch, targets are missing, or images do
+        not fit.
         """
         batch = ImageBatch.of(images)
         if one_to_many is None:
             one_to_many = self.training and self.decoder.one_to_many is not None
         if one_to_many and self.decoder.one_to_many is None:
-            raise ValueError("this detector has no one-to-many branch (a baseline, or stripped); leave one_to_many out")
+            raise InputError("this detector has no one-to-many branch (a baseline, or stripped); leave one_to_many out")
+        if targets is None and self.sources and self.training:
+            raise InputError(
+                f"query groups {', '.join(self.sources)} are trained with objects: call detector(batch, targets), or "
+                "detector.eval() for predictions"
+            )
         memory = self.encoder(self.pyramid(batch))
-        return self.decoder(self.query_selection(memory), memory, one_to_many)
+        proposals, groups = self.query_groups(memory, targets)
+        outputs = self.decoder(groups, memory, one_to_many)
+        primary = outputs.pop(PRIMARY)
+        return DetectorOutput(
+            primary.predictions, primary.candidates, proposals.encoder, primary.references, primary.selected, outputs
+        )
+
+    def query_groups(self, memory: Pyramid, targets: Targets | None = None) -> tuple[Proposals, list[QueryGroup]]:
+        """The encoder's proposals and the query groups made from them; the primary group alone without targets."""
+        sources = dict(self.sources.items()) if targets is not None else {}
+        ranked = self.query_selection.ranked + sum(source.ranked for source in sources.values())
+        heads = self.decoder.class_heads[0], self.decoder.box_heads[0]
+        proposals = self.query_selection.propose(memory, ranked, *heads)
+        groups = {PRIMARY: self.query_selection(proposals, targets, {})}
+        for name, source in sources.items():
+            groups[name] = source(proposals, targets, groups)
+        return proposals, list(groups.values())
 
     def pyramid(self, batch: ImageBatch) -> Pyramid:
         """Backbone features of all levels, projected to one width, flattened, with positions and padding mask."""
@@ -92,10 +119,9 @@ class Detector(nn.Module):
             valid_ratios=torch.stack(ratios, 1),
         )
 
-    def strip_one_to_many(self) -> Detector:
-        """Removes what only training needs, in place; the one-to-one predictions stay the same. Returns self."""
-        self.decoder.one_to_many = None
-        return self
+    def strip(self) -> Detector:
+        """Removes what only training needs, in place; predictions stay the same. Returns self."""
+        return strip(self)
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -105,26 +131,6 @@ class Detector(nn.Module):
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, on: bool) -> None:
         self.encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = on
-
-    def _initialize(self) -> None:
-        """Xavier for the matrices of encoder, decoder layers and query selection; heads, deformable attention and
-        embeddings keep their own starts."""
-        nn.init.normal_(self.level_embedding)
-        linears = [m for part in (self.encoder, self.decoder) for m in part.modules() if isinstance(m, nn.Linear)]
-        heads = {id(m) for name, m in self.decoder.named_modules() if "class_heads" in name or "box_heads" in name}
-        if isinstance(self.query_selection, TwoStageQueries):
-            linears += [self.query_selection.memory_projection, self.query_selection.position_projection]
-        for linear in linears:
-            if id(linear) not in heads:
-                nn.init.xavier_uniform_(linear.weight)
-        for module in self.modules():
-            if isinstance(module, nn.MultiheadAttention):
-                nn.init.xavier_uniform_(module.in_proj_weight)
-            if isinstance(module, MultiScaleDeformableAttention):
-                module.reset_parameters()
-        for projection in self.projections:
-            nn.init.xavier_uniform_(projection[0].weight)
-            nn.init.zeros_(projection[0].bias)
 
 
 def build_projections(channels: tuple[int, ...], dim: int, num_levels: int) -> nn.ModuleList:
@@ -136,9 +142,7 @@ def build_projections(channels: tuple[int, ...], dim: int, num_levels: int) -> n
     for _ in range(num_levels - len(used)):
         layers.append(nn.Sequential(nn.Conv2d(inputs, dim, 3, 2, 1), GroupNorm(32, dim)))
         inputs = dim
+    for convolution, _ in layers:
+        nn.init.xavier_uniform_(convolution.weight)
+        nn.init.zeros_(convolution.bias)
     return nn.ModuleList(layers)
-
-
-def build_model(config: ModelConfig) -> Detector:
-    """A detector from its configuration, with freshly drawn weights (from torch's global generator)."""
-    return Detector(config)

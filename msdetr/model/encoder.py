@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -33,9 +34,9 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """A stack of encoder layers; each token's reference is its own centre."""
 
-    def __init__(self, num_layers: int, **layer):
+    def __init__(self, layers: Sequence[EncoderLayer]):
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(**layer) for _ in range(num_layers))
+        self.layers = nn.ModuleList(layers)
         self.gradient_checkpointing = False
 
     def forward(self, pyramid: Pyramid) -> Pyramid:

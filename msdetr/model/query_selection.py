@@ -1,81 +1,134 @@
-"""Where the decoder's queries come from: learned (one-stage) or the encoder's best proposals (two-stage)."""
+"""Where the decoder's queries come from: learned (one-stage), the encoder's best proposals (two-stage), or further
+sources that only training has."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..modules import BoxHead, Pyramid, class_head, sine_embedding_of_boxes
-from ..structures import EncoderOutput, Predictions
+from ..structures import EncoderOutput, Predictions, QueryGroup, Targets
+
+PRIMARY = "primary"  # the group whose predictions are the detector's answer
 
 
 @dataclass(frozen=True)
-class Queries:
-    """What the decoder starts from: contents and positions [B, Q, C], references [B, Q, 2 or 4] in [0, 1]; for a
-    two-stage model also the encoder's proposals and the token each query was made from, [B, Q]."""
+class Proposals:
+    """What query sources choose from.
 
-    contents: Tensor
-    positions: Tensor
-    references: Tensor
+    memory: the encoded image.   encoder: every token's proposal, None for a one-stage model; the rest too:
+    features: [B, S, C] what the proposals were predicted from.   box_logits: [B, S, 4] with gradient.
+    ranking: [B, R] tokens, most object-like first, as many as all sources together ask for or there are.
+    embed: reference boxes [B, Q, 4] -> positions and contents [B, Q, C], as the primary source makes them.
+    """
+
+    memory: Pyramid
     encoder: EncoderOutput | None = None
-    selected: Tensor | None = None
+    features: Tensor | None = None
+    box_logits: Tensor | None = None
+    ranking: Tensor | None = None
+    embed: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def references(self, selected: Tensor) -> Tensor:
+        """[B, Q, 4]: the proposed boxes of tokens [B, Q], without gradient."""
+        return self.box_logits.gather(1, selected[..., None].expand(-1, -1, 4)).detach().sigmoid()
 
 
-class LearnedQueries(nn.Module):
+class QuerySource(nn.Module):
+    """Makes one query group.
+
+    training_only: whether evaluation does without; the module is then removed by ``strip``.
+    ranked: how many of the encoder's proposals it takes, after those of the sources before it.
+    """
+
+    training_only: ClassVar[bool] = True
+    ranked: int = 0
+
+    def forward(self, proposals: Proposals, targets: Targets | None, earlier: Mapping[str, QueryGroup]) -> QueryGroup:
+        """proposals: of the encoder.   targets: of the batch; None for a source that evaluation runs, too.
+        earlier: the groups made so far, the primary one first."""
+        raise NotImplementedError
+
+
+class LearnedQueries(QuerySource):
     """One-stage: contents and positions are learned, a reference point is read off each position."""
+
+    training_only = False
 
     def __init__(self, dim: int, num_queries: int):
         super().__init__()
         self.embedding = nn.Embedding(num_queries, 2 * dim)
         self.reference_points = nn.Linear(dim, 2)
+        self.reference_points.lr_group = "projection"
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
 
-    def forward(self, memory: Pyramid) -> Queries:
-        positions, contents = self.embedding.weight.expand(len(memory.tokens), -1, -1).chunk(2, dim=-1)
-        return Queries(contents, positions, self.reference_points(positions).sigmoid())
+    def propose(self, memory: Pyramid, ranked: int, class_head: nn.Module, box_head: nn.Module) -> Proposals:
+        if ranked:
+            raise InputError("a one-stage model has no proposals to rank; use a two-stage model with this method")
+        return Proposals(memory)
+
+    def forward(self, proposals, targets=None, earlier=None) -> QueryGroup:
+        batch = len(proposals.memory.tokens)
+        positions, contents = self.embedding.weight.expand(batch, -1, -1).chunk(2, dim=-1)
+        return QueryGroup(PRIMARY, contents, positions, self.reference_points(positions).sigmoid())
 
 
-class TwoStageQueries(nn.Module):
+class TwoStageQueries(QuerySource):
     """Two-stage: every token proposes a box around its own anchor; the most object-like become queries.
 
     A token's anchor is centred on it, with sides of 5 % of the image on the first level, doubling per level. Tokens on
     padding, or whose anchor's centre or side is not within (0.01, 0.99), have no features and the box (1, 1, 1, 1);
     they keep their place in the ranking.
     Mixed selection (Deformable DETR++): only positions come from proposals, contents are learned.
+    own_heads: whether it predicts with heads of its own (a model with refinement) or the decoder's.
     """
 
-    def __init__(self, dim: int, num_queries: int, num_classes: int, mixed: bool):
+    training_only = False
+
+    def __init__(self, dim: int, num_queries: int, num_classes: int, mixed: bool, own_heads: bool = True):
         super().__init__()
-        self.num_queries = num_queries
+        self.num_queries = self.ranked = num_queries
         self.memory_projection = nn.Linear(dim, dim)
         self.memory_norm = nn.LayerNorm(dim)
-        self.class_head = class_head(dim, num_classes)
-        self.box_head = BoxHead(dim)
+        self.class_head = class_head(dim, num_classes) if own_heads else None
+        self.box_head = BoxHead(dim) if own_heads else None
         self.position_projection = nn.Linear(2 * dim, 2 * dim)
         self.position_norm = nn.LayerNorm(2 * dim)
         self.contents = nn.Embedding(num_queries, dim) if mixed else None
+        nn.init.xavier_uniform_(self.memory_projection.weight)
+        nn.init.xavier_uniform_(self.position_projection.weight)
 
-    def forward(self, memory: Pyramid) -> Queries:
-        """Queries of a pyramid; of an image so small that there are fewer tokens than queries, one for each token."""
-        batch, num_tokens, dim = memory.tokens.shape
-        count = min(self.num_queries, num_tokens)
+    def propose(self, memory: Pyramid, ranked: int, class_head: nn.Module, box_head: nn.Module) -> Proposals:
+        """Every token's proposal, and the ``ranked`` most object-like tokens; of an image so small that there are fewer, all
+        of them. class_head, box_head: the decoder's, used where this module has none of its own."""
+        _, num_tokens, dim = memory.tokens.shape
+        ranked = min(ranked, num_tokens)
         anchors, usable = self.anchors(memory)
         features = memory.tokens.masked_fill(~usable[..., None], 0)
         features = self.memory_norm(self.memory_projection(features))
-        logits = self.class_head(features)  # [B, S, C]; channel 0 is objectness
-        box_logits = self.box_head(features) + anchors  # [B, S, 4]
+        logits = (self.class_head or class_head)(features)  # [B, S, C]; channel 0 is objectness
+        box_logits = (self.box_head or box_head)(features) + anchors  # [B, S, 4]
 
-        selected = logits[..., 0].topk(count, dim=1).indices  # [B, Q]
-        references = box_logits.gather(1, selected[..., None].expand(-1, -1, 4)).detach().sigmoid()
-        embedding = self.position_norm(self.position_projection(sine_embedding_of_boxes(references, dim)))
-        positions, contents = embedding.chunk(2, dim=-1)
+        def embed(references: Tensor) -> tuple[Tensor, Tensor]:
+            embedding = self.position_norm(self.position_projection(sine_embedding_of_boxes(references, dim)))
+            return embedding.chunk(2, dim=-1)
+
+        output = EncoderOutput(Predictions(logits[None], box_logits.sigmoid()[None]), anchors.sigmoid())
+        return Proposals(memory, output, features, box_logits, logits[..., 0].topk(ranked, dim=1).indices, embed)
+
+    def forward(self, proposals, targets=None, earlier=None) -> QueryGroup:
+        selected = proposals.ranking[:, : self.num_queries]
+        references = proposals.references(selected)
+        positions, contents = proposals.embed(references)
         if self.contents is not None:
-            contents = self.contents.weight[:count].expand(batch, -1, -1)
-        proposals = Predictions(logits[None], box_logits.sigmoid()[None])
-        return Queries(contents, positions, references, EncoderOutput(proposals, anchors.sigmoid()), selected)
+            contents = self.contents.weight[: selected.shape[1]].expand(len(selected), -1, -1)
+        return QueryGroup(PRIMARY, contents, positions, references, selected=selected)
 
     def anchors(self, memory: Pyramid) -> tuple[Tensor, Tensor]:
         """Logits of the anchors [B, S, 4], infinite where unusable, and which tokens are usable [B, S] bool."""

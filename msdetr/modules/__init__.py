@@ -1,7 +1,8 @@
 """The building blocks: attention, feed-forward, embeddings, heads, and the decoder layers of Figure 4."""
 
 from .attention import MultiScaleDeformableAttention, SelfAttention
-from .decoder_layer import VARIANTS, Baseline, DecoderLayer, VariantA, VariantB, VariantC, VariantD
+from .context import Context, Layout, concatenated
+from .decoder_layer import VARIANTS, Baseline, CrossAttention, DecoderLayer, VariantA, VariantB, VariantC, VariantD
 from .ffn import FFN
 from .heads import BoxHead, class_head
 from .positional import sine_embedding_2d, sine_embedding_of_boxes
@@ -13,7 +14,10 @@ __all__ = [
     "VARIANTS",
     "Baseline",
     "BoxHead",
+    "Context",
+    "CrossAttention",
     "DecoderLayer",
+    "Layout",
     "MultiScaleDeformableAttention",
     "Pyramid",
     "Residual",
@@ -23,6 +27,7 @@ __all__ = [
     "VariantC",
     "VariantD",
     "class_head",
+    "concatenated",
     "sine_embedding_2d",
     "sine_embedding_of_boxes",
 ]

@@ -8,19 +8,48 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import ms_deform_attn
+from .context import Block, Context
 from .pyramid import level_sizes
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of queries to each other; positions are added to queries and keys, not to values."""
+    """Multi-head attention of queries to each other; positions are added to queries and keys, not to values.
+
+    Queries see those of their own part of a group and of the groups it reads (see ``Layout``).
+    """
 
     def __init__(self, dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
         self.attention = nn.MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True)
+        self.reset_parameters()
 
-    def forward(self, queries: Tensor, positions: Tensor) -> Tensor:
-        placed = queries + positions  # [B, Q, C]
-        return self.attention(placed, placed, queries, need_weights=False)[0]
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.attention.in_proj_weight)
+        nn.init.xavier_uniform_(self.attention.out_proj.weight)
+
+    def forward(self, queries: Tensor, context: Context) -> Tensor:
+        placed = queries + context.positions  # [B, Q, C]
+        attended = [self._attend(queries, placed, block) for block in context.layout.blocks]
+        return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
+
+    def _attend(self, queries: Tensor, placed: Tensor, block: Block) -> Tensor:
+        batch, _, dim = queries.shape
+        whole = (block.start, block.stop, block.parts) == (0, queries.shape[1], 1)
+        query, value = (
+            x if whole else x[:, block.start : block.stop].reshape(batch * block.parts, block.size, dim)
+            for x in (placed, queries)
+        )
+        key = query
+        if block.reads:
+            key, value = (
+                torch.cat([own, *(x[:, where].repeat_interleave(block.parts, dim=0) for where in block.reads)], dim=1)
+                for own, x in ((query, placed), (value, queries))
+            )
+        mask = block.mask
+        if mask is not None and block.reads:
+            mask = torch.nn.functional.pad(mask, (0, key.shape[1] - block.size), value=False)
+        attended = self.attention(query, key, value, attn_mask=mask, need_weights=False)[0]
+        return attended.reshape(batch, -1, dim)
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -37,6 +66,7 @@ class MultiScaleDeformableAttention(nn.Module):
         self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
         self.value_proj = nn.Linear(dim, dim)
         self.output_proj = nn.Linear(dim, dim)
+        self.sampling_offsets.lr_group = "projection"
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -9,7 +9,7 @@ Each forward returns (output, candidates): ``output`` goes to the one-to-one pre
     (c)       cross-attention *, self-attention, FFN
     (d)       self-attention *, cross-attention, FFN           * one-to-many supervision is applied here
 
-Shapes: queries and positions [B, Q, C], references [B, Q, 2 or 4] relative to the unpadded image.
+Shapes: queries, output and candidates [B, Q, C]; Q runs over all query groups (see ``Context``).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .attention import MultiScaleDeformableAttention, SelfAttention
+from .context import Context
 from .ffn import FFN
-from .pyramid import Pyramid
 from .residual import Residual
 
 
 class CrossAttention(MultiScaleDeformableAttention):
     """Deformable attention of placed queries into the encoded image."""
 
-    def forward(self, queries: Tensor, positions: Tensor, references: Tensor, memory: Pyramid) -> Tensor:
-        return super().forward(
-            queries + positions, memory.per_level(references), memory.tokens, memory.shapes, memory.mask
-        )
+    def forward(self, queries: Tensor, context: Context) -> Tensor:
+        memory = context.memory
+        references = memory.per_level(context.references)
+        return super().forward(queries + context.positions, references, memory.tokens, memory.shapes, memory.mask)
 
 
 class DecoderLayer(nn.Module):
@@ -40,27 +40,25 @@ class DecoderLayer(nn.Module):
         self.cross_attention = Residual(CrossAttention(dim, num_heads, num_levels, num_points), dim, dropout)
         self.ffn = Residual(FFN(dim, ffn_dim, dropout), dim, dropout)
 
-    def forward(
-        self, queries: Tensor, positions: Tensor, references: Tensor, memory: Pyramid
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, queries: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError
 
 
 class Baseline(DecoderLayer):
     """Deformable DETR: one-to-one supervision only."""
 
-    def forward(self, queries, positions, references, memory):
-        queries = self.self_attention(queries, positions)
-        queries = self.cross_attention(queries, positions, references, memory)
+    def forward(self, queries, context):
+        queries = self.self_attention(queries, context)
+        queries = self.cross_attention(queries, context)
         return self.ffn(queries), None
 
 
 class VariantA(DecoderLayer):
     """Figure 4 (a): both kinds of supervision on the output of the usual layer."""
 
-    def forward(self, queries, positions, references, memory):
-        queries = self.self_attention(queries, positions)
-        queries = self.cross_attention(queries, positions, references, memory)
+    def forward(self, queries, context):
+        queries = self.self_attention(queries, context)
+        queries = self.cross_attention(queries, context)
         output = self.ffn(queries)
         return output, output
 
@@ -68,9 +66,9 @@ class VariantA(DecoderLayer):
 class VariantB(DecoderLayer):
     """Figure 4 (b): as (a), cross-attention first."""
 
-    def forward(self, queries, positions, references, memory):
-        queries = self.cross_attention(queries, positions, references, memory)
-        queries = self.self_attention(queries, positions)
+    def forward(self, queries, context):
+        queries = self.cross_attention(queries, context)
+        queries = self.self_attention(queries, context)
         output = self.ffn(queries)
         return output, output
 
@@ -78,18 +76,18 @@ class VariantB(DecoderLayer):
 class VariantC(DecoderLayer):
     """Figure 4 (c), the paper's choice: candidates are collected from the image, then self-attention sorts them out."""
 
-    def forward(self, queries, positions, references, memory):
-        candidates = self.cross_attention(queries, positions, references, memory)  # Q_ca, Eq. 1
-        queries = self.self_attention(candidates, positions)  # Q_sa, Eq. 2
+    def forward(self, queries, context):
+        candidates = self.cross_attention(queries, context)  # Q_ca, Eq. 1
+        queries = self.self_attention(candidates, context)  # Q_sa, Eq. 2
         return self.ffn(queries), candidates
 
 
 class VariantD(DecoderLayer):
     """Figure 4 (d): one-to-many supervision after self-attention, before cross-attention."""
 
-    def forward(self, queries, positions, references, memory):
-        candidates = self.self_attention(queries, positions)
-        queries = self.cross_attention(candidates, positions, references, memory)
+    def forward(self, queries, context):
+        candidates = self.self_attention(queries, context)
+        queries = self.cross_attention(candidates, context)
         return self.ffn(queries), candidates
 
 

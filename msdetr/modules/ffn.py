@@ -1,3 +1,5 @@
+"""The feed-forward network of a transformer layer."""
+
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -10,6 +12,11 @@ class FFN(nn.Module):
         self.linear1 = nn.Linear(dim, hidden)
         self.dropout = nn.Dropout(dropout)
         self.linear2 = nn.Linear(hidden, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear2(self.dropout(relu(self.linear1(x))))

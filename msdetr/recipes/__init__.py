@@ -33,15 +33,15 @@ class Recipe:
 # ---------------------------------------------------------------- COCO 2017, as released
 
 _DEFORMABLE = {
-    "model.variant": "baseline",
-    "model.mixed_selection": False,
+    "ms_detr": None,
+    "two_stage.mixed_selection": False,
     "model.look_forward_twice": False,
     "model.dropout": 0.1,
     "loss.class_weight": 2.0,
     "data.raw_category_ids": True,
 }
-_PLUS_PLUS = _DEFORMABLE | {"model.mixed_selection": True, "model.look_forward_twice": True, "model.dropout": 0.0}
-_MS = {"loss.class_weight": 1.0, "matching.one_to_many": "released"}
+_PLUS_PLUS = _DEFORMABLE | {"two_stage.mixed_selection": True, "model.look_forward_twice": True, "model.dropout": 0.0}
+_MS = {"loss.class_weight": 1.0, "ms_detr.rule": "released"}
 _900 = {"model.num_queries": 900}
 
 _COCO = {
@@ -50,19 +50,19 @@ _COCO = {
     "deformable-detr-pp-900": ("Deformable DETR++, 900 queries", _PLUS_PLUS | _900),
     "ms-detr-300": (
         "MS-DETR (c) on Deformable DETR, 300 queries; released: 47.6 AP",
-        _DEFORMABLE | _MS | {"model.variant": "c"},
+        _DEFORMABLE | _MS | {"ms_detr.variant": "c"},
     ),
     "ms-detr-pp-300": (
         "MS-DETR (c) on Deformable DETR++, 300 queries; released: 48.8 AP",
-        _PLUS_PLUS | _MS | {"model.variant": "c"},
+        _PLUS_PLUS | _MS | {"ms_detr.variant": "c"},
     ),
     "ms-detr-pp-900": (
         "MS-DETR (c) on Deformable DETR++, 900 queries, 300 detections kept; released: 50.0 AP",
-        _PLUS_PLUS | _MS | _900 | {"model.variant": "c", "train.max_detections": 300},
+        _PLUS_PLUS | _MS | _900 | {"ms_detr.variant": "c", "train.max_detections": 300},
     ),
     "ms-detr-a-300": (
         "MS-DETR (a): both kinds of supervision on the layer output",
-        _DEFORMABLE | _MS | {"model.variant": "a"},
+        _DEFORMABLE | _MS | {"ms_detr.variant": "a"},
     ),
 }
 
@@ -81,7 +81,7 @@ _SHAPES = {
     "model.ffn_dim": 384,
     "model.num_queries": 100,
     "model.num_levels": 3,
-    "model.variant": "baseline",
+    "ms_detr": None,
     "loss.class_weight": 2.0,
     "data.root": "data/shapes",
     "data.generate": "shapes",
@@ -102,8 +102,8 @@ _SHAPES = {
     "train.schedule": "one_cycle",
     "train.eval_every": 2,
     "train.checkpoint_every": 3,
-    "matching.k": 4,
 }
+_SHAPES_K = {"ms_detr.k": 4}
 
 _RELEASED_WEIGHTS = {"loss.class_weight": 1.0}
 
@@ -149,18 +149,18 @@ def _all() -> dict[str, Recipe]:
         add(
             f"shapes/ms-detr-{variant}",
             f"MS-DETR ({variant}) on the embedded data set",
-            _SHAPES | {"model.variant": variant},
+            _SHAPES | {"ms_detr.variant": variant} | _SHAPES_K,
         )
     add(
         "shapes/ms-detr-c-released",
         "MS-DETR (c) on the embedded data set with the released loss weights (one-to-one class weight 1)",
-        _SHAPES | _RELEASED_WEIGHTS | {"model.variant": "c"},
+        _SHAPES | _RELEASED_WEIGHTS | {"ms_detr.variant": "c"} | _SHAPES_K,
     )
     add("photos/baseline", "a small Deformable DETR++ on a folder of photographs, from scratch", _PHOTOS)
     add(
         "photos/ms-detr-c",
         "a small MS-DETR (c) on a folder of photographs, from scratch",
-        _PHOTOS | {"model.variant": "c"},
+        _PHOTOS | {"ms_detr.variant": "c"},
     )
     return recipes
 

@@ -2,6 +2,8 @@
 
 import json
 
+from small import as_variant
+
 from msdetr.config import RunConfig
 
 SMALL = {"model.backbone": "conv", "model.pretrained": "none", "model.num_classes": 3}
@@ -22,7 +24,7 @@ def train_line(step, loss, **changes):
 
 def make_run(path, variant="c", seed=0, ap=0.5, lines=None, status="finished", per_class=None, **overrides):
     """A run directory at ``path``; returns it."""
-    config = RunConfig().override({**SMALL, "model.variant": variant, "seed": seed, **overrides})
+    config = RunConfig().override({**SMALL, **as_variant(variant), "seed": seed, **overrides})
     path.mkdir(parents=True)
     config.save(path / "config.yaml")
     if lines is None:

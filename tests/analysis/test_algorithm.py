@@ -21,8 +21,7 @@ from msdetr.analysis.algorithm import (
     sweep,
     toy_scene,
 )
-from msdetr.config import MatchingConfig
-from msdetr.matching import score
+from msdetr.matching import MatchingRules, score
 
 tables = st.tuples(st.integers(1, 4), st.integers(1, 7)).flatmap(
     lambda shape: arrays(np.float64, shape, elements=st.integers(0, 10).map(lambda tenths: tenths / 10))
@@ -61,7 +60,7 @@ def test_the_toy_scene_separates_all_rules():
 
 def test_a_sweep_counts_what_is_matched():
     predictions, targets = toy_scene()
-    found = sweep(predictions, targets, "threshold", [0.0, 0.4, 1.0], MatchingConfig(one_to_many="literal", k=3))
+    found = sweep(predictions, targets, "threshold", [0.0, 0.4, 1.0], MatchingRules(rule="literal", k=3))
     np.testing.assert_allclose(found.positives, [3, 2, 0])  # at 0 object 2 has queries 4, 5 and 6
     np.testing.assert_allclose(found.without, [0, 1 / 3, 1])
     np.testing.assert_allclose(found.shared[1:], [1 / 5, 0])

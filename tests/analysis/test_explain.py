@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from msdetr.analysis.arrays import predictions_from_arrays, targets_from_arrays
 from msdetr.analysis.matching import STATUSES, Outcome, Status, explain, explain_output
 from msdetr.boxes import cxcywh_to_xyxy, iou
-from msdetr.config import MatchingConfig
-from msdetr.losses import build_one_to_many_matcher
+from msdetr.matching import MatchingRules
 from msdetr.structures import DetectorOutput, Predictions, Targets
 
 COARSE = st.sampled_from([0.0, 0.1, 0.25, 0.4, 0.5, 0.7, 0.9])
@@ -48,7 +47,7 @@ def brute_obstacles(table, target, query, config):
     """Which steps of the rule stop the pair, and its place among the object's candidates."""
     value, obstacles = table[target][query], set()
     goes_to = [max(range(len(table)), key=lambda t, q=q: (table[t][q], -t)) for q in range(len(table[0]))]
-    exclusive = config.one_to_many == "exclusive"
+    exclusive = config.rule == "exclusive"
     if value <= config.threshold:
         obstacles.add(Status.BELOW)
     if exclusive and goes_to[query] != target:
@@ -66,7 +65,7 @@ def brute_obstacles(table, target, query, config):
 @given(seed=st.integers(0, 10**6), alpha=COARSE, threshold=COARSE, k=st.integers(1, 8), literal=st.booleans())
 def test_one_to_many_reasons(seed, alpha, threshold, k, literal):
     predictions, targets = scene(seed)
-    config = MatchingConfig(alpha=alpha, threshold=threshold, k=k, one_to_many="literal" if literal else "exclusive")
+    config = MatchingRules(alpha=alpha, threshold=threshold, k=k, rule="literal" if literal else "exclusive")
     branch = explain(predictions, targets, config).one_to_many
     first = {Status.BELOW: 0, Status.LOST: 1, Status.BEYOND: 2}
     for layer in range(2):
@@ -92,7 +91,7 @@ def test_one_to_many_reasons(seed, alpha, threshold, k, literal):
 def test_removing_the_stated_obstacles_matches_the_pair(seed, threshold, k, literal):
     """What a reason says is enough: with tau just under the score and k at the place, the matcher takes the pair."""
     predictions, targets = scene(seed, layers=1)
-    config = MatchingConfig(threshold=threshold, k=k, one_to_many="literal" if literal else "exclusive")
+    config = MatchingRules(threshold=threshold, k=k, rule="literal" if literal else "exclusive")
     branch = explain(predictions, targets, config).one_to_many
     for target, query in itertools.product(range(3), range(6)):
         reason = branch.why_not(query, target)
@@ -103,7 +102,7 @@ def test_removing_the_stated_obstacles_matches_the_pair(seed, threshold, k, lite
             change["threshold"] = float(np.nextafter(reason.numbers["score"], 0))
         if Status.BEYOND in reason.obstacles:
             change["k"] = reason.numbers["place"]
-        pairs = build_one_to_many_matcher(replace(config, **change))(predictions, targets)
+        pairs = replace(config, **change).one_to_many()(predictions, targets)
         assert (target, query) in set(zip(pairs.target.tolist(), pairs.query.tolist(), strict=True))
 
 
@@ -142,7 +141,7 @@ def test_one_to_one_reasons_by_enumeration(seed, queries, objects):
 @given(seed=st.integers(0, 10**6), k=st.integers(1, 6), rule=st.sampled_from(["exclusive", "literal"]))
 def test_merge_is_told_apart(seed, k, rule):
     predictions, targets = scene(seed, layers=1)
-    config = MatchingConfig(threshold=0.6, k=k, one_to_many=rule)
+    config = MatchingRules(threshold=0.6, k=k, rule=rule)
     before = explain(predictions, targets, config)
     after = explain(predictions, targets, replace(config, merge=True)).one_to_many
     pairs = before.one_to_one.matched[0]
@@ -159,7 +158,7 @@ def test_merge_is_told_apart(seed, k, rule):
 @given(seed=st.integers(0, 10**6), k=st.integers(1, 8), merge=st.booleans())
 def test_released_rule_statuses_fit_its_matches(seed, k, merge):
     predictions, targets = scene(seed, layers=1, queries=12)
-    branch = explain(predictions, targets, MatchingConfig(k=k, one_to_many="released", merge=merge)).one_to_many
+    branch = explain(predictions, targets, MatchingRules(k=k, rule="released", merge=merge)).one_to_many
     for target, query in itertools.product(range(3), range(12)):
         reason = branch.why_not(query, target)
         assert (reason.status in (Status.MATCHED, Status.MERGED)) == bool(branch.matched[0, target, query])
@@ -227,7 +226,7 @@ def test_in_words():
     boxes = [[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.4, 0.3], [0.5, 0.5, 0.4, 0.2], [0.1, 0.1, 0.1, 0.1]]
     predictions = predictions_from_arrays(boxes, [[0.9], [0.8], [0.7], [0.6]])
     targets = targets_from_arrays([[0.5, 0.5, 0.4, 0.4]], [0])
-    found = explain(predictions, targets, MatchingConfig(k=2), class_names=["circle"])
+    found = explain(predictions, targets, MatchingRules(k=2), class_names=["circle"])
     texts = [found.one_to_many.why_not(q, 0).text for q in range(4)]
     assert texts == [
         "Query 0 serves object 0 (circle): its score is 0.3 · 0.900 + 0.7 · 1.000 = 0.970, its place 1 of at most 2.",

@@ -9,21 +9,20 @@ from msdetr import recipes
 from msdetr.analysis.algorithm import toy_scene
 from msdetr.analysis.gradients import branch_gradients, branch_pulls, layer_of, only, part_of
 from msdetr.analysis.look import both_branches
-from msdetr.losses import build_criterion
-from msdetr.model import build_model
+from msdetr.methods import build_criterion, build_detector
 from msdetr.structures import DetectorOutput, ImageBatch, Predictions, Targets
 
 
 def scene(variant, **changes):
     """A detector, a batch, objects close to what it predicts, and its criterion."""
     config = small.config(variant, **changes)
-    detector, batch = build_model(config.model), ImageBatch.from_images([torch.randn(3, 64, 64)])
+    detector, batch = build_detector(config), ImageBatch.from_images([torch.randn(3, 64, 64)])
     boxes = both_branches(detector, batch).one_to_one.boxes[-1, 0, :2] - 0.002
     return detector, batch, Targets.from_list([torch.tensor([0, 1])], [boxes]), build_criterion(config)
 
 
 @pytest.mark.parametrize("variant", "abcd")
-@pytest.mark.parametrize("changes", [{}, {"model.separate_heads": True, "model.candidate_ffn": True}])
+@pytest.mark.parametrize("changes", [{}, {"ms_detr.heads": "separate", "ms_detr.candidate_ffn": "with"}])
 def test_every_parameter_has_a_part(variant, changes):
     for name, _ in scene(variant, **changes)[0].named_parameters():
         part, layer = part_of(name), layer_of(name)

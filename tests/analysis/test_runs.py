@@ -26,7 +26,7 @@ def test_groups_compares_and_says_what_differs(tmp_path):
     paths.append(make_run(tmp_path / "base", variant="baseline", ap=0.4))
     groups = group_runs(read_runs(paths))
     assert {name: len(runs) for name, runs in groups.items()} == {"MS-DETR (c)": 3, "Deformable DETR++": 1}
-    assert differences(groups) == {"model.variant": {"MS-DETR (c)": "c", "Deformable DETR++": "baseline"}}
+    assert differences(groups) == {"ms_detr": {"MS-DETR (c)": True, "Deformable DETR++": False}}
     ours, base = compare(groups)
     assert ours.metrics["AP"].mean == pytest.approx(0.6) and ours.metrics["AP"].std == pytest.approx(0.1)
     assert base.metrics["AP"].std is None and ours.seeds == (0, 1, 2) and ours.seconds.mean == 121

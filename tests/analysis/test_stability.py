@@ -4,27 +4,27 @@ import itertools
 
 import numpy as np
 import pytest
+import small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msdetr.analysis.look import both_branches, sampling_points
 from msdetr.analysis.stability import MatchHistory, MatchRecorder, flip_rates, load_history
-from msdetr.config import MatchingConfig, ModelConfig, RunConfig
+from msdetr.config import RunConfig
 from msdetr.data import Sample
-from msdetr.model import build_model
+from msdetr.matching import MatchingRules
+from msdetr.methods import build_detector
 from msdetr.structures import ImageBatch, Targets
 
 
 @pytest.fixture(scope="module")
 def detector():
     torch.manual_seed(0)
-    config = ModelConfig(
-        num_classes=3, backbone="conv", backbone_norm="group", pretrained="none", trainable_layers=5, hidden_dim=32,
-        num_heads=4, encoder_layers=1, decoder_layers=2, ffn_dim=32, num_queries=12, num_levels=3, num_points=2,
-        dropout=0.1,
-    )  # fmt: skip
-    return build_model(config)
+    config = small.config("c", **{
+        "model.num_classes": 3, "model.num_queries": 12, "model.num_points": 2, "model.dropout": 0.1, "ms_detr.k": 6,
+    })  # fmt: skip
+    return build_detector(config)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def history_of(one_to_one, one_to_many=None, layers=1, objects=2):
     many = None if one_to_many is None else [rows(s) for s in one_to_many]
     number = len(one_to_one)
     return MatchHistory(
-        np.arange(number) * 10, np.arange(number) / 2, layers, targets, MatchingConfig(), [rows(s) for s in one_to_one],
+        np.arange(number) * 10, np.arange(number) / 2, layers, targets, MatchingRules(), [rows(s) for s in one_to_one],
         many, [], [], (),
     )  # fmt: skip
 
@@ -90,7 +90,7 @@ def test_recording_leaves_the_run_as_it_was_and_comes_back(tmp_path, detector, i
     batch, targets = images
     detector.train()
     recorder = MatchRecorder(
-        tmp_path, batch, targets, MatchingConfig(threshold=0.1), every=2, class_names=["a", "b", "c"]
+        tmp_path, batch, targets, MatchingRules(threshold=0.1), every=2, class_names=["a", "b", "c"]
     )
     before, weights = torch.random.get_rng_state(), {k: v.clone() for k, v in detector.state_dict().items()}
     assert [recorder(detector, step, step / 4) for step in range(5)] == [True, False, True, False, True]
@@ -112,7 +112,7 @@ def test_recording_leaves_the_run_as_it_was_and_comes_back(tmp_path, detector, i
 
 
 def test_budget_leaves_records_out(tmp_path, detector, images):
-    recorder = MatchRecorder(tmp_path, *images, MatchingConfig(), every=1, budget=0.001)
+    recorder = MatchRecorder(tmp_path, *images, MatchingRules(), every=1, budget=0.001)
     assert [recorder(detector, step, step) for step in range(4)] == [True, False, False, False]
 
 
@@ -157,7 +157,7 @@ def test_sampling_points_reproduce_the_attention(detector, images):
     hook.remove()
     assert len(points) == 2 and points[0].locations.shape == (12, 4, 3, 2, 2)
     np.testing.assert_allclose(points[1].weights.sum((-1, -2)), 1, atol=1e-5)
-    *_, memory = seen["inputs"]
+    memory = seen["inputs"][1].memory
     locations = torch.from_numpy(points[1].locations) * memory.valid_ratios[1, None, None, :, None]
     with torch.no_grad():
         values = attention.value_proj(memory.tokens).masked_fill(memory.mask[..., None], 0)[1]

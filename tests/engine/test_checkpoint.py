@@ -12,7 +12,7 @@ from msdetr.engine import CheckpointError
 from msdetr.engine import checkpoint as checkpoints
 from msdetr.engine.checkpoint import storage
 from msdetr.engine.checkpoint.manifest import to_text as manifest_text
-from msdetr.model import build_model
+from msdetr.methods import build_detector
 
 MANIFEST = {
     "epoch": 0.0,
@@ -181,7 +181,7 @@ def test_weights_that_do_not_fit_are_listed():
 @pytest.mark.fault("F67")
 def test_another_number_of_classes(tmp_path):
     config = tiny.config(tmp_path)
-    eight, five = build_model(config.model), build_model(config.override({"model.num_classes": 5}).model)
+    eight, five = build_detector(config), build_detector(config.override({"model.num_classes": 5}))
     with pytest.raises(CheckpointError, match="the model has 5 classes, the weights 8: give reset_class_head"):
         checkpoints.load_weights(five, eight.state_dict())
     before = {name: value.clone() for name, value in five.state_dict().items()}
@@ -195,9 +195,9 @@ def test_another_number_of_classes(tmp_path):
 @pytest.mark.fault("F66")
 def test_resetting_class_heads_does_not_cover_another_architecture(tmp_path):
     config = tiny.config(tmp_path)
-    wide = build_model(config.override({"model.ffn_dim": 32}).model)
+    wide = build_detector(config.override({"model.ffn_dim": 32}))
     with pytest.raises(CheckpointError, match="misshapen: .*ffn"):
-        checkpoints.load_weights(wide, build_model(config.model).state_dict(), reset_class_head=True)
+        checkpoints.load_weights(wide, build_detector(config).state_dict(), reset_class_head=True)
 
 
 def test_a_path_that_is_no_checkpoint(tmp_path):

@@ -7,12 +7,12 @@ from torch import nn
 from msdetr.config import RunConfig, TrainConfig
 from msdetr.engine import MovingAverage, lr_factor, parameter_groups
 from msdetr.engine.optim import build_optimizer
-from msdetr.model import build_model
+from msdetr.methods import build_detector
 
 
 def test_groups_are_those_of_the_paper():
     config = RunConfig().override({"model.pretrained": "none", "model.encoder_layers": 1, "model.decoder_layers": 1})
-    detector = build_model(config.model)
+    detector = build_detector(config)
     rest, backbone, projection = parameter_groups(detector, config.train)
     assert [group["name"] for group in (rest, backbone, projection)] == ["rest", "backbone", "projection"]
     assert [group["lr"] for group in (rest, backbone, projection)] == [2e-4, 2e-5, pytest.approx(2e-5)]

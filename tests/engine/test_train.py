@@ -28,8 +28,7 @@ from msdetr.engine import (
 from msdetr.engine import checkpoint as checkpoints
 from msdetr.engine.run import RunDirectory
 from msdetr.errors import ConfigError
-from msdetr.losses import build_criterion
-from msdetr.model import build_model
+from msdetr.methods import build_criterion, build_detector
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def finished(tmp_path_factory, shapes):
 
 def trainer_for(config, seed=0):
     torch.manual_seed(seed)
-    return Trainer(build_model(config.model), build_criterion(config), config.train, total_steps=12, steps_per_epoch=4)
+    return Trainer(build_detector(config), build_criterion(config), config.train, total_steps=12, steps_per_epoch=4)
 
 
 def test_a_run_leaves_everything_in_its_directory(finished):
@@ -372,5 +371,5 @@ def test_gradient_checkpointing_and_bf16_are_used(tmp_path, shapes):
     config = tiny.config(shapes, train__epochs=0.5, train__precision="bf16", train__gradient_checkpointing=True)
     assert train(config, tmp_path, device="cpu", progress=False)["steps"] == 2
     assert all(line["loss"] > 0 for line in tiny.lines(tmp_path, "train"))
-    trainer = Trainer(build_model(config.model), None, TrainConfig(gradient_checkpointing=True), 1, 1)
+    trainer = Trainer(build_detector(config), None, TrainConfig(gradient_checkpointing=True), 1, 1)
     assert trainer.detector.gradient_checkpointing is True

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,8 +7,9 @@ from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
 from msdetr import recipes
 from msdetr.boxes import cxcywh_to_xyxy
-from msdetr.losses import Branch, Criterion, Weights, build_criterion, focal_loss
+from msdetr.losses import Branch, Criterion, Supervised, detection_terms, focal_loss
 from msdetr.matching import HungarianMatcher
+from msdetr.methods import build_criterion
 from msdetr.structures import DetectorOutput, EncoderOutput, Matches, Predictions, Targets
 
 K, B, Q, C = 2, 3, 12, 4
@@ -28,7 +31,11 @@ def make_output() -> DetectorOutput:
 
 
 def criterion_for(recipe="shapes/ms-detr-c", **changes) -> Criterion:
-    return build_criterion(recipes.get(recipe).override({"matching.threshold": 0.1, **changes}))
+    return build_criterion(recipes.get(recipe).override({"ms_detr.threshold": 0.1, **changes}))
+
+
+def matched(criterion, output, targets):
+    return criterion.match(criterion.supervised(output, targets))
 
 
 def test_terms_against_torchvision():
@@ -67,10 +74,7 @@ def test_gradient_of_the_focal_loss(alpha, gamma):
 def test_total_is_the_weighted_sum():
     output, targets, criterion = make_output(), make_targets(), criterion_for()
     losses = criterion(output, targets)
-    weights = {
-        b.name: {"class": b.weights.classification, "l1": b.weights.l1, "giou": b.weights.giou}
-        for b in criterion.branches
-    }
+    weights = {branch.name: branch.weights for branch in criterion.branches}
     total = sum(weights[k.split("/")[0]][k.split("/")[1]] * v.sum() for k, v in losses.terms.items())
     torch.testing.assert_close(losses.total.detach(), total)
     assert set(losses.matches) == {"one_to_one", "one_to_many", "encoder"}
@@ -145,24 +149,34 @@ def test_query_in_two_pairs_takes_the_later_class():
 
 def test_merge_adds_one_to_one_pairs():
     output, targets = make_output(), make_targets()
-    plain = criterion_for(**{"matching.threshold": 0.9}).match(output, targets)
-    merged = criterion_for(**{"matching.threshold": 0.9, "matching.merge": True}).match(output, targets)
+    plain = matched(criterion_for(**{"ms_detr.threshold": 0.9}), output, targets)
+    merged = matched(criterion_for(**{"ms_detr.threshold": 0.9, "ms_detr.merge": True}), output, targets)
     assert len(plain["one_to_many"]) < len(merged["one_to_many"]) == len(merged["one_to_one"])
 
 
 def test_a_new_branch_is_an_entry_of_the_list():
-    """Denoising-like supervision: other predictions, repeated targets, its own normaliser; Criterion stays as it is."""
-    extra = make_predictions(1)
-    branch = Branch(
-        "extra",
-        predictions=lambda output: extra,
-        matcher=HungarianMatcher(),
-        weights=Weights(1.0, 0.0, 0.0),
-        normalizer=lambda num_boxes: 2 * num_boxes,
-    )
-    losses = Criterion([branch])(make_output(), make_targets())
+    """Other predictions, repeated targets, its own divisor and terms; Criterion stays as it is."""
+    extra, output, targets = make_predictions(1), make_output(), make_targets()
+
+    def select(output, targets, divisor=1.0):
+        return Supervised(extra, targets.repeated(2), divisor=divisor)
+
+    terms = {"class": (1.0, focal_loss), "surprise": (0.5, lambda p, t, m: p.boxes.sum((1, 2, 3)))}
+    losses = Criterion([Branch("extra", select, HungarianMatcher(), terms)])(output, targets)
     losses.total.backward()
-    assert extra.logits.grad.abs().sum() > 0
+    assert extra.logits.grad.abs().sum() > 0 and len(losses.matches["extra"]) == 2 * len(targets)
+    want = losses.terms["extra/class"].sum() + 0.5 * losses.terms["extra/surprise"].sum()
+    torch.testing.assert_close(losses.total.detach(), want)
+    halved = Criterion([Branch("extra", partial(select, divisor=2.0), HungarianMatcher(), terms)])(output, targets)
+    torch.testing.assert_close(2 * halved.total, losses.total)
+
+
+def test_known_pairs_are_not_matched():
+    output, targets = make_output(), make_targets()
+    zeros = torch.zeros(K, dtype=torch.long)
+    pairs = Matches(torch.arange(K), zeros, zeros + 3, zeros)
+    branch = Branch("known", lambda o, t: Supervised(o.one_to_one, t, pairs=pairs), None, detection_terms(1, 1, 1))
+    assert Criterion([branch])(output, targets).matches["known"] is pairs
 
 
 def test_half_precision_predictions_are_widened():

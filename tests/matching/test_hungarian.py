@@ -14,7 +14,6 @@ from msdetr.matching import (
     ReleasedOneToMany,
     base,
     class_probability,
-    hungarian_cost,
     match_all,
     pair_iou,
 )
@@ -26,7 +25,7 @@ def test_total_cost_is_least(seed, counts, num_queries):
     """Against all injective assignments of objects to queries."""
     predictions, targets = scene(seed, counts=tuple(counts), num_queries=num_queries)
     matches = HungarianMatcher()(predictions, targets)
-    cost = hungarian_cost(predictions, targets)
+    cost = HungarianMatcher().cost(predictions, targets)
     for layer in range(2):
         for image, count in enumerate(counts):
             table = cost[layer][targets.image == image]

@@ -2,11 +2,12 @@ import copy
 
 import pytest
 import torch
+from small import as_variant
 
 from msdetr import recipes
 from msdetr.errors import ConfigError
-from msdetr.losses import build_criterion
-from msdetr.model import build_model, from_released, to_released
+from msdetr.methods import build_criterion, build_detector
+from msdetr.model import from_released, to_released
 from msdetr.modules import VARIANTS
 from msdetr.structures import ImageBatch, Targets
 
@@ -21,12 +22,12 @@ SMALL = {
 
 
 def small_config(variant="c", **changes):
-    return recipes.get("shapes/baseline").override({"model.variant": variant, **SMALL, **changes})
+    return recipes.get("shapes/baseline").override({**as_variant(variant), **SMALL, **changes})
 
 
 def small_model(variant="c", **changes):
     torch.manual_seed(0)
-    model = build_model(small_config(variant, **changes).model)
+    model = build_detector(small_config(variant, **changes))
     for parameter in model.parameters():  # away from zero starts, so that every path carries something
         if not parameter.abs().sum():
             torch.nn.init.normal_(parameter, std=0.05)
@@ -54,7 +55,7 @@ def test_shapes_and_gradients(variant):
     assert output.one_to_one.logits.shape == (2, 2, 12, 8)
     assert output.references.shape == (2, 2, 12, 4)
     assert (output.one_to_many is None) == (variant == "baseline")
-    config = config.override({"matching.threshold": 0.0})
+    config = config.override({"ms_detr.threshold": 0.0})
     build_criterion(config)(output, TARGETS).total.backward()
     without = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert without == []
@@ -63,18 +64,17 @@ def test_shapes_and_gradients(variant):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model.two_stage": False, "model.mixed_selection": False},
+        {"two_stage": None},
         {
-            "model.two_stage": False,
-            "model.mixed_selection": False,
+            "two_stage": None,
             "model.look_forward_twice": False,
             "model.box_refine": False,
         },
-        {"model.mixed_selection": False, "model.look_forward_twice": False},
+        {"two_stage.mixed_selection": False, "model.look_forward_twice": False},
         {"model.num_levels": 4},
         {"model.num_levels": 1},
-        {"model.candidate_ffn": False},
-        {"model.separate_heads": True},
+        {"ms_detr.candidate_ffn": "without"},
+        {"ms_detr.heads": "separate"},
         {"model.encoder_layers": 0},
         {"model.backbone": "resnet18", "model.backbone_norm": "group", "model.trainable_layers": 5},
     ],
@@ -83,7 +83,7 @@ def test_shapes_and_gradients(variant):
 def test_settings_work(changes):
     model = small_model("c", **changes).train()
     output = model(batch_of((128, 160), (96, 160)))
-    config = small_config("c", **changes).override({"matching.threshold": 0.0})
+    config = small_config("c", **changes).override({"ms_detr.threshold": 0.0})
     build_criterion(config)(output, TARGETS).total.backward()
     assert output.one_to_many.boxes.isfinite().all()
 
@@ -100,7 +100,7 @@ def test_one_to_many_costs_nothing_at_inference(variant):
         assert full.one_to_many is None
         assert not calls
         assert model(batch, one_to_many=True).one_to_many is not None
-        stripped = copy.deepcopy(model).strip_one_to_many()(batch)
+        stripped = copy.deepcopy(model).strip()(batch)
     assert torch.equal(full.one_to_one.logits, stripped.one_to_one.logits)
     assert torch.equal(full.one_to_one.boxes, stripped.one_to_one.boxes)
 
@@ -169,23 +169,23 @@ def test_look_forward_twice_reaches_the_layer_before():
 @pytest.mark.parametrize("variant", ["baseline", "a", "c"])
 @pytest.mark.parametrize("two_stage", [True, False])
 def test_released_names_and_back(variant, two_stage):
-    changes = dict(RESNET) if two_stage else RESNET | {"model.two_stage": False, "model.mixed_selection": False}
-    config = small_config(variant, **changes).model
+    changes = dict(RESNET) if two_stage else RESNET | {"two_stage": None}
+    config = small_config(variant, **changes)
     state = small_model(variant, **changes).state_dict()
     back = from_released(to_released(state, config), config)
     assert {k: v.data_ptr() for k, v in back.items()} == {k: v.data_ptr() for k, v in state.items()}
 
 
 def test_only_what_the_released_code_has_converts():
-    config = small_config("d", **RESNET).model
+    config = small_config("d", **RESNET)
     with pytest.raises(ValueError, match="no counterpart of backbone.stem"):
-        to_released(small_model().state_dict(), small_config().model)
+        to_released(small_model().state_dict(), small_config())
     assert set(from_released(to_released(small_model("d", **RESNET).state_dict(), config), config))
 
 
 def test_unknown_released_names_are_listed():
     with pytest.raises(ValueError, match="transformer.nonsense"):
-        from_released({"transformer.nonsense": torch.zeros(1)}, small_config().model)
+        from_released({"transformer.nonsense": torch.zeros(1)}, small_config())
 
 
 @pytest.mark.fault("F64")
@@ -201,7 +201,7 @@ def test_released_file_with_code_in_it_is_refused(tmp_path):
     path = tmp_path / "bomb.pth"
     torch.save({"model": {}, "args": Bomb()}, path)
     with pytest.raises(pickle.UnpicklingError):
-        load_released(path, small_config().model)
+        load_released(path, small_config())
     assert not (tmp_path / "exploded").exists()
 
 
@@ -210,7 +210,7 @@ def test_released_file_with_training_arguments_is_read(tmp_path):
 
     from msdetr.model.convert import load_released
 
-    config, state = small_config(**RESNET).model, small_model(**RESNET).state_dict()
+    config, state = small_config(**RESNET), small_model(**RESNET).state_dict()
     torch.save(
         {"model": to_released(state, config), "args": argparse.Namespace(lr=2e-4), "epoch": 11},
         tmp_path / "released.pth",
@@ -230,9 +230,7 @@ def test_missing_pretrained_weights_say_how(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"ImageNet weights of resnet18 .* put it at .*model.pretrained"):
         backbone._imagenet_weights("resnet18")
     with pytest.raises(ConfigError, match="there is no file"):
-        build_model(
-            small_config(**{"model.backbone": "resnet18", "model.pretrained": str(tmp_path / "none.pth")}).model
-        )
+        build_detector(small_config(**{"model.backbone": "resnet18", "model.pretrained": str(tmp_path / "none.pth")}))
 
 
 def test_pretrained_weights_from_a_file(tmp_path):
@@ -240,8 +238,8 @@ def test_pretrained_weights_from_a_file(tmp_path):
 
     network = torchvision.models.resnet18()
     torch.save(network.state_dict(), tmp_path / "r18.pth")
-    model = build_model(
-        small_config(**{"model.backbone": "resnet18", "model.pretrained": str(tmp_path / "r18.pth")}).model
+    model = build_detector(
+        small_config(**{"model.backbone": "resnet18", "model.pretrained": str(tmp_path / "r18.pth")})
     )
     torch.testing.assert_close(model.backbone.body.layer3[0].conv1.weight.data, network.layer3[0].conv1.weight.data)
     trained = {name.split(".")[1] for name, p in model.backbone.named_parameters() if p.requires_grad}

@@ -7,6 +7,7 @@ from msdetr.modules import (
     FFN,
     VARIANTS,
     BoxHead,
+    Context,
     MultiScaleDeformableAttention,
     Pyramid,
     Residual,
@@ -14,6 +15,7 @@ from msdetr.modules import (
     sine_embedding_2d,
     sine_embedding_of_boxes,
 )
+from msdetr.structures import QueryGroup
 
 
 def test_position_embedding_by_hand():
@@ -91,7 +93,8 @@ def test_order_of_the_sub_layers(variant, reads):
         ((4, 4),),
         torch.ones(1, 1, 2),
     )
-    output, candidates = layer(torch.randn(1, 5, 32), torch.randn(1, 5, 32), torch.rand(1, 5, 4), memory)
+    group = QueryGroup("primary", torch.randn(1, 5, 32), torch.randn(1, 5, 32), torch.rand(1, 5, 4))
+    output, candidates = layer(group.contents, Context.of(group, memory))
     first = (
         ["self_attention", "cross_attention"]
         if variant in ("baseline", "a", "d")

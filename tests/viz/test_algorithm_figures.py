@@ -5,8 +5,7 @@ import pytest
 from drawing import drawn, overlapping_texts
 
 from msdetr.analysis.algorithm import rules, steps, sweep, toy_scene
-from msdetr.config import MatchingConfig
-from msdetr.matching import class_probability, pair_iou, score
+from msdetr.matching import MatchingRules, class_probability, pair_iou, score
 from msdetr.viz.algorithm import rule_figure, scene_figure, score_figure, step_figure, sweep_figure, table_figure
 
 
@@ -14,9 +13,7 @@ from msdetr.viz.algorithm import rule_figure, scene_figure, score_figure, step_f
 def test_every_figure_draws_without_overlapping_text():
     scene = toy_scene()
     table = score(*scene, 0.3)[0].numpy()
-    sweeps = {
-        rule: [sweep(*scene, "k", [1, 2, 3], MatchingConfig(one_to_many=rule))] for rule in ("exclusive", "literal")
-    }
+    sweeps = {rule: [sweep(*scene, "k", [1, 2, 3], MatchingRules(rule=rule))] for rule in ("exclusive", "literal")}
     figures = [
         scene_figure(*scene),
         table_figure(table),

@@ -6,8 +6,7 @@ from drawing import drawn, overlapping_texts
 from small import config
 
 from msdetr.analysis.architecture import Cost, count_parameters, data_flow, flow_text, measure, trace_layer
-from msdetr.losses import build_criterion
-from msdetr.model import build_model
+from msdetr.methods import build_criterion, build_detector
 from msdetr.structures import ImageBatch, Targets
 from msdetr.viz.architecture import cost_figure, variant_figure
 
@@ -21,7 +20,7 @@ ORDERS = {
 
 
 def detector(variant, **changes):
-    return build_model(config(variant, **changes).model)
+    return build_detector(config(variant, **changes))
 
 
 @pytest.fixture
@@ -45,8 +44,8 @@ def test_the_trace_is_the_order_of_figure_4(variant, layer, batch):
         ("baseline", {}, ["ffn", "ffn"], False),
         ("a", {}, ["ffn", "ffn", "ffn"], True),
         ("c", {}, ["ffn", "ffn", "cross_attention", "one_to_many.ffns.0", "one_to_many.ffns.0"], False),
-        ("c", {"model.candidate_ffn": False}, ["ffn", "ffn", "cross_attention", "cross_attention"], False),
-        ("d", {"model.box_refine": False, "model.two_stage": False, "model.mixed_selection": False,
+        ("c", {"ms_detr.candidate_ffn": "without"}, ["ffn", "ffn", "cross_attention", "cross_attention"], False),
+        ("d", {"model.box_refine": False, "two_stage": None,
                "model.look_forward_twice": False},
          ["ffn", "ffn", "self_attention", "one_to_many.ffns.0", "one_to_many.ffns.0"], False),
     ],
@@ -69,7 +68,7 @@ def test_parameters_are_counted_once_and_flow_shows_shapes(batch):
     counts = count_parameters(model)
     assert sum(counts.values()) == sum(p.numel() for p in model.parameters())
     assert counts["one-to-many only"] == sum(p.numel() for p in model.decoder.one_to_many.parameters()) > 0
-    assert count_parameters(model.strip_one_to_many())["one-to-many only"] == 0
+    assert count_parameters(model.strip())["one-to-many only"] == 0
     text = flow_text(data_flow(model, batch))
     assert "one_to_one.logits 2×1×5×8" in text and text.index("backbone") < text.index("encoder") < text.index(
         "decoder"

@@ -7,7 +7,7 @@ from drawing import drawn, overlapping_texts
 from msdetr import recipes
 from msdetr.analysis.algorithm import toy_scene
 from msdetr.analysis.gradients import BranchGradients, branch_pulls
-from msdetr.losses import build_criterion
+from msdetr.methods import build_criterion
 from msdetr.structures import DetectorOutput
 from msdetr.viz.gradients import cosine_figure, focal_figure, pull_figure, reach_figure
 

@@ -16,7 +16,7 @@ TINY = {
     "model.decoder_layers": 2, "model.ffn_dim": 32, "model.num_queries": 12, "model.num_levels": 3, "model.num_points": 2,
     "data.train_split": "train", "data.val_split": "val", "data.generate": "shapes", "data.num_train": 4, "data.num_val": 3,
     "data.augment": "none", "data.test_size": 0, "data.workers": 0, "train.batch_size": 2, "train.micro_batch": 2,
-    "train.epochs": 1, "matching.threshold": 0.05, "train.log_every": 1,
+    "train.epochs": 1, "ms_detr.threshold": 0.05, "train.log_every": 1,
 }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_what_does_not_exist_is_named(run):
         ({"layer": 7}, "1 to 2"),
         ({"query": 12}, "query: 12"),
         ({"object": 50}, "object: 50"),
-        ({"k": 0}, "matching.k"),
+        ({"k": 0}, "ms_detr.k"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             inspect(run, device="cpu", **wrong)

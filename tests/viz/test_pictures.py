@@ -18,6 +18,7 @@ from matplotlib.testing.compare import compare_images
 from matplotlib.testing.exceptions import ImageComparisonFailure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from small import as_variant
 
 from msdetr import recipes
 from msdetr.analysis import CandidateQuality
@@ -29,10 +30,9 @@ from msdetr.analysis.look import SamplingPoints
 from msdetr.analysis.runs import Run
 from msdetr.analysis.specimen import Specimen
 from msdetr.analysis.stability import FlipRates
-from msdetr.config import MatchingConfig, RunConfig
-from msdetr.losses import build_criterion
-from msdetr.matching import score
-from msdetr.model import build_model
+from msdetr.config import RunConfig
+from msdetr.matching import MatchingRules, score
+from msdetr.methods import build_criterion, build_detector
 from msdetr.structures import DetectorOutput, ImageBatch
 from msdetr.viz import algorithm, architecture, candidates, gradients, matching, runs, stability
 
@@ -70,13 +70,13 @@ def specimen():
     one, many = (predictions_from_arrays(boxes[1:], scored) for scored in scores)
     output = DetectorOutput(one, many, references=torch.from_numpy(boxes[:3]))
     targets = targets_from_arrays(objects, [0, 1, 2])
-    return Specimen(output, targets, MatchingConfig(), picture, ("dog", "cat", "bird"))
+    return Specimen(output, targets, MatchingRules(), picture, ("dog", "cat", "bird"))
 
 
 def variants():
     """Figure 4 of the paper, as the decoder layers ran (what they compute is not drawn)."""
     batch, one_layer = ImageBatch.from_images([torch.zeros(3, 64, 64)]), {"model.decoder_layers": 1}
-    detectors = {v: build_model(small.config(v, **one_layer).model) for v in ("baseline", "a", "b", "c", "d")}
+    detectors = {v: build_detector(small.config(v, **one_layer)) for v in ("baseline", "a", "b", "c", "d")}
     return architecture.variant_figure({name: trace_layer(model, batch) for name, model in detectors.items()})
 
 
@@ -130,7 +130,7 @@ def groups():
     def run(seed, ap, variant):
         metrics = {"AP": ap, "AP50": ap + 0.2, "AP75": ap - 0.05, "APs": ap / 2, "APm": ap, "APl": None}
         evaluations = [{"epoch": e, "AP": ap * e / (e + 2), "AP50": (ap + 0.2) * e / (e + 1)} for e in range(1, 9)]
-        config = RunConfig().override({"seed": seed, "model.variant": variant})
+        config = RunConfig().override({"seed": seed, **as_variant(variant)})
         return Run(Path(f"{variant}{seed}"), config, {"metrics": metrics}, [], evaluations)
 
     return {

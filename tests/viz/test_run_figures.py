@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drawing import overlapping_texts
+from small import as_variant
 
 from msdetr.analysis.runs import Run
 from msdetr.config import RunConfig
@@ -12,7 +13,7 @@ from msdetr.viz.runs import class_figure, comparison_figure, cost_figure, learni
 
 
 def run(seed, ap, variant="c"):
-    config = RunConfig().override({"seed": seed, "model.variant": variant})
+    config = RunConfig().override({"seed": seed, **as_variant(variant)})
     metrics = {"AP": ap, "AP50": ap + 0.2, "AP75": ap - 0.05, "APs": ap / 2, "APm": ap, "APl": None}
     results = {
         "status": "finished", "metrics": metrics, "per_class": {"cat": ap, "$<b>_dog": ap / 2, "none": None},

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import small
 import torch
 from PIL import Image
 
 from msdetr.analysis.specimen import recorded
 from msdetr.analysis.stability import FlipRates, MatchRecorder, load_history
-from msdetr.config import MatchingConfig, ModelConfig
-from msdetr.model import build_model
+from msdetr.matching import MatchingRules
+from msdetr.methods import build_detector
 from msdetr.structures import ImageBatch, Targets
 from msdetr.viz.explorer import Explorer
 from msdetr.viz.stability import animate, flip_figure
@@ -27,14 +28,13 @@ def test_flip_rates_are_drawn_per_layer_and_epoch():
 @pytest.fixture(scope="module")
 def history(tmp_path_factory):
     torch.manual_seed(0)
-    detector = build_model(ModelConfig(
-        num_classes=3, backbone="conv", backbone_norm="group", pretrained="none", trainable_layers=5, hidden_dim=32,
-        num_heads=4, encoder_layers=1, decoder_layers=2, ffn_dim=32, num_queries=12, num_levels=3, num_points=2,
-    ))  # fmt: skip
+    detector = build_detector(small.config("c", **{
+        "model.num_classes": 3, "model.num_queries": 12, "model.num_points": 2, "model.dropout": 0.0, "ms_detr.k": 6,
+    }))  # fmt: skip
     folder = tmp_path_factory.mktemp("matching")
     targets = Targets.from_list([torch.tensor([0])], [torch.tensor([[0.5, 0.5, 0.5, 0.5]])], image_ids=[7])
     batch = ImageBatch.from_images([torch.randn(3, 64, 64)])
-    recorder = MatchRecorder(folder, batch, targets, MatchingConfig(threshold=0.0), every=1)
+    recorder = MatchRecorder(folder, batch, targets, MatchingRules(threshold=0.0), every=1)
     for step in range(3):
         recorder(detector, step, step / 2)
         with torch.no_grad():

@@ -1,0 +1,67 @@
+"""The usual parts of branches: which predictions, and the three terms of a detection loss with their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+
+from ..structures import DetectorOutput, GroupOutput, Matches, Predictions, Targets
+from .criterion import Supervised, Term
+from .terms import focal_loss, giou_loss, l1_loss
+
+
+def detection_terms(
+    classification: float, l1: float, giou: float, focal_alpha: float = 0.25, focal_gamma: float = 2.0
+) -> Mapping[str, tuple[float, Term]]:
+    """Focal loss of the classes, L1 and generalised IoU of the boxes, with their weights."""
+    return {
+        "class": (classification, partial(focal_loss, alpha=focal_alpha, gamma=focal_gamma)),
+        "l1": (l1, l1_loss),
+        "giou": (giou, giou_loss),
+    }
+
+
+def answer(output: DetectorOutput, targets: Targets) -> Supervised:
+    """The detector's own predictions, for one-to-one supervision."""
+    return Supervised(output.one_to_one, targets)
+
+
+def candidates(output: DetectorOutput, targets: Targets) -> Supervised | None:
+    """What the candidates inside each decoder layer predict, for one-to-many supervision."""
+    return None if output.one_to_many is None else Supervised(output.one_to_many, targets)
+
+
+def encoder_proposals(output: DetectorOutput, targets: Targets) -> Supervised | None:
+    """The two-stage encoder's proposals: class-agnostic, matched on their anchors.
+
+    Paper: silent.  Released: anchors, class cost 0, for MS-DETR and baseline alike.  Here: as released.
+    """
+    if output.encoder is None:
+        return None
+    anchors = Predictions(output.encoder.predictions.logits, output.encoder.anchors[None])
+    return Supervised(output.encoder.predictions, targets.class_agnostic(), match_on=anchors)
+
+
+def of_group(name: str, candidates: bool = False):
+    """Selects the predictions of a query group (or those of its candidates) with its own targets, pairs and divisor."""
+
+    def select(output: DetectorOutput, targets: Targets) -> Supervised | None:
+        group = output.groups.get(name)
+        if group is None or (candidates and group.candidates is None):
+            return None
+        predictions = group.candidates if candidates else group.predictions
+        own = targets if group.targets is None else group.targets
+        pairs = None if group.pairs is None or candidates else in_every_layer(group, predictions)
+        return Supervised(predictions, own, pairs=pairs, divisor=group.divisor)
+
+    return select
+
+
+def in_every_layer(group: GroupOutput, predictions: Predictions) -> Matches:
+    """A group's known pairs, repeated for each of the K layers."""
+    depth, count = len(predictions.logits), len(group.pairs)
+    layer = torch.arange(depth, device=group.pairs.query.device).repeat_interleave(count)
+    columns = (getattr(group.pairs, name).repeat(depth) for name in ("image", "query", "target"))
+    return Matches(layer, *columns)

@@ -1,0 +1,26 @@
+"""Training methods, one file each: query groups, branches, perhaps a decoder layer, and a config section of their own."""
+
+from .assembly import build_criterion, build_detector, build_postprocess, methods_of
+from .base import Method
+from .ms_detr import MSDETR, CandidateHeads, MSDETRConfig, matching_rules, variant_of
+from .registry import register
+from .two_stage import TwoStage, TwoStageConfig
+
+for _method in (MSDETR, TwoStage):
+    register(_method, on=True)
+
+__all__ = [
+    "MSDETR",
+    "CandidateHeads",
+    "MSDETRConfig",
+    "Method",
+    "TwoStage",
+    "TwoStageConfig",
+    "build_criterion",
+    "build_detector",
+    "build_postprocess",
+    "matching_rules",
+    "methods_of",
+    "register",
+    "variant_of",
+]

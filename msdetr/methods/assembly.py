@@ -1,0 +1,88 @@
+"""From a configuration to a detector and its objective: the base, and what each method that is on contributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from ..config import RunConfig
+from ..errors import ConfigError
+from ..losses import Branch, Criterion, answer, detection_terms
+from ..matching import HungarianMatcher, detection_costs
+from ..model import Decoder, Detector, Encoder, EncoderLayer, LearnedQueries, build_backbone, build_projections
+from ..modules import Baseline
+from .base import Method, Postprocess
+from .registry import registered_methods
+
+Contribution = TypeVar("Contribution")
+
+
+def methods_of(run: RunConfig) -> list[Method]:
+    """The methods whose sections are on, in the order in which they were registered."""
+    return [method(run.methods[name], run) for name, method in registered_methods().items() if name in run.methods]
+
+
+def build_detector(run: RunConfig) -> Detector:
+    """A detector with freshly drawn weights (from torch's global generator). Raises ConfigError where methods exclude
+    each other."""
+    model, methods = run.model, methods_of(run)
+    query_selection = _only_one(methods, "query_selection", lambda m: m.query_selection())
+    layer = _only_one(methods, "decoder layer", lambda m: m.layer()) or Baseline
+    shape = (model.hidden_dim, model.num_heads, model.num_levels, model.num_points, model.ffn_dim, model.dropout)
+    backbone = build_backbone(model)
+    projections = build_projections(backbone.channels, model.hidden_dim, model.num_levels)
+    encoder = Encoder([EncoderLayer(*shape) for _ in range(model.encoder_layers)])
+    if query_selection is None:
+        query_selection = LearnedQueries(model.hidden_dim, model.num_queries)
+    decoder = Decoder(
+        [layer(*shape) for _ in range(model.decoder_layers)],
+        model.hidden_dim,
+        model.num_classes,
+        model.box_refine,
+        model.look_forward_twice,
+        # a one-stage model starts from points without a size, so its first boxes need one
+        first_size_bias=-2.0 if isinstance(query_selection, LearnedQueries) else 0.0,
+        one_to_many=_only_one(methods, "candidate predictors", lambda m: m.candidate_heads()),
+    )
+    return Detector(backbone, projections, encoder, query_selection, decoder, _sources(methods))
+
+
+def build_criterion(run: RunConfig) -> Criterion:
+    """The objective of a run: one-to-one supervision of the detector's answer, and the branches of its methods."""
+    loss, costs, methods = run.loss, run.matching, methods_of(run)
+    terms = detection_terms(loss.class_weight, loss.l1_weight, loss.giou_weight, loss.focal_alpha, loss.focal_gamma)
+    hungarian = HungarianMatcher(detection_costs(costs.cost_class, costs.cost_l1, costs.cost_giou))
+    branches = [Branch("one_to_one", answer, hungarian, terms)]
+    groups = list(_sources(methods))
+    for method in methods:
+        branches += method.branches(groups)
+    names = [branch.name for branch in branches]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"methods: two branches are called {', '.join(sorted(repeated))}")
+    return Criterion(branches)
+
+
+def build_postprocess(run: RunConfig) -> Postprocess | None:
+    """How the last layer's predictions become detections; None: the usual selection of the best."""
+    return _only_one(methods_of(run), "post-processing", lambda m: m.postprocess())
+
+
+def _sources(methods: Iterable[Method]) -> dict:
+    found = {}
+    for method in methods:
+        for name, source in method.sources().items():
+            if name in found:
+                raise ConfigError(f"{method.name}: another method has a query group called {name}, too")
+            found[name] = source
+    return found
+
+
+def _only_one(
+    methods: Iterable[Method], what: str, contribution: Callable[[Method], Contribution | None]
+) -> Contribution | None:
+    given = {method.name: found for method in methods if (found := contribution(method)) is not None}
+    if len(given) > 1:
+        raise ConfigError(
+            f"{' and '.join(given)}: each brings its own {what}; switch one of them off (e.g. {list(given)[-1]}=null)"
+        )
+    return next(iter(given.values()), None)

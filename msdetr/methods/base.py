@@ -1,0 +1,56 @@
+"""What a training method may contribute to a detector and its objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ..config import RunConfig
+from ..losses import Branch
+from ..model import QuerySource
+from ..modules import DecoderLayer
+from ..structures import Detections, Predictions
+
+Postprocess = Callable[[Predictions, torch.Tensor, int], list[Detections]]  # predictions, sizes [B, 2], count
+
+
+class Method:
+    """One way to train a detector, switched on by its config section. Override what the method contributes.
+
+    name: of the section. Config: its frozen dataclass; it may have ``check(run)``, which raises ConfigError where it does
+    not suit the rest of the configuration. run: the whole configuration, the section is ``self.config``.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type]
+
+    def __init__(self, config: Any, run: RunConfig):
+        self.config = config
+        self.run = run
+
+    def layer(self) -> type[DecoderLayer] | None:
+        """The decoder layer, where the method brings its own; one method of a run may."""
+        return None
+
+    def query_selection(self) -> QuerySource | None:
+        """The source of the primary query group, where it is not learned queries; one method of a run may."""
+        return None
+
+    def sources(self) -> Mapping[str, QuerySource]:
+        """Further query groups, by name."""
+        return {}
+
+    def candidate_heads(self) -> nn.Module | None:
+        """What predicts from the candidates inside each decoder layer (see ``Decoder``); one method of a run may."""
+        return None
+
+    def branches(self, groups: Sequence[str]) -> Sequence[Branch]:
+        """What is supervised. groups: names of the further query groups of all methods."""
+        return ()
+
+    def postprocess(self) -> Postprocess | None:
+        """From the last layer's predictions to detections, where it is not the usual selection of the best."""
+        return None

@@ -1,0 +1,41 @@
+"""Two-stage Deformable DETR: queries are the encoder's best proposals, which are supervised, too (Zhu et al., 2021,
+Section 4.3; mixed query selection: Deformable DETR++)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from ..config import Range
+from ..losses import Branch, detection_terms, encoder_proposals
+from ..matching import HungarianMatcher, detection_costs
+from ..model import TwoStageQueries
+from .base import Method
+
+
+@dataclass(frozen=True)
+class TwoStageConfig:
+    """Queries from the encoder's proposals, and the weights of the encoder's losses."""
+
+    mixed_selection: bool = True  # Deformable DETR++: positions from proposals, contents learned
+    class_weight: Annotated[float, Range(0)] = 2.0
+    l1_weight: Annotated[float, Range(0)] = 5.0
+    giou_weight: Annotated[float, Range(0)] = 2.0
+
+
+class TwoStage(Method):
+    name = "two_stage"
+    Config = TwoStageConfig
+
+    def query_selection(self) -> TwoStageQueries:
+        model = self.run.model
+        return TwoStageQueries(
+            model.hidden_dim, model.num_queries, model.num_classes, self.config.mixed_selection, model.box_refine
+        )
+
+    def branches(self, groups: Sequence[str]) -> Sequence[Branch]:
+        own, costs, loss = self.config, self.run.matching, self.run.loss
+        terms = detection_terms(own.class_weight, own.l1_weight, own.giou_weight, loss.focal_alpha, loss.focal_gamma)
+        matcher = HungarianMatcher(detection_costs(0.0, costs.cost_l1, costs.cost_giou))
+        return [Branch("encoder", encoder_proposals, matcher, terms)]
