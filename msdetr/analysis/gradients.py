@@ -109,7 +109,7 @@ def branch_gradients(
 
 def only(criterion: Criterion, name: str) -> Criterion:
     """The same criterion with the weights of all other branches zero; matching, also by merging, stays as it is."""
-    return Criterion([b if b.name == name else b.with_weights(0.0) for b in criterion.branches])
+    return Criterion([b if b.name == name else b.with_weights(dict.fromkeys(b.terms, 0.0)) for b in criterion.branches])
 
 
 def pulls(

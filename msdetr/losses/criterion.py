@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -54,16 +54,9 @@ class Branch:
         """Term name -> weight."""
         return {name: weight for name, (weight, _) in self.terms.items()}
 
-    def with_weights(self, factor: float) -> Branch:
-        """The same branch, every weight times a factor."""
-        return Branch(
-            self.name,
-            self.select,
-            self.matcher,
-            {name: (factor * weight, term) for name, (weight, term) in self.terms.items()},
-            self.merge_from,
-            self.merge_exclusive,
-        )
+    def with_weights(self, weights: Mapping[str, float]) -> Branch:
+        """The same branch, some of its terms weighed otherwise."""
+        return replace(self, terms={name: (weights.get(name, w), term) for name, (w, term) in self.terms.items()})
 
 
 @dataclass(frozen=True)
@@ -112,9 +105,7 @@ class Criterion:
         for branch in self.branches:
             given = branch.select(output, targets)
             if given is not None:
-                found[branch.name] = Supervised(
-                    given.predictions.float(), given.targets, given.match_on, given.pairs, given.divisor
-                )
+                found[branch.name] = replace(given, predictions=given.predictions.float())
         return found
 
     def match(self, supervised: Mapping[str, Supervised], merge: bool = True) -> dict[str, Matches]:
