@@ -330,6 +330,6 @@ def test_convert_names_the_recipe_that_fits_a_file(capsys, tmp_path, monkeypatch
     monkeypatch.setattr(recipes, "get", lambda name: whole(name).override(small))
     config = recipes.get("coco/ms-detr-pp-900")
     file = tmp_path / "released.pth"
-    torch.save({"model": to_released(msdetr.build(config).state_dict(), config.model)}, file)
+    torch.save({"model": to_released(msdetr.build(config).state_dict(), config)}, file)
     status, _, err = run(capsys, "convert", str(file), str(tmp_path / "out"), "--recipe", "coco/ms-detr-300")
     assert status == 1 and "it fits --recipe coco/ms-detr-pp-900 (" in err
