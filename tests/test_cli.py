@@ -82,10 +82,10 @@ def test_verify_finds_damage(capsys, run_dir, tmp_path):
 
 
 def test_inspect_explains_an_image(capsys, run_dir, tmp_path):
-    status, out, _ = run(
+    status, out, err = run(
         capsys, "inspect", str(run_dir), "--object", "0", "--query", "1", "--out", str(tmp_path), "--device", "cpu"
     )
-    assert status == 0 and "query 1" in out
+    assert status == 0 and "query 1" in out, err
     assert list(tmp_path.glob("*.png"))
 
 

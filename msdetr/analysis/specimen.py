@@ -39,8 +39,7 @@ class Specimen:
 
         Raises ConfigError for an unknown setting or a value out of range.
         """
-        matching = RunConfig(matching=self.matching).override({f"matching.{k}": v for k, v in changes.items()}).matching
-        return explain(self.output, self.targets, matching, class_names=self.class_names)
+        return explain(self.output, self.targets, self.matching.changed(**changes), class_names=self.class_names)
 
     @classmethod
     def from_arrays(

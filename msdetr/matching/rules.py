@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
+from ..config import Range, from_dict
 from ..errors import InputError
 from .hungarian import HungarianMatcher, detection_costs
 from .one_to_many import OneToManyMatcher
@@ -20,14 +21,19 @@ class MatchingRules:
     Defaults are the released numbers with the paper's exclusive rule. Raises InputError for a rule that does not exist.
     """
 
-    cost_class: float = 2.0
-    cost_l1: float = 5.0
-    cost_giou: float = 2.0
+    cost_class: Annotated[float, Range(0)] = 2.0
+    cost_l1: Annotated[float, Range(0)] = 5.0
+    cost_giou: Annotated[float, Range(0)] = 2.0
     rule: Rule = "exclusive"
-    alpha: float = 0.3  # score = alpha * class probability + (1 - alpha) * IoU
-    threshold: float = 0.4  # tau: pairs with score <= tau are dropped
-    k: int = 6  # queries per object at most
+    alpha: Annotated[float, Range(0, 1)] = 0.3  # score = alpha * class probability + (1 - alpha) * IoU
+    threshold: Annotated[float, Range(0, 1)] = 0.4  # tau: pairs with score <= tau are dropped
+    k: Annotated[int, Range(1)] = 6  # queries per object at most
     merge: bool = False  # add one-to-one pairs that one-to-many matching missed
+
+    def changed(self, **changes: Any) -> MatchingRules:
+        """With some settings changed; text is read as in a configuration. Raises ConfigError for a setting that does not
+        exist or a value out of range."""
+        return from_dict(asdict(self) | changes, MatchingRules, "matching")
 
     def hungarian(self) -> HungarianMatcher:
         """The one-to-one matcher."""
