@@ -195,12 +195,14 @@ def _timed(times: list[float]):
 
 
 def _tensors(value: object, name: str = "") -> list[tuple[str, Tensor]]:
-    """All tensors within lists and dataclasses, with the names of their fields."""
+    """All tensors within lists, mappings and dataclasses, with the names of their fields."""
     if isinstance(value, Tensor):
         return [(name, value)]
     if isinstance(value, (list, tuple)):
         return [pair for v in value for pair in _tensors(v, name)]
-    if is_dataclass(value):
-        parts = [(f.name, getattr(value, f.name)) for f in fields(value)]
+    if is_dataclass(value) or isinstance(value, Mapping):
+        parts = (
+            value.items() if isinstance(value, Mapping) else [(f.name, getattr(value, f.name)) for f in fields(value)]
+        )
         return [pair for part, v in parts for pair in _tensors(v, f"{name}.{part}" if name else part)]
     return []

@@ -70,7 +70,7 @@ def test_parameters_are_counted_once_and_flow_shows_shapes(batch):
     assert counts["one-to-many only"] == sum(p.numel() for p in model.decoder.one_to_many.parameters()) > 0
     assert count_parameters(model.strip())["one-to-many only"] == 0
     text = flow_text(data_flow(model, batch))
-    assert "one_to_one.logits 2×1×5×8" in text and text.index("backbone") < text.index("encoder") < text.index(
+    assert "primary.predictions.logits 2×1×5×8" in text and text.index("backbone") < text.index("encoder") < text.index(
         "decoder"
     )
 

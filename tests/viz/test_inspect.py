@@ -53,7 +53,7 @@ def test_what_does_not_exist_is_named(run):
         ({"layer": 7}, "1 to 2"),
         ({"query": 12}, "query: 12"),
         ({"object": 50}, "object: 50"),
-        ({"k": 0}, "ms_detr.k"),
+        ({"k": 0}, "matching.k"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             inspect(run, device="cpu", **wrong)

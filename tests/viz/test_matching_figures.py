@@ -99,7 +99,7 @@ def test_settings_change_the_picture_and_unknown_ones_are_errors(specimen):
     assert "τ = 0.9" in explorer.figure(threshold=0.9).get_suptitle()
     with pytest.raises(ValueError, match="threshold"):
         explorer.figure(treshold=0.9)
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match="at most 1"):
         explorer.figure(alpha=2)
     with pytest.raises(IndexError):
         explorer.figure(layer=7)
@@ -118,4 +118,4 @@ def test_widget_answers_its_sliders(specimen):
     assert status.value.startswith("2 one-to-many pairs")
     specimen.output.one_to_one.boxes[:] = torch.nan
     explorer.controls["k"].value = 2
-    assert "ValueError" in status.value, "what goes wrong in a callback is shown, not lost"
+    assert "InputError" in status.value, "what goes wrong in a callback is shown, not lost"
