@@ -82,7 +82,7 @@ def test_it_trains_resumes_strips_and_predicts(config, tmp_path):
 
     files, training = first.files()
     manifest = {"step": 2, "epoch": 1.0, "config": config.to_dict(), "class_names": list("abcdefgh"),
-                "category_ids": list(range(8)), "metrics": {}, "training": training}  # fmt: skip
+                "category_ids": list(range(8)), "metrics": {}, "training": training | {"seconds": 1.0, "evaluations": []}}  # fmt: skip
     written = checkpoints.write(tmp_path / "checkpoints" / "step_00000002", files, manifest)
     assert written.config.toy == ToyConfig(queries=6)
     second = trainer(written.config)

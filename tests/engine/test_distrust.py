@@ -17,7 +17,7 @@ import msdetr
 from msdetr.engine import CheckpointError, Trainer, train
 from msdetr.engine import checkpoint as checkpoints
 from msdetr.engine.checkpoint.manifest import to_text
-from msdetr.model import build_model
+from msdetr.methods import build_detector
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_state_that_does_not_fit_is_refused_before_any_step(run, tmp_path, case)
     config = config.override({"train.epochs": 2})
     with pytest.raises(CheckpointError):
         train(config, tmp_path / "run", device="cpu", progress=False, allow_config_change=True)
-    trainer = Trainer(build_model(config.model), None, config.train, 8, 4)  # and on its own, without the search
+    trainer = Trainer(build_detector(config), None, config.train, 8, 4)  # and on its own, without the search
     with pytest.raises(CheckpointError):
         trainer.restore(checkpoints.read(forged.directory))
 
@@ -148,7 +148,7 @@ def test_other_parameter_groups_are_refused(run, tmp_path, change):
     forged = Forged(source, tmp_path / "run")
     change(forged.manifest["training"]["optimizer"])
     forged.seal()
-    trainer = Trainer(build_model(config.model), None, config.train, 8, 4)
+    trainer = Trainer(build_detector(config), None, config.train, 8, 4)
     with pytest.raises(CheckpointError):
         trainer.restore(checkpoints.read(forged.directory))
 
@@ -236,7 +236,7 @@ def test_random_mutations(run, tmp_path, count):
     """Shapes, dtypes, values, names, bytes of any file: resuming and loading succeed or raise CheckpointError."""
     config, source = run
     chance, outcomes = random.Random(count), {"accepted": 0, "refused": 0}
-    trainer = Trainer(build_model(config.model), None, config.train, 8, 4)
+    trainer = Trainer(build_detector(config), None, config.train, 8, 4)
     dtypes = (torch.float16, torch.float64, torch.int8, torch.int64, torch.uint8, torch.bool)
     shapes = ((), (0,), (1,), (3,), (1, 1), (2, 0, 3), (64, 64), (1, 1, 1, 1, 1))
     forged = Forged(source, tmp_path / "run")

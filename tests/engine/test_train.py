@@ -248,7 +248,7 @@ def test_out_of_memory_names_the_batch_and_what_to_change(shapes):
     dataset, trainer = build_dataset(config, "train"), trainer_for(config)
 
     class Greedy(nn.Module):
-        def forward(self, batch):
+        def forward(self, batch, targets):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     trainer.detector.forward = Greedy().forward
