@@ -10,6 +10,10 @@ import pytest
 from PIL import Image
 
 from msdetr.data import CocoDetection, check, shapes
+from msdetr.data.shapes import folder
+from msdetr.data.shapes.raster import ONE, Dice
+from msdetr.data.shapes.scene import render_scene
+from msdetr.errors import ShapesError
 
 DIGESTS = {  # of the fixture: 12 + 5 images, seed 0, generator version 2
     "train": "957035be884ba78217edc0a1a67950ef9ff1daf52ae23588652f14523892cbea",
@@ -34,7 +38,7 @@ def test_same_bytes_everywhere(shapes_root, split):
 
 def test_sines_are_far_from_a_rounding_limit():
     """So that no mathematical library can round one of them otherwise."""
-    exact = [shapes._ONE * math.sin(math.radians(degree)) for degree in range(360)]
+    exact = [ONE * math.sin(math.radians(degree)) for degree in range(360)]
     assert min(abs(value % 1 - 0.5) for value in exact) > 1e-6
 
 
@@ -54,7 +58,7 @@ def test_annotations_are_what_is_visible():
     labels, overlaps = set(), 0
     for index in range(40):
         image, annotations = shapes.render(0, "train", index)
-        _, objects = shapes._render(shapes._Dice(0, 0, index))
+        _, objects = render_scene(Dice(0, 0, index))
         assert image.shape == (128, 128, 3) and 1 <= len(annotations) <= 6
         for (label, visible), annotation in zip(objects, annotations, strict=True):
             labels.add(label)
@@ -86,22 +90,22 @@ def test_a_folder_is_reused_or_refused(tmp_path):
     assert shapes.generate(root, 3, 2, seed=4) == root and shapes.generate(root, 2, 2, seed=4) == root
     assert (root / "manifest.json").stat().st_mtime_ns == written
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
-    with pytest.raises(shapes.ShapesError, match=r"seed 4, wanted 5; choose another folder \(data.root\), or delete"):
+    with pytest.raises(ShapesError, match=r"seed 4, wanted 5; choose another folder \(data.root\), or delete"):
         shapes.generate(root, 3, 2, seed=5)
-    with pytest.raises(shapes.ShapesError, match="3 train images, wanted 9"):
+    with pytest.raises(ShapesError, match="3 train images, wanted 9"):
         shapes.generate(root, 9, 2, seed=4)
     file = root / "annotations" / "instances_val.json"
     intact = file.read_text()
     file.write_text(intact.replace("ring", "rinG"))
-    with pytest.raises(shapes.ShapesError, match="val split was changed"):
+    with pytest.raises(ShapesError, match="val split was changed"):
         shapes.generate(root, 3, 2, seed=4)
     file.write_text(intact)
     (root / "train" / "000000000002.png").unlink()
-    with pytest.raises(shapes.ShapesError, match="train split was changed or is incomplete"):
+    with pytest.raises(ShapesError, match="train split was changed or is incomplete"):
         shapes.generate(root, 3, 2, seed=4)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(shapes.ShapesError, match="not a complete generated data set"):
+    with pytest.raises(ShapesError, match="not a complete generated data set"):
         shapes.generate(tmp_path / "mine", 1, 1)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
@@ -110,7 +114,7 @@ def test_an_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shapes, "render", interrupt)
+    monkeypatch.setattr(folder, "render", interrupt)
     with pytest.raises(KeyboardInterrupt):
         shapes.generate(tmp_path / "set", 3, 2)
     assert not list(tmp_path.iterdir())
