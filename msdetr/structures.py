@@ -136,7 +136,8 @@ class Targets(_Movable):
     def to(self, *args, **kwargs) -> Targets:
         moved = {name: getattr(self, name).to(*args, **kwargs) for name in ("labels", "boxes", "image")}
         moved["labels"], moved["image"] = moved["labels"].long(), moved["image"].long()
-        sizes = None if self.sizes is None else self.sizes.to(moved["boxes"].device)
+        non_blocking = kwargs.get("non_blocking", False)
+        sizes = None if self.sizes is None else self.sizes.to(moved["boxes"].device, non_blocking=non_blocking)
         host = self if self.labels.device.type == "cpu" else self.host
         return replace(self, **moved, sizes=sizes, host=None if moved["labels"].device.type == "cpu" else host)
 

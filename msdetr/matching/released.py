@@ -41,7 +41,8 @@ class ReleasedOneToMany(OneToManyMatcher):
         is_best = torch.zeros(slots, dtype=torch.bool, device=table.device)
         if len(targets):
             layer = torch.arange(len(table), device=table.device)[:, None].expand_as(image)
-            is_best[layer, image, query[..., 0]] = True
+            # a tensor of the device: a number of the host would be copied there, and waited for
+            is_best[layer, image, query[..., 0]] = torch.ones_like(image, dtype=torch.bool)
         positive = vote & ((table >= self.threshold) | is_best[:, targets.image])
         return best, query, positive
 
