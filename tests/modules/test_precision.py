@@ -21,7 +21,7 @@ def _batch(dtype: torch.dtype) -> ImageBatch:
 @pytest.mark.parametrize("images", [torch.float32, None])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_detector_in_a_half_type(dtype, images, two_stage):
-    detector = msdetr.build(small.config("c", **{"two_stage": two_stage}))
+    detector = msdetr.build(small.config("c", two_stage=two_stage))
     exact = detector.eval()(_batch(torch.float32)).one_to_one
     detector.to(dtype)
     found = detector(_batch(images or dtype)).one_to_one

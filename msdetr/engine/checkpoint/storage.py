@@ -172,9 +172,9 @@ def write(directory: Path, files: Mapping[str, Tensors], manifest: Mapping[str, 
 def read(directory: str | Path) -> Checkpoint:
     """Opens a checkpoint and checks its manifest. Raises CheckpointError saying what is wrong with it."""
     directory = Path(directory)
-    if not directory.is_dir():
-        raise CheckpointError(_not_a_checkpoint(directory))
     path = directory / MANIFEST
+    if not directory.is_dir() or not (path.exists() or re.fullmatch(r"step_\d+", directory.name)):
+        raise CheckpointError(_not_a_checkpoint(directory))
     _size(path)
     return Checkpoint(directory, from_text(read_bytes(path, CheckpointError, JSON_BYTES), path))
 
