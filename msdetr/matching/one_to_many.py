@@ -61,7 +61,7 @@ class OneToManyMatcher(Matcher):
     def check_k(self, predictions: Predictions) -> None:
         """Warns where k is more than there are queries (F46)."""
         num_queries = predictions.logits.shape[2]
-        if self.k > num_queries:
+        if 0 < num_queries < self.k:
             warnings.warn(
                 f"one-to-many matching: k = {self.k} is more than the {num_queries} queries; using all", stacklevel=5
             )

@@ -2,16 +2,20 @@
 
 from .assembly import build_criterion, build_detector, build_postprocess, methods_of
 from .base import Method
+from .denoising import Denoising, DenoisingConfig
 from .ms_detr import MSDETR, CandidateHeads, MSDETRConfig, matching_rules, variant_of
 from .registry import register
 from .two_stage import TwoStage, TwoStageConfig
 
 for _method in (MSDETR, TwoStage):
     register(_method, on=True)
+register(Denoising)
 
 __all__ = [
     "MSDETR",
     "CandidateHeads",
+    "Denoising",
+    "DenoisingConfig",
     "MSDETRConfig",
     "Method",
     "TwoStage",

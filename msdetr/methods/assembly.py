@@ -44,7 +44,9 @@ def build_detector(run: RunConfig) -> Detector:
         first_size_bias=-2.0 if isinstance(query_selection, LearnedQueries) else 0.0,
         one_to_many=_only_one(methods, "candidate predictors", lambda m: m.candidate_heads()),
     )
-    return Detector(backbone, projections, encoder, query_selection, decoder, _sources(methods))
+    detector = Detector(backbone, projections, encoder, query_selection, decoder)
+    detector.sources.update(_sources(methods))  # last: a seed gives everything else the weights it has without them
+    return detector
 
 
 def build_criterion(run: RunConfig) -> Criterion:

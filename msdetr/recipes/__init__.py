@@ -105,6 +105,9 @@ _SHAPES = {
 }
 _SHAPES_K = {"ms_detr.k": 4}
 
+_DN = {"denoising.contrastive": False, "denoising.label_noise": 0.2}
+_DINO = {"denoising.contrastive": True}
+
 _RELEASED_WEIGHTS = {"loss.class_weight": 1.0}
 
 # ---------------------------------------------------------------- photographs, to try the path
@@ -156,6 +159,16 @@ def _all() -> dict[str, Recipe]:
         "MS-DETR (c) on the embedded data set with the released loss weights (one-to-one class weight 1)",
         _SHAPES | _RELEASED_WEIGHTS | {"ms_detr.variant": "c"} | _SHAPES_K,
     )
+    for name, title, values in (
+        ("dn-detr", "DN-DETR's denoising", _DN),
+        ("dino", "DINO's contrastive denoising", _DINO),
+    ):
+        add(f"shapes/{name}", f"{title} on Deformable DETR++, on the embedded data set", _SHAPES | values)
+        add(
+            f"shapes/{name}-ms-c",
+            f"{title} and MS-DETR (c) on the embedded data set",
+            _SHAPES | values | {"ms_detr.variant": "c"} | _SHAPES_K,
+        )
     add("photos/baseline", "a small Deformable DETR++ on a folder of photographs, from scratch", _PHOTOS)
     add(
         "photos/ms-detr-c",
