@@ -1,0 +1,197 @@
+"""What is known about the matching of one image: every pair of query and object, by branch and decoder layer.
+
+Shape legend: K layers, T objects of the image, Q queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from msdetr.analysis.outcomes import ObjectOutcome, explain_output
+from msdetr.analysis.reasons import STATUSES, Reason, Status, object_name, one_to_many_reason, one_to_one_reason
+from msdetr.matching import MatchingRules
+from msdetr.structures import Matches, Predictions, Targets
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One query as an object sees it; ``rank`` counts from 1, by score. Costs are weighted, ``cost`` is their sum."""
+
+    query: int
+    rank: int
+    probability: float
+    iou: float
+    score: float
+    cost_class: float
+    cost_l1: float
+    cost_giou: float
+    cost: float
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True)
+class QueryStep:
+    """A query in one decoder layer: its box and the reference it started from (cxcywh; None where unknown), its most
+    probable class, the objects it serves, and the object it overlaps most (None in an image without objects)."""
+
+    layer: int
+    box: np.ndarray
+    reference: np.ndarray | None
+    label: int
+    probability: float
+    one_to_one: int | None
+    one_to_many: tuple[int, ...]
+    nearest: int | None
+    iou: float
+
+
+@dataclass(frozen=True)
+class BranchExplanation:
+    """Every pair of a branch. All tables are numpy arrays [K, T, Q]; ``status`` holds indices into ``STATUSES``.
+
+    score is alpha * probability + (1 - alpha) * iou; cost_class, cost_l1 and cost_giou are weighted terms of the
+    Hungarian cost. place is the 1-based rank of the query among those the rule lets compete for the object, were it one
+    of them. hypothetical: the detector has no such branch; its one-to-one predictions were used.
+    """
+
+    name: str
+    predictions: Predictions
+    targets: Targets
+    matching: MatchingRules
+    matches: Matches
+    probability: np.ndarray
+    iou: np.ndarray
+    score: np.ndarray
+    cost_class: np.ndarray
+    cost_l1: np.ndarray
+    cost_giou: np.ndarray
+    matched: np.ndarray
+    status: np.ndarray
+    place: np.ndarray
+    votes: np.ndarray  # [K, T] number of queries an object may take: k, or with the released rule its capped votes
+    class_names: tuple[str, ...] = ()
+    hypothetical: bool = False
+
+    @property
+    def cost(self) -> np.ndarray:
+        """[K, T, Q] total Hungarian cost."""
+        return self.cost_class + self.cost_l1 + self.cost_giou
+
+    def candidates(self, target: int, layer: int = -1, top: int | None = 10) -> list[Candidate]:
+        """The queries by score with an object, best first (ties: lower index first); ``top`` None for all of them."""
+        layer = self._layer(layer)
+        self._object(target)
+        order = np.argsort(-self.score[layer, target], kind="stable")
+        return [self._candidate(int(query), rank, target, layer) for rank, query in enumerate(order[:top], start=1)]
+
+    def serving(self, target: int, layer: int = -1) -> list[int]:
+        """Queries matched to an object, best score first."""
+        layer = self._layer(layer)
+        queries = np.flatnonzero(self.matched[layer, target])
+        return queries[np.argsort(-self.score[layer, target, queries], kind="stable")].tolist()
+
+    def served(self, query: int, layer: int = -1) -> list[int]:
+        """Objects a query is matched to."""
+        return np.flatnonzero(self.matched[self._layer(layer), :, query]).tolist()
+
+    def why_not(self, query: int, target: int, layer: int = -1) -> Reason:
+        """Why a query does not serve an object (or that it does)."""
+        layer = self._layer(layer)
+        self._object(target)
+        if not 0 <= query < self.score.shape[-1]:
+            raise IndexError(f"query {query}: there are {self.score.shape[-1]}, counted from 0")
+        rule = one_to_one_reason if self.name == "one_to_one" else one_to_many_reason
+        return rule(self, query, target, layer)
+
+    def regret(self, query: int, target: int, layer: int = -1) -> float:
+        """By how much the least total cost of one-to-one matching grows if the query must serve the object; at least
+        0, and 0 for a matched pair."""
+        cost = self.cost[self._layer(layer)].astype(np.float64)
+        rest = np.delete(np.delete(cost, target, axis=0), query, axis=1)
+        least, forced = (table[linear_sum_assignment(table)].sum() for table in (cost, rest))
+        return float(max(forced + cost[target, query] - least, 0.0))
+
+    def object_name(self, target: int) -> str:
+        """'object 2 (circle)', or 'object 2 (class 4)' where names are not known."""
+        return object_name(target, self.targets, self.class_names)
+
+    def _candidate(self, query: int, rank: int, target: int, layer: int) -> Candidate:
+        at = (layer, target, query)
+        terms = [float(table[at]) for table in (self.cost_class, self.cost_l1, self.cost_giou)]
+        return Candidate(
+            query,
+            rank,
+            *(float(table[at]) for table in (self.probability, self.iou, self.score)),
+            *terms,
+            cost=float(self.cost[at]),
+            status=STATUSES[self.status[at]],
+            reason=self.why_not(query, target, layer).text,
+        )
+
+    def _layer(self, layer: int) -> int:
+        return range(len(self.score))[layer]
+
+    def _object(self, target: int) -> None:
+        if not 0 <= target < len(self.targets):
+            raise IndexError(f"object {target}: the image has {len(self.targets)}, counted from 0")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Matching of one image in every decoder layer; see ``explain``."""
+
+    one_to_one: BranchExplanation
+    one_to_many: BranchExplanation
+    references: np.ndarray | None = None  # [K, Q, 4] cxcywh
+    class_names: tuple[str, ...] = field(default=())
+
+    @property
+    def targets(self) -> Targets:
+        return self.one_to_one.targets
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.one_to_one.score)
+
+    @property
+    def num_queries(self) -> int:
+        return self.one_to_one.score.shape[-1]
+
+    def branch(self, name: str) -> BranchExplanation:
+        if name not in ("one_to_one", "one_to_many"):
+            raise ValueError(f"branch: {name!r} is neither 'one_to_one' nor 'one_to_many'")
+        return getattr(self, name)
+
+    def query_path(self, query: int) -> list[QueryStep]:
+        """A query from the first layer to the last, as the one-to-one branch predicts it."""
+        branch = self.one_to_one
+        boxes = branch.predictions.boxes[:, 0, query].numpy()
+        probability = branch.predictions.logits[:, 0, query].sigmoid().numpy()
+        steps = []
+        for layer in range(self.num_layers):
+            overlap = branch.iou[layer, :, query]
+            steps.append(
+                QueryStep(
+                    layer=layer,
+                    box=boxes[layer],
+                    reference=None if self.references is None else self.references[layer, query],
+                    label=int(probability[layer].argmax()),
+                    probability=float(probability[layer].max()),
+                    one_to_one=next(iter(branch.served(query, layer)), None),
+                    one_to_many=tuple(self.one_to_many.served(query, layer)),
+                    nearest=int(overlap.argmax()) if len(overlap) else None,
+                    iou=float(overlap.max()) if len(overlap) else 0.0,
+                )
+            )
+        return steps
+
+    def outcomes(
+        self, score_threshold: float = 0.5, iou_threshold: float = 0.5, max_detections: int = 100
+    ) -> list[ObjectOutcome]:
+        """Each object's fate in the output of the last layer; see ``explain_output``."""
+        last = self.one_to_one.predictions.layer(-1)
+        return explain_output(last, self.targets, score_threshold, iou_threshold, max_detections, self.class_names)

@@ -1,0 +1,125 @@
+"""Why a query serves an object, or does not: what a branch decided, in words and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from msdetr.structures import Targets
+
+if TYPE_CHECKING:
+    from msdetr.analysis.explanation import BranchExplanation
+
+
+class Status(StrEnum):
+    """What became of a pair (query, object); the first that applies."""
+
+    MATCHED = "matched"
+    MERGED = "merged"  # one-to-many only: added because it is a one-to-one pair
+    BELOW = "dropped by τ"
+    LOST = "lost to another object"
+    BEYOND = "beyond k"
+    UNVOTED = "beyond its votes"  # released rule only: the object takes as many queries as voted for it
+    TAKEN = "serves another object"  # one-to-one only
+    COSTLIER = "another query costs less"  # one-to-one only
+
+
+STATUSES = tuple(Status)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a query does not serve an object. obstacles: everything that stands in the way (empty: it does serve it);
+    numbers: what the words are made of."""
+
+    status: Status
+    obstacles: tuple[Status, ...]
+    text: str
+    numbers: dict[str, float | int]
+
+
+def one_to_many_reason(branch: BranchExplanation, query: int, target: int, layer: int) -> Reason:
+    at, m = (layer, target, query), branch.matching
+    status, value, place = STATUSES[branch.status[at]], float(branch.score[at]), int(branch.place[at])
+    sum_text = f"{m.alpha:g} · {branch.probability[at]:.3f} + {1 - m.alpha:g} · {branch.iou[at]:.3f} = {value:.3f}"
+    numbers = {"score": value, "threshold": m.threshold, "place": place, "k": m.k}
+    if status is Status.MATCHED:
+        text = f"Query {query} serves {branch.object_name(target)}: its score is {sum_text}, its place {place} of at most {m.k}."
+        return Reason(status, (), text, numbers)
+    if status is Status.MERGED:
+        text = f"Query {query} serves {branch.object_name(target)} because one-to-one matching paired them (merge)."
+        return Reason(status, (), text, numbers)
+    obstacles, words = [], []
+    released = m.rule == "released"
+    if value <= m.threshold and not released:
+        obstacles.append(Status.BELOW)
+        words.append(f"its score, {sum_text}, is not above τ = {m.threshold:g}")
+    rival = _rival(branch, query, target, layer)
+    if rival is not None:
+        obstacles.append(Status.LOST)
+        theirs = float(branch.score[layer, rival, query])
+        numbers |= {"rival": rival, "rival_score": theirs}
+        how = "higher" if theirs > value else "alike, and first,"
+        words.append(f"it scores {how} with {branch.object_name(rival)} ({theirs:.3f} against {value:.3f})")
+    if place > m.k:
+        obstacles.append(Status.BEYOND)
+        words.append(f"it is number {place} among the object's candidates and k = {m.k}")
+    if released and place > branch.votes[layer, target] and place <= m.k:
+        votes = int(branch.votes[layer, target])
+        obstacles.append(Status.UNVOTED)
+        numbers |= {"votes": votes}
+        words.append(f"the object got {votes} votes and takes as many queries; this one is number {place}")
+    text = f"Query {query} does not serve {branch.object_name(target)}: {'; '.join(words)}."
+    return Reason(status, tuple(obstacles), text, numbers)
+
+
+def _rival(branch: BranchExplanation, query: int, target: int, layer: int) -> int | None:
+    """The object the query goes to instead: the one it scores highest with, where the rule is exclusive; with the
+    released rule and a merge, the one whose pair came later."""
+    if branch.matching.rule == "literal":
+        return None
+    if branch.matching.rule == "released":
+        contested = STATUSES[branch.status[layer, target, query]] is Status.LOST
+        return branch.served(query, layer)[-1] if contested else None
+    best = int(branch.score[layer, :, query].argmax())
+    return None if best == target else best
+
+
+def one_to_one_reason(branch: BranchExplanation, query: int, target: int, layer: int) -> Reason:
+    at = (layer, target, query)
+    status, cost = STATUSES[branch.status[at]], float(branch.cost[at])
+    numbers: dict[str, float | int] = {"cost": cost}
+    split = f"class {branch.cost_class[at]:.2f}, L1 {branch.cost_l1[at]:.2f}, GIoU {branch.cost_giou[at]:.2f}"
+    if status is Status.MATCHED:
+        text = f"Query {query} serves {branch.object_name(target)} at a cost of {cost:.2f} ({split})."
+        return Reason(status, (), text, numbers)
+    regret = branch.regret(query, target, layer)
+    numbers |= {"regret": regret}
+    holder = branch.serving(target, layer)
+    text = f"Query {query} does not serve {branch.object_name(target)}: "
+    if status is Status.COSTLIER:
+        winner = holder[0]
+        theirs = float(branch.cost[layer, target, winner])
+        difference = ", ".join(
+            f"{name} {table[at] - table[layer, target, winner]:+.2f}"
+            for name, table in (("class", branch.cost_class), ("L1", branch.cost_l1), ("GIoU", branch.cost_giou))
+        )
+        numbers |= {"winner": winner, "winner_cost": theirs}
+        text += f"query {winner} costs {theirs:.2f}, this one {cost:.2f} ({difference})."
+    else:
+        other = branch.served(query, layer)[0]
+        numbers |= {"rival": other}
+        text += f"it serves {branch.object_name(other)}, and "
+        if holder:
+            text += f"giving it away would raise the total cost of the image's matching by {regret:.2f}."
+        else:
+            text += f"there are more objects than queries; serving this one would cost {regret:.2f} more in total."
+    return Reason(status, (status,), text, numbers)
+
+
+def object_name(target: int, targets: Targets, class_names: Sequence[str] = ()) -> str:
+    """'object 2 (circle)', or 'object 2 (class 4)' where names are not known."""
+    label = int(targets.labels[target])
+    return f"object {target} ({class_names[label] if label < len(class_names) else f'class {label}'})"
