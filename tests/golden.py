@@ -77,55 +77,179 @@ def released_state(folder: Path, variant: str, dtype: torch.dtype) -> dict[str, 
     return state
 
 
-def model_config(arch: str, flags: Mapping, config: Mapping) -> RunConfig:
-    """The configuration that the released command-line flags stand for."""
-    one_to_many = flags.get("use_ms_detr", False)
-    values = {
-        "box_refine": flags.get("with_box_refine", False),
-        "look_forward_twice": flags.get("look_forward_twice", False),
-        "pretrained": "none",
-        "backbone": config.get("backbone", "resnet50"),
-        "num_classes": config.get("num_classes", 91),
-        "hidden_dim": config.get("hidden_dim", 256),
-        "num_heads": config.get("nheads", 8),
-        "encoder_layers": flags.get("enc_layers", config.get("enc_layers", 6)),
-        "decoder_layers": flags.get("dec_layers", config.get("dec_layers", 6)),
-        "num_levels": flags.get("num_feature_levels", config.get("num_feature_levels", 4)),
-        "num_points": config.get("dec_n_points", 4),
-        "ffn_dim": flags.get("dim_feedforward", config.get("dim_feedforward", 1024)),
-        "num_queries": flags.get("num_queries", config.get("num_queries", 300)),
-        "dropout": flags.get("dropout", config.get("dropout", 0.1)),
+# The published command line, as far as it decides a number: name -> default.
+PUBLISHED = {
+    "two_stage": False,
+    "with_box_refine": False,
+    "mixed_selection": False,
+    "look_forward_twice": False,
+    "use_ms_detr": False,
+    "use_aux_ffn": False,
+    "use_indices_merge": False,
+    "o2m_matcher_threshold": 0.4,
+    "o2m_matcher_k": 6,
+    "backbone": "resnet50",
+    "num_feature_levels": 4,
+    "hidden_dim": 256,
+    "nheads": 8,
+    "enc_layers": 6,
+    "dec_layers": 6,
+    "dim_feedforward": 1024,
+    "dropout": 0.1,
+    "num_queries": 300,
+    "enc_n_points": 4,
+    "dec_n_points": 4,
+    "set_cost_class": 2.0,
+    "set_cost_bbox": 5.0,
+    "set_cost_giou": 2.0,
+    "cls_loss_coef": 2.0,
+    "bbox_loss_coef": 5.0,
+    "giou_loss_coef": 2.0,
+    "o2m_cls_loss_coef": 2.0,
+    "o2m_bbox_loss_coef": 5.0,
+    "o2m_giou_loss_coef": 2.0,
+    "enc_cls_loss_coef": 2.0,
+    "enc_bbox_loss_coef": 5.0,
+    "enc_giou_loss_coef": 2.0,
+    "focal_alpha": 0.25,
+    "lr": 2e-4,
+    "lr_backbone": 2e-5,
+    "lr_linear_proj_mult": 0.1,
+    "weight_decay": 1e-4,
+    "clip_max_norm": 0.1,
+}
+# What has one value here, the default; a case with another one cannot be compared.
+FIXED = {
+    "dilation": (False, None),
+    "masks": (False, None),
+    "frozen_weights": (None,),
+    "sgd": (False, None),
+    "aux_loss": (True, None),
+    "no_aux_loss": (False, None),
+    "use_anchors_enc_match": (True, None),
+    "position_embedding": ("sine",),
+    "position_embedding_scale": (2 * np.pi,),
+    "lr_backbone_names": (["backbone.0"],),
+    "lr_linear_proj_names": (["reference_points", "sampling_offsets"], ["sampling_offsets", "reference_points"]),
+}
+# Data, files, schedule, and the choice of post-processing, which its own cases name: no number depends on these.
+WITHOUT_EFFECT = frozenset(
+    [
+        "batch_size",
+        "epochs",
+        "lr_drop",
+        "lr_drop_epochs",
+        "mask_loss_coef",
+        "dice_loss_coef",
+        "dataset_file",
+        "coco_path",
+        "coco_panoptic_path",
+        "remove_difficult",
+        "output_dir",
+        "device",
+        "seed",
+        "resume",
+        "start_epoch",
+        "eval",
+        "num_workers",
+        "cache_mode",
+        "topk_eval",
+        "nms_iou_threshold",
+        "num_classes",
+        "arch",
+    ]
+)
+ALSO_CALLED = {"o2m_threshold": "o2m_matcher_threshold", "o2m_k": "o2m_matcher_k"}
+
+
+class CannotHonor(Exception):
+    """A case carries a setting that there is nothing for here."""
+
+
+def settings(manifest: Mapping, case: Mapping) -> dict:
+    """Everything that a case was computed with, by the names of the published command line, with its defaults.
+
+    Read from ``config`` and ``flags`` of the manifest, then of the case, then from the fields of the case itself; what
+    comes later wins. Raises CannotHonor naming a setting that is unknown, or whose value does not exist here.
+    """
+    given: dict = {}
+    for source in (manifest, case):
+        for section in ("config", "flags"):
+            given |= source.get(section) or {}
+    known = PUBLISHED.keys() | FIXED.keys() | WITHOUT_EFFECT
+    fields = {ALSO_CALLED.get(name, name): value for name, value in case.items()}
+    given = {ALSO_CALLED.get(name, name): value for name, value in given.items()}
+    given |= {name: value for name, value in fields.items() if name in known}
+    given |= {f"set_{name}": value for name, value in (case.get("matcher") or {}).items()}
+    if unknown := sorted(given.keys() - known):
+        raise CannotHonor(f"the case carries {', '.join(unknown)}, which nothing here stands for")
+    for name, values in FIXED.items():
+        value = given.get(name, values[0])
+        if name == "position_embedding":
+            value = str(value).split(" ")[0]  # what follows describes it
+        if value not in values and not (isinstance(value, float) and np.isclose(value, values[0])):
+            raise CannotHonor(f"the case carries {name} = {value!r}; only {values[0]!r} exists here")
+    if "num_classes" not in given:  # the published code derives it
+        given["num_classes"] = {"coco": 91, "coco_panoptic": 250}.get(given.get("dataset_file", "coco"), 20)
+    return PUBLISHED | {"arch": "c"} | given
+
+
+def model_config(given: Mapping) -> RunConfig:
+    """The configuration of the model that settings stand for. Raises CannotHonor naming what it cannot be."""
+    if given["enc_n_points"] != given["dec_n_points"]:
+        raise CannotHonor(
+            f"the case carries enc_n_points = {given['enc_n_points']} and dec_n_points = {given['dec_n_points']}; "
+            "encoder and decoder have one number of points here"
+        )
+    if given["use_ms_detr"] and given["arch"] == "a" and given["use_aux_ffn"]:
+        raise CannotHonor("the case carries use_aux_ffn, which the published variant (a) has not")
+    changes = {
+        "model.pretrained": "none",
+        "model.box_refine": given["with_box_refine"],
+        "model.look_forward_twice": given["look_forward_twice"] and given["with_box_refine"],
+        "model.backbone": given["backbone"],
+        "model.num_classes": given["num_classes"],
+        "model.hidden_dim": given["hidden_dim"],
+        "model.num_heads": given["nheads"],
+        "model.encoder_layers": given["enc_layers"],
+        "model.decoder_layers": given["dec_layers"],
+        "model.num_levels": given["num_feature_levels"],
+        "model.num_points": given["dec_n_points"],
+        "model.ffn_dim": given["dim_feedforward"],
+        "model.num_queries": given["num_queries"],
+        "model.dropout": given["dropout"],
+        "two_stage": given["two_stage"],
+        "ms_detr": given["use_ms_detr"],
     }
-    changes = {f"model.{name}": value for name, value in values.items()}
-    changes["two_stage"] = flags.get("two_stage", False)
-    if flags.get("two_stage", False):
-        changes["two_stage.mixed_selection"] = flags.get("mixed_selection", False)
-    changes["ms_detr"] = one_to_many
-    if one_to_many:
-        changes["ms_detr.variant"] = arch
-        if arch == "c":
-            changes["ms_detr.candidate_ffn"] = "with" if flags.get("use_aux_ffn", False) else "without"
+    if given["two_stage"]:
+        changes["two_stage.mixed_selection"] = given["mixed_selection"]
+    if given["use_ms_detr"]:
+        changes["ms_detr.variant"] = given["arch"]
+        if given["arch"] == "c":
+            changes["ms_detr.candidate_ffn"] = "with" if given["use_aux_ffn"] else "without"
     return RunConfig().override(changes)
 
 
-def run_config(config: RunConfig, flags: Mapping, case: Mapping) -> RunConfig:
-    """The matching and loss settings of the released training."""
-    changes = {"loss.class_weight": flags.get("cls_loss_coef", 2.0)}
-    if "two_stage" in config.methods:
-        changes |= {
-            "two_stage.class_weight": flags.get("enc_cls_loss_coef", 2.0),
-            "two_stage.l1_weight": flags.get("enc_bbox_loss_coef", 5.0),
-            "two_stage.giou_weight": flags.get("enc_giou_loss_coef", 2.0),
-        }
+def run_config(config: RunConfig, given: Mapping) -> RunConfig:
+    """With the matching and loss settings of the published training."""
+    changes = {"loss.focal_alpha": given["focal_alpha"]}
+    changes |= {f"matching.cost_{ours}": given[f"set_cost_{name}"] for name, ours in COSTS.items()}
+    prefixes = {"loss": "", "two_stage": "enc_", "ms_detr": "o2m_"}
+    for section, prefix in prefixes.items():
+        if section == "loss" or section in config.methods:
+            changes |= {f"{section}.{ours}": given[f"{prefix}{name}_loss_coef"] for name, ours in WEIGHTS.items()}
     if "ms_detr" in config.methods:
         changes |= {
-            "ms_detr.class_weight": flags.get("o2m_cls_loss_coef", 2.0),
             "ms_detr.rule": "released",
-            "ms_detr.threshold": case.get("o2m_threshold", 0.4),
-            "ms_detr.k": case.get("o2m_k", 6),
-            "ms_detr.merge": case.get("use_indices_merge", False),
+            "ms_detr.threshold": given["o2m_matcher_threshold"],
+            "ms_detr.k": given["o2m_matcher_k"],
+            "ms_detr.merge": given["use_indices_merge"],
         }
     return config.override(changes)
+
+
+COSTS = {"class": "class", "bbox": "l1", "giou": "giou"}
+WEIGHTS = {"cls": "class_weight", "bbox": "l1_weight", "giou": "giou_weight"}
 
 
 def read_targets(

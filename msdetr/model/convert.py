@@ -80,9 +80,9 @@ def to_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, Ten
             for i in range(1, layers + two_stage):
                 heads[name.replace(".0.", f".{i}.", 1)] = tensor
         released |= heads
-    if box_refine or two_stage:
-        repeated = heads if two_stage else {n: t for n, t in heads.items() if n.startswith("bbox_embed.")}
-        released |= {f"transformer.decoder.{name}": tensor for name, tensor in repeated.items()}
+    # the decoder knows the class heads of a two-stage model, and the box heads of one with refinement
+    repeated = ("class_embed.",) * two_stage + ("bbox_embed.",) * box_refine
+    released |= {f"transformer.decoder.{name}": tensor for name, tensor in heads.items() if name.startswith(repeated)}
     if any(name.startswith("class_embed_o2m.") for name in released):
         of_layers = {n: t for n, t in heads.items() if n.startswith("bbox_embed.") and int(n.split(".")[1]) < layers}
         released |= {name.replace("bbox_embed.", "bbox_embed_o2m.", 1): t for name, t in of_layers.items()}
