@@ -45,7 +45,7 @@ def test_unknown_parameters_suggest_the_nearest():
         ({"seed": 1.5}, "seed: expected a whole number"),
         ({"seed": True}, "seed: expected a number"),
         ({"overrides": "train.gradient_checkpointing=yes"}, "expected true or false"),
-        ({"overrides": "matching.alpha=2"}, "matching.alpha: must be at most 1"),
+        ({"overrides": "ms_detr.alpha=2"}, "ms_detr.alpha: must be at most 1"),
         ({"overrides": "lr"}, "not of the form name=value"),
         ({"recipe": 3}, "parameter 'recipe': expected text"),
         ({"run_name": "../elsewhere"}, "must be the name of a folder"),

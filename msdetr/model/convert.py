@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -104,6 +105,11 @@ def load_released(path: str | Path, config: RunConfig) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about how an unknown file was pickled
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: is not a released checkpoint (.pth): it holds more than tensors and plain values; nothing of it was "
+            "executed"
+        ) from error
     except Exception as error:  # a file of another kind fails anywhere in torch
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: is not a released checkpoint (.pth) that can be read: {reason}") from error
