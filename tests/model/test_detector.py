@@ -176,6 +176,54 @@ def test_released_names_and_back(variant, two_stage):
     assert {k: v.data_ptr() for k, v in back.items()} == {k: v.data_ptr() for k, v in state.items()}
 
 
+def sizes_at_start(**changes) -> list[float]:
+    """What each box head of a new model adds to sizes."""
+    return [head.layers[2].bias[2].item() for head in build_detector(small_config("c", **changes)).decoder.box_heads]
+
+
+def test_first_sizes_are_those_of_deformable_detr():
+    """One-stage references have no size, so the first head starts with one; proposals have theirs."""
+    plain = {"model.box_refine": False, "model.look_forward_twice": False}
+    assert sizes_at_start(two_stage=None) == [-2, 0]
+    assert sizes_at_start(two_stage=None, **plain) == [-2]
+    assert sizes_at_start() == [0, 0]
+    assert sizes_at_start(**plain) == [0]
+
+
+@pytest.mark.parametrize("variant", ["baseline", "c"])
+def test_two_stage_without_refinement(variant):
+    """The encoder predicts with the decoder's heads: it trains, strips, and converts as the released code names it."""
+    changes = RESNET | {"model.box_refine": False, "model.look_forward_twice": False}
+    config, model = small_config(variant, **changes), small_model(variant, **changes).train()
+    batch = batch_of((64, 96), (80, 64))
+    build_criterion(config)(model(batch, TARGETS), TARGETS).total.backward()
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1e-4)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    before = model.decoder.class_heads[0].weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(before, model.decoder.class_heads[0].weight)
+
+    state = model.state_dict()
+    released = to_released(state, config)
+    heads = {name.rsplit(".", 1)[0] for name in released if "class_embed" in name or "bbox_embed" in name}
+    layers = config.model.decoder_layers
+    assert heads == {
+        *(f"{owner}class_embed.{i}" for owner in ("", "transformer.decoder.") for i in range(layers + 1)),
+        *(f"bbox_embed.{i}.layers.{j}" for i in range(layers + 1) for j in range(3)),
+    }
+    for i in range(layers + 1):
+        assert released[f"class_embed.{i}.weight"] is state["decoder.class_heads.0.weight"]
+        assert released[f"bbox_embed.{i}.layers.2.bias"] is state["decoder.box_heads.0.layers.2.bias"]
+    back = from_released(released, config)
+    assert {k: v.data_ptr() for k, v in back.items()} == {k: v.data_ptr() for k, v in state.items()}
+
+    model.eval()
+    with torch.no_grad():
+        full, stripped = model(batch), copy.deepcopy(model).strip()(batch)
+    assert torch.equal(full.one_to_one.boxes, stripped.one_to_one.boxes)
+    assert full.references.shape == (layers, 2, 12, 4)
+
+
 def test_only_what_the_released_code_has_converts():
     config = small_config("d", **RESNET)
     with pytest.raises(ValueError, match="no counterpart of backbone.stem"):
