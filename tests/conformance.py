@@ -582,11 +582,22 @@ def postprocess_case(case: Case, folder: Path, manifest: dict, name: str, spec: 
 
 @dataclass(frozen=True)
 class Item:
-    """A subdirectory of conformance data: one check for each entry of a section of its manifest and each dtype."""
+    """A subdirectory of conformance data: one check for each entry of a section of its manifest and each dtype.
+
+    settings: whether its cases may carry settings of the published command line.
+    """
 
     check: Callable[[Case, Path, dict, str, dict, str], None]
     section: str = "cases"
     dtypes: tuple[str, ...] = tuple(DTYPES)
+    settings: bool = False
+
+    def compare(self, case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
+        """Runs one check. Raises CannotHonor where the case carries settings that the check does not read."""
+        sections = (source.get(section) or {} for source in (manifest, spec) for section in ("config", "flags"))
+        if not self.settings and (carried := sorted({name for section in sections for name in section})):
+            raise golden.CannotHonor(f"the case carries {', '.join(carried)}, which decides nothing in this comparison")
+        self.check(case, folder, manifest, name, spec, dtype)
 
     def cases(self, folder: Path) -> Iterator[tuple[str, Callable[[Case], None]]]:
         manifest = golden.read_json(folder / "manifest.json")
@@ -594,7 +605,7 @@ class Item:
             for dtype in self.dtypes:
                 yield (
                     f"{name} {dtype}",
-                    lambda case, n=name, s=spec, d=dtype: self.check(case, folder, manifest, n, s, d),
+                    lambda case, n=name, s=spec, d=dtype: self.compare(case, folder, manifest, n, s, d),
                 )
 
 
@@ -603,11 +614,11 @@ ITEMS = {
     "module": Item(module_case),
     "hungarian": Item(hungarian_case),
     "o2m": Item(o2m_case),
-    "criterion": Item(criterion_case),
-    "model": Item(model_case, "variants"),
-    "fullsize": Item(fullsize_case, "variants", ("float64",)),
-    "keys": Item(keys_case, "configs", ("float64",)),
-    "trajectory": Item(trajectory_case, "variants", ("float64",)),
+    "criterion": Item(criterion_case, settings=True),
+    "model": Item(model_case, "variants", settings=True),
+    "fullsize": Item(fullsize_case, "variants", ("float64",), settings=True),
+    "keys": Item(keys_case, "configs", ("float64",), settings=True),
+    "trajectory": Item(trajectory_case, "variants", ("float64",), settings=True),
     "postprocess": Item(postprocess_case),
 }
 

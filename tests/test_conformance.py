@@ -191,6 +191,14 @@ def test_a_setting_that_cannot_be_honored_fails_by_its_name(item, flags, tmp_pat
     assert failed == len(lines) and all(f"the case carries {next(iter(flags))}" in line for line in lines)
 
 
+@pytest.mark.parametrize("section", ["flags", "config"])
+def test_a_setting_where_none_is_read_fails_by_its_name(section, tmp_path, capsys):
+    case = Variation(tmp_path, "hungarian", "case4")
+    case.spec[section] = {"set_cost_bbox": 1.0}
+    failed, printed = case.run(capsys)
+    assert failed == 2 and printed.count("the case carries set_cost_bbox") == 2
+
+
 def test_numbers_of_points_that_differ_are_named(tmp_path, capsys):
     case = Variation(tmp_path, "keys", "ms_detr_pp_300", "configs")
     case.spec["flags"]["dec_n_points"] = 8
