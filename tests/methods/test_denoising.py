@@ -297,6 +297,15 @@ def test_settings_that_do_not_go_together(changes, message):
         config(**changes)
 
 
+def test_nothing_waits_for_the_device():
+    """Its numbers are never read back: tensors without any stand for those of a device."""
+    source = DenoisingQueries(8, 8, DenoisingConfig(queries=6)).to("meta")
+    proposals = Proposals(None, box_logits=torch.zeros(1, device="meta"), embed=lambda r: (r, r))
+    group = source(proposals, batch(1, 3)[1].to("meta"), {})
+    assert group.contents.shape == (2, 12, 8) and group.contents.device.type == "meta"
+    assert len(group.pairs) == 8
+
+
 # ---------------------------------------------------------------- random numbers
 
 
