@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import files
+from . import environment, files
 from .config import RunConfig, nearest
 from .errors import ConfigError, FileError, NotebookError, WriteError
 from .recipes import requested
@@ -35,7 +35,7 @@ def project_root() -> Path:
     ``notebooks/`` holds numbered notebooks; else the source tree that this package is imported from, if it has them; else the
     current folder. Raises ConfigError where MSDETR_ROOT is no folder.
     """
-    if named := os.environ.get(ROOT_VARIABLE):
+    if named := environment.text(ROOT_VARIABLE):
         if not Path(named).is_dir():
             raise ConfigError(f"{ROOT_VARIABLE}: {named!r} is no folder; name the one that holds data/ and runs/")
         return Path(named).absolute()

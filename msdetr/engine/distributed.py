@@ -7,7 +7,6 @@ stop requests, metrics) travel between hosts over gloo, so that a step never wai
 from __future__ import annotations
 
 import datetime
-import os
 import threading
 import time
 import uuid
@@ -19,8 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import TrainingError
+from .. import environment
+from ..errors import ConfigError, TrainingError
 
+_MOST_RANKS = 10**6
 TIMEOUT_SECONDS = 600  # for a peer that has vanished with its machine; a peer that died is noticed at once
 
 
@@ -102,7 +103,7 @@ def _host_group():
 
 
 def _timeout() -> datetime.timedelta:
-    return datetime.timedelta(seconds=float(os.environ.get("MSDETR_TIMEOUT", TIMEOUT_SECONDS)))
+    return datetime.timedelta(seconds=environment.number("MSDETR_TIMEOUT", TIMEOUT_SECONDS, 0.001, 10**7))
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -118,7 +119,7 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
             raise TrainingError(
                 f"device '{device}': no CUDA device is visible; use --device cpu, or see `msdetr doctor`"
             )
-        index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+        index = environment.whole("LOCAL_RANK", 0, 0, _MOST_RANKS) if device.index is None else device.index
         if index >= torch.cuda.device_count():
             raise TrainingError(
                 f"device cuda:{index}: this machine has {torch.cuda.device_count()} CUDA device(s); start at most that "
@@ -129,12 +130,23 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def join(device: str | torch.device = "auto") -> World:
-    """Joins the ranks that torchrun started, or returns a world of one. Joining twice is the same as once."""
+    """Joins the ranks that torchrun started, or returns a world of one. Joining twice is the same as once.
+
+    Raises ConfigError naming the environment variable where torchrun's or MSDETR_TIMEOUT has a value it cannot have.
+    """
     device = pick_device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    size = environment.whole("WORLD_SIZE", 1, 1, _MOST_RANKS)
+    environment.whole("LOCAL_RANK", 0, 0, _MOST_RANKS)
+    environment.whole("RANK", 0, 0, size - 1 if size > 1 else _MOST_RANKS)
+    environment.whole("MASTER_PORT", 0, 0, 2**16 - 1)
+    _timeout()
+    if environment.text("RANK") is None or size == 1:
         return World(device=device)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if environment.text(name) is None:
+            raise ConfigError(f"{name} is not set, but RANK and WORLD_SIZE are; start the ranks with torchrun")
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         store, rank, size = _meet()

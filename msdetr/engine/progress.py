@@ -11,11 +11,15 @@ import os
 import sys
 import time
 
+from .. import environment
+
 
 def style() -> str:
-    """ "bar" for a terminal or a live notebook, "lines" for papermill, log files and CI."""
-    chosen = os.environ.get("MSDETR_PROGRESS")
-    if chosen in ("bar", "lines", "off"):
+    """ "bar" for a terminal or a live notebook, "lines" for papermill, log files and CI.
+
+    Raises ConfigError where MSDETR_PROGRESS is none of bar, lines, off.
+    """
+    if chosen := environment.choice("MSDETR_PROGRESS", ("bar", "lines", "off")):
         return chosen
     if _in_kernel():
         live = any(name in os.environ for name in ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"))

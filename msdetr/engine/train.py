@@ -32,7 +32,7 @@ from .classes import classes_were_given, resolve_classes
 from .distributed import World, join, leave
 from .evaluate import EvalResult, evaluate
 from .optim import MovingAverage
-from .progress import Progress
+from .progress import Progress, style
 from .run import RunDirectory
 from .signals import StopRequest, leave_signals_to_parent
 from .tensorboard import require_tensorboard
@@ -76,6 +76,8 @@ def train(
         raise CheckpointError(f"resume: {resume} does not exist; give auto, never or a checkpoint directory")
     if config.train.tensorboard:
         require_tensorboard()
+    if progress:
+        style()  # raises where MSDETR_PROGRESS is mistyped, before anything is done
     given_classes = classes_were_given(config) if given_classes is None else given_classes
     world = join(device)
     with RunDirectory(run_dir, world) as run:

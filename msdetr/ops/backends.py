@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from .. import environment
 from ..errors import ConfigError, OperatorError, OperatorWarning
 from . import cpu, cuda, plain
 
@@ -22,7 +22,7 @@ VARIABLE = "MSDETR_OPS_BACKEND"
 
 _NATIVE = {"cpu": cpu, "cuda": cuda}
 
-_chosen: str = os.environ.get(VARIABLE, "auto")
+_chosen: str = environment.text(VARIABLE) or "auto"
 
 
 @contextlib.contextmanager

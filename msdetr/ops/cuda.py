@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError, OperatorError, OperatorWarning
+from .. import environment
+from ..errors import ConfigError, InputError, OperatorError, OperatorWarning
 
 _TYPES = {torch.float32: "float", torch.float64: "double", torch.float16: "Half", torch.bfloat16: "Bfloat"}
 _LANES = 32
@@ -178,8 +179,10 @@ def available() -> bool:
 
 @functools.cache
 def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    if chosen := os.environ.get("MSDETR_CACHE"):
+    """Where compiled kernels are kept. Raises ConfigError where MSDETR_CACHE cannot be a folder."""
+    if chosen := environment.text("MSDETR_CACHE"):
+        if any(place.exists() and not place.is_dir() for place in (Path(chosen), *Path(chosen).absolute().parents)):
+            raise ConfigError(f"MSDETR_CACHE is {chosen!r}, which cannot be a folder; name one, or leave it out")
         return Path(chosen) / "kernels"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msdetr" / "kernels"
 
