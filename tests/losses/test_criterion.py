@@ -136,6 +136,19 @@ def test_batch_loss_is_the_sum_over_micro_batches():
     torch.testing.assert_close(sum(parts), whole)
 
 
+@pytest.mark.parametrize("given", [None, 7.5, 0.0])
+def test_sums_are_divided_by_the_number_of_objects(given):
+    """By that of the batch unless another is given, and by 1 at least: against the undivided sums."""
+    output, targets, criterion = make_output(), make_targets(), criterion_for()
+    losses = criterion(output, targets, given)
+    divisor = {None: len(targets), 7.5: 7.5, 0.0: 1.0}[given]
+    for branch in criterion.branches:
+        supervised = branch.select(output, targets)
+        for name, (_, term) in branch.terms.items():
+            whole = term(supervised.predictions, supervised.targets, losses.matches[branch.name])
+            torch.testing.assert_close(losses.terms[f"{branch.name}/{name}"], (whole / divisor).detach())
+
+
 def test_query_in_two_pairs_takes_the_later_class():
     predictions = make_predictions(1)
     targets = Targets.from_list(
