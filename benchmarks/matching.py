@@ -64,7 +64,9 @@ def main() -> None:
         {
             "Hungarian, 6 layers: published": six_hungarian_layers_published,
             "Hungarian, 6 layers: package": lambda: hungarian(output.one_to_one, targets),
-            "all matching (6 + 6 layers, encoder): package": lambda: criterion.match(output, targets),
+            "all matching (6 + 6 layers, encoder): package": lambda: criterion.match(
+                criterion.supervised(output, targets)
+            ),
             "criterion with matching, forward and backward: package": lambda: criterion(
                 output, targets
             ).total.backward(),

@@ -74,7 +74,8 @@ def objective(output: DetectorOutput, targets: Targets, config) -> Tensor:
             logits, boxes, targets, pairs, (loss.class_weight, loss.l1_weight, loss.giou_weight), num_boxes
         )
     if output.one_to_many is not None:
-        weights = loss.one_to_many_class_weight, loss.one_to_many_l1_weight, loss.one_to_many_giou_weight
+        own = config.ms_detr
+        weights = own.class_weight, own.l1_weight, own.giou_weight
         for logits, boxes in zip(output.one_to_many.logits, output.one_to_many.boxes):
             pairs = one_to_many(logits.detach(), boxes.detach(), targets, matcher)
             total = total + layer_loss(logits, boxes, targets, pairs, weights, num_boxes)
@@ -82,6 +83,7 @@ def objective(output: DetectorOutput, targets: Targets, config) -> Tensor:
         agnostic = targets.class_agnostic()
         logits, boxes = output.encoder.predictions.logits[0], output.encoder.predictions.boxes[0]
         pairs = hungarian(logits.detach(), output.encoder.anchors, agnostic, weights=(0.0, 5.0, 2.0))
-        weights = loss.encoder_class_weight, loss.encoder_l1_weight, loss.encoder_giou_weight
+        own = config.two_stage
+        weights = own.class_weight, own.l1_weight, own.giou_weight
         total = total + layer_loss(logits, boxes, agnostic, pairs, weights, num_boxes)
     return total

@@ -17,8 +17,9 @@ import torch
 
 from msdetr import recipes
 from msdetr.methods import build_criterion, build_detector
+from msdetr.model import PRIMARY
 from msdetr.ops import backend
-from msdetr.structures import ImageBatch, Targets
+from msdetr.structures import DetectorOutput, ImageBatch, Targets
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
 
     def step(plain_operator: bool, objective) -> None:
         with backend("plain" if plain_operator else "auto"):
-            objective(detector(batch)).backward()
+            objective(detector(batch, targets)).backward()
         detector.zero_grad(set_to_none=True)
 
     def ours(output):
@@ -83,11 +84,13 @@ def where_the_time_goes(detector, batch, targets, criterion) -> dict[str, float]
             with torch.profiler.record_function("part: encoder"):
                 memory = detector.encoder(pyramid)
             with torch.profiler.record_function("part: query selection"):
-                start = detector.query_selection(memory)
+                proposals, groups = detector.query_groups(memory, targets)
             with torch.profiler.record_function("part: decoder"):
-                output = detector.decoder(start, memory, detector.decoder.one_to_many is not None)
+                outputs = detector.decoder(groups, memory, detector.decoder.one_to_many is not None)
+            primary = outputs.pop(PRIMARY)
+            output = DetectorOutput(primary.predictions, primary.candidates, proposals.encoder, groups=outputs)
             with torch.profiler.record_function("part: matching"):
-                criterion.match(output, targets)
+                criterion.match(criterion.supervised(output, targets))
             with torch.profiler.record_function("part: losses (with matching)"):
                 total = criterion(output, targets).total
             with torch.profiler.record_function("part: backward"):
