@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .structures import Predictions as Predictions
     from .structures import Targets as Targets
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _EXPORTS = {  # module -> the names of it that are the package's
     "config": ("RunConfig", "register_section"),
