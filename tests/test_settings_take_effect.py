@@ -1,0 +1,72 @@
+"""A setting of the model, the losses, the matching, MS-DETR or two-stage selection changes what is built; one that
+does not is a promise that nothing keeps."""
+
+from __future__ import annotations
+
+import pytest
+import small
+import torch
+
+from msdetr.config import all_paths
+from msdetr.methods import build_criterion, build_detector
+
+SECTIONS = ("model.", "matching.", "loss.", "ms_detr.", "two_stage.")
+NO_WEIGHTS_HERE = "model.pretrained"  # a file to be read, which the tests of the backbone do
+BASE = {"model.look_forward_twice": False, "model.backbone": "resnet18", "denoising.queries": 20}
+CHANGED = {
+    "model.num_classes": 5,
+    "model.backbone": "conv",
+    "model.backbone_norm": "group",
+    "model.trainable_layers": 1,
+    "model.hidden_dim": 64,
+    "model.num_heads": 2,
+    "model.encoder_layers": 2,
+    "model.decoder_layers": 3,
+    "model.ffn_dim": 48,
+    "model.dropout": 0.5,
+    "model.num_queries": 7,
+    "model.num_levels": 4,
+    "model.num_points": 2,
+    "model.box_refine": False,
+    "model.look_forward_twice": True,
+    "ms_detr.variant": "a",
+    "ms_detr.heads": "separate",
+    "ms_detr.candidate_ffn": "without",
+    "ms_detr.rule": "literal",
+    "ms_detr.merge": True,
+    "ms_detr.k": 2,
+    "ms_detr.groups": "all",
+    "two_stage.mixed_selection": False,
+}
+SETTINGS = [path for path in all_paths() if path.startswith(SECTIONS) and path != NO_WEIGHTS_HERE]
+PLAIN = (bool, int, float, str, tuple)
+
+
+def built(**changes) -> tuple:
+    """All that a configuration decides of a detector and its objective, to be compared."""
+    config = small.config("c", **BASE | changes)
+    with torch.device("meta"):
+        detector = build_detector(config)
+    settings = [
+        (name, str(type(module)), {k: v for k, v in vars(module).items() if isinstance(v, PLAIN)})
+        for name, module in detector.named_modules()
+    ]
+    weights = [(name, weight.shape, weight.requires_grad) for name, weight in detector.named_parameters()]
+    branches = build_criterion(config).branches
+    objective = [(b.name, repr(b.matcher), repr(b.terms), b.merge_from, b.merge_exclusive) for b in branches]
+    return settings, weights, objective
+
+
+@pytest.fixture(scope="module")
+def base():
+    return built()
+
+
+def test_the_same_settings_build_the_same(base):
+    assert built() == base
+
+
+@pytest.mark.parametrize("path", SETTINGS)
+def test_a_setting_changes_what_is_built(path, base):
+    value = CHANGED.get(path, 0.123)  # other settings are weights, shares and thresholds
+    assert built(**{path: value}) != base
