@@ -8,6 +8,7 @@ A matcher works in two phases, so that a training step waits for the device once
 from .base import Matcher, match_all, to_device
 from .hungarian import Cost, HungarianMatcher, detection_costs
 from .one_to_many import OneToManyMatcher, merge_matches
+from .partwise import PartwiseMatcher
 from .released import ReleasedOneToMany
 from .rules import MatchingRules
 from .score import CostTerms, class_probability, cost_terms, pair_iou, score
@@ -19,6 +20,7 @@ __all__ = [
     "Matcher",
     "MatchingRules",
     "OneToManyMatcher",
+    "PartwiseMatcher",
     "ReleasedOneToMany",
     "class_probability",
     "cost_terms",

@@ -53,7 +53,7 @@ class HungarianMatcher(Matcher):
         pairs = []
         for layer in range(len(cost)):
             for image, count in enumerate(counts):
-                for start in range(0, size * self.parts if count else 0, size):
+                for start in [part * size for part in range(self.parts if count else 0)]:
                     rows = slice(starts[image], starts[image + 1])
                     target, query = linear_sum_assignment(cost[layer, rows, start : start + size])
                     order = np.argsort(query)

@@ -3,19 +3,26 @@
 from .assembly import build_criterion, build_detector, build_postprocess, methods_of
 from .base import Method
 from .denoising import Denoising, DenoisingConfig
+from .group import Group, GroupConfig
+from .hybrid import Hybrid, HybridConfig
 from .ms_detr import MSDETR, CandidateHeads, MSDETRConfig, matching_rules, variant_of
 from .registry import register
 from .two_stage import TwoStage, TwoStageConfig
 
 for _method in (MSDETR, TwoStage):
     register(_method, on=True)
-register(Denoising)
+for _method in (Hybrid, Group, Denoising):
+    register(_method)
 
 __all__ = [
     "MSDETR",
     "CandidateHeads",
     "Denoising",
     "DenoisingConfig",
+    "Group",
+    "GroupConfig",
+    "Hybrid",
+    "HybridConfig",
     "MSDETRConfig",
     "Method",
     "TwoStage",

@@ -58,6 +58,8 @@ def build_criterion(run: RunConfig) -> Criterion:
     groups = list(_sources(methods))
     for method in methods:
         branches += method.branches(groups)
+    for method in methods:
+        branches = list(method.revised(branches))
     names = [branch.name for branch in branches]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"methods: two branches are called {', '.join(sorted(repeated))}")

@@ -51,6 +51,10 @@ class Method:
         """What is supervised. groups: names of the further query groups of all methods."""
         return ()
 
+    def revised(self, branches: Sequence[Branch]) -> Sequence[Branch]:
+        """The branches of the whole run, those of the base and of other methods among them, as this method wants them."""
+        return branches
+
     def postprocess(self) -> Postprocess | None:
         """From the last layer's predictions to detections, where it is not the usual selection of the best."""
         return None

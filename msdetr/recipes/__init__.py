@@ -64,6 +64,14 @@ _COCO = {
         "MS-DETR (a): both kinds of supervision on the layer output",
         _DEFORMABLE | _MS | {"ms_detr.variant": "a"},
     ),
+    "h-detr-300": (
+        "H-DETR on Deformable DETR++, 300 + 1500 queries, every object 6 times; published: 48.7 AP",
+        _PLUS_PLUS | {"hybrid.queries": 1500, "hybrid.k": 6, "hybrid.weight": 1.0},
+    ),
+    "group-detr-300": (
+        "Group DETR on Deformable DETR++, 11 groups of 300 queries",
+        _PLUS_PLUS | {"group.groups": 11},
+    ),
 }
 
 _SMALL_GPU = {"train.micro_batch": 1, "train.gradient_checkpointing": True}
@@ -104,7 +112,8 @@ _SHAPES = {
     "train.checkpoint_every": 3,
 }
 _SHAPES_K = {"ms_detr.k": 4}
-
+_HYBRID = {"hybrid.queries": 150, "hybrid.k": 4}
+_GROUP = {"group.groups": 4}
 _DN = {"denoising.contrastive": False, "denoising.label_noise": 0.2}
 _DINO = {"denoising.contrastive": True}
 
@@ -160,6 +169,8 @@ def _all() -> dict[str, Recipe]:
         _SHAPES | _RELEASED_WEIGHTS | {"ms_detr.variant": "c"} | _SHAPES_K,
     )
     for name, title, values in (
+        ("h-detr", "H-DETR's hybrid matching", _HYBRID),
+        ("group-detr", "Group DETR's query groups", _GROUP),
         ("dn-detr", "DN-DETR's denoising", _DN),
         ("dino", "DINO's contrastive denoising", _DINO),
     ):

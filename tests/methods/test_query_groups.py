@@ -1,0 +1,308 @@
+"""H-DETR and Group DETR as methods: what they add to training, and that nothing of it is left afterwards."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import small
+import torch
+
+from msdetr import recipes
+from msdetr.config import ConfigError
+from msdetr.matching import HungarianMatcher, OneToManyMatcher, PartwiseMatcher
+from msdetr.methods import build_criterion, build_detector
+from msdetr.model import training_only_names
+from msdetr.structures import ImageBatch, Matches, Predictions, Targets
+
+HYBRID = {"hybrid.queries": 8, "hybrid.k": 3, "hybrid.weight": 0.5}
+GROUP = {"group.groups": 3}
+METHODS = {"hybrid": HYBRID, "group": GROUP}
+
+
+def objects(*counts):
+    return Targets.from_list(
+        [torch.arange(n) % 8 for n in counts], [torch.rand(n, 4, dtype=torch.float64) * 0.3 + 0.3 for n in counts]
+    )
+
+
+def run_of(method, variant="baseline", **changes):
+    """Detector, criterion, images of 64 x 64 pixels: 84 tokens, in float64."""
+    torch.manual_seed(0)
+    config = small.config(variant, **METHODS[method], **changes)
+    detector = build_detector(config).double()
+    for parameter in detector.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return detector, build_criterion(config), ImageBatch.from_images(list(torch.randn(2, 3, 64, 64).double()))
+
+
+def same_pairs(found: Matches, expected: Matches):
+    """The same pairs in any order."""
+    columns = [sorted(zip(*(getattr(m, x).tolist() for x in ("layer", "image", "query", "target")))) for m in
+               (found, expected)]  # fmt: skip
+    assert columns[0] == columns[1]
+
+
+# ---------------------------------------------------------------- training only
+
+
+@pytest.mark.parametrize("variant", ["baseline", "c"])
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_left_at_inference(method, variant):
+    detector, _, images = run_of(method, variant)
+    detector.eval()
+    with torch.no_grad():
+        beside = detector(images, objects(2, 1)).one_to_one
+        whole = detector(images).one_to_one
+        assert any(name.startswith(f"sources.{method}") for name in training_only_names(detector))
+        stripped = detector.strip()(images).one_to_one
+    assert torch.equal(whole.logits, stripped.logits) and torch.equal(whole.boxes, stripped.boxes)
+    torch.testing.assert_close(beside.boxes, whole.boxes, rtol=1e-12, atol=1e-12)  # the primary group reads no other
+    plain = build_detector(small.config("baseline"))
+    assert {n: p.shape for n, p in detector.named_parameters()} == {n: p.shape for n, p in plain.named_parameters()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_off_by_default(method):
+    assert method not in recipes.get("shapes/ms-detr-c").methods
+    assert method not in {branch.name for branch in build_criterion(small.config("c")).branches}
+
+
+@pytest.mark.parametrize("variant", ["baseline", "c"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_parameter_of_the_group_learns(method, variant):
+    detector, criterion, images = run_of(method, variant)
+    targets = objects(2, 1)
+    criterion(detector.train()(images, targets), targets).total.backward()
+    gradient = detector.sources[method].contents.weight.grad
+    assert (gradient.abs().sum(1) > 0).all()
+
+
+# ---------------------------------------------------------------- H-DETR
+
+
+def test_hybrid_takes_the_next_proposals_and_repeats_objects():
+    detector, criterion, images = run_of("hybrid")
+    targets = objects(2, 1)
+    with torch.no_grad():
+        output = detector.train()(images, targets)
+        losses = criterion(output, targets)
+    scores = output.encoder.predictions.logits[0, ..., 0]
+    both = torch.cat([output.selected, output.groups["hybrid"].selected], 1)
+    assert torch.equal(scores.gather(1, both), scores.topk(5 + 8).values)
+
+    matches = losses.matches["hybrid"]
+    per_object = torch.bincount(matches.target, minlength=9)
+    assert per_object.tolist() == [2] * 9  # 3 objects, 3 copies, 2 layers
+    slots = (matches.layer * 2 + matches.image) * 8 + matches.query
+    assert len(slots.unique()) == len(slots)
+
+    branch = next(b for b in criterion.branches if b.name == "hybrid")
+    repeated, group = targets.repeated(3), output.groups["hybrid"].predictions
+    for name, (weight, term) in branch.terms.items():
+        torch.testing.assert_close(losses.terms[f"hybrid/{name}"], term(group, repeated, matches) / 9)
+        assert weight == 0.5 * criterion.branches[0].weights[name]
+
+
+def test_hybrid_contents_come_from_proposals_without_mixed_selection():
+    detector, _, images = run_of("hybrid", **{"two_stage.mixed_selection": False})
+    assert detector.sources["hybrid"].contents is None
+    memory = detector.encoder(detector.pyramid(images))
+    proposals, (_, group) = detector.query_groups(memory, objects(1, 1))
+    positions, contents = proposals.embed(proposals.references(group.selected))
+    assert torch.equal(group.positions, positions) and torch.equal(group.contents, contents)
+
+
+# ---------------------------------------------------------------- Group DETR
+
+
+@pytest.mark.parametrize("candidates", ["primary", "all"])
+def test_groups_equal_separate_passes(candidates):
+    """Attention and losses are those of G passes with one group each, averaged."""
+    detector, criterion, images = run_of("group", "c", **{"ms_detr.groups": candidates})
+    targets = objects(2, 1)
+    detector.train()
+    with torch.no_grad():
+        output = detector(images, targets)
+        losses = criterion(output, targets)
+        memory = detector.encoder(detector.pyramid(images))
+        _, (primary, further) = detector.query_groups(memory, targets)
+        alone, one_to_one, one_to_many = [], criterion.branches[0], criterion.branches[1]
+        assert (one_to_one.name, one_to_many.name) == ("one_to_one", "one_to_many")
+        matchers = {"predictions": one_to_one, "candidates": one_to_many}
+        sums = {"predictions": [], "candidates": []}
+        for contents in (primary.contents, *further.contents.chunk(2, 1)):
+            result = detector.decoder([replace(primary, contents=contents)], memory, True)["primary"]
+            alone.append(result)
+            for kind, branch in matchers.items():
+                predictions = getattr(result, kind)
+                matches = branch.matcher(predictions, targets)
+                terms = [w * term(predictions, targets, matches).sum() for w, term in branch.terms.values()]
+                sums[kind].append(sum(terms) / 3)  # objects
+
+    whole = output.groups["group"]
+    for i, expected in enumerate(alone[1:]):
+        where = slice(5 * i, 5 * i + 5)
+        torch.testing.assert_close(whole.predictions.logits[:, :, where], expected.predictions.logits)
+        torch.testing.assert_close(whole.predictions.boxes[:, :, where], expected.predictions.boxes)
+        torch.testing.assert_close(whole.candidates.boxes[:, :, where], expected.candidates.boxes)
+    torch.testing.assert_close(output.one_to_one.boxes, alone[0].predictions.boxes)
+
+    encoder = next(b for b in criterion.branches if b.name == "encoder")
+    rest = sum(w * losses.terms[f"encoder/{name}"].sum() for name, w in encoder.weights.items())
+    many = sums["candidates"]
+    expected = sum(sums["predictions"]) / 3 + (sum(many) / 3 if candidates == "all" else many[0]) + rest
+    torch.testing.assert_close(losses.total, expected)
+
+
+def test_groups_start_from_the_same_proposals_with_contents_of_their_own():
+    detector, _, images = run_of("group")
+    memory = detector.encoder(detector.pyramid(images))
+    _, (primary, further) = detector.query_groups(memory, objects(1, 1))
+    assert further.parts == 2
+    assert torch.equal(further.references, primary.references.repeat(1, 2, 1))
+    assert torch.equal(further.positions, primary.positions.repeat(1, 2, 1))
+    assert torch.equal(further.contents[0], detector.sources["group"].contents.weight)
+
+
+def test_matching_in_parts_is_matching_each_part():
+    torch.manual_seed(0)
+    targets = objects(3, 0, 2)
+    predictions = Predictions(torch.randn(2, 3, 12, 8).double(), torch.rand(2, 3, 12, 4).double() * 0.3 + 0.3)
+    matcher = OneToManyMatcher(threshold=0.1, k=2)
+    found = PartwiseMatcher(matcher, 3)(predictions, targets)
+    parts = []
+    for i in range(3):
+        where = slice(4 * i, 4 * i + 4)
+        part = matcher(Predictions(predictions.logits[:, :, where], predictions.boxes[:, :, where]), targets)
+        parts.append(replace(part, query=part.query + 4 * i))
+    columns = ("layer", "image", "query", "target")
+    same_pairs(found, Matches(*(torch.cat([getattr(part, x) for part in parts]) for x in columns)))
+    assert len(found) > len(matcher(predictions, targets))
+    same_pairs(
+        PartwiseMatcher(HungarianMatcher(), 3)(predictions, targets), HungarianMatcher(parts=3)(predictions, targets)
+    )
+
+
+# ---------------------------------------------------------------- with MS-DETR
+
+
+@pytest.mark.parametrize("candidates", ["primary", "all"])
+@pytest.mark.parametrize("method", METHODS)
+def test_candidates_of_the_primary_group_or_of_all(method, candidates):
+    detector, criterion, images = run_of(
+        method, "c", **{"ms_detr.groups": candidates, "ms_detr.threshold": 0.1, "ms_detr.k": 2}
+    )
+    targets = objects(2, 1)
+    with torch.no_grad():
+        output = detector.train()(images, targets)
+        losses = criterion(output, targets)
+    name = f"one_to_many_{method}"
+    assert (name in losses.matches) == (candidates == "all")
+    if candidates == "all" and method == "hybrid":  # the objects as they are
+        expected = OneToManyMatcher(threshold=0.1, k=2)(output.groups["hybrid"].candidates, targets)
+        same_pairs(losses.matches[name], expected)
+        l1 = next(b for b in criterion.branches if b.name == name).terms["l1"][1]
+        divided = l1(output.groups["hybrid"].candidates, targets, losses.matches[name]) / 3
+        torch.testing.assert_close(losses.terms[f"{name}/l1"], divided)
+
+
+def test_both_methods_at_once():
+    """Nothing in them excludes the other: the primary group, the hybrid one and the further groups share the decoder."""
+    config = small.config("c", **HYBRID, **GROUP, **{"ms_detr.groups": "all"})
+    torch.manual_seed(0)
+    targets = objects(2, 1).to(torch.float32)
+    output = build_detector(config).train()(torch.randn(2, 3, 64, 64), targets)
+    assert {name: g.predictions.boxes.shape[2] for name, g in output.groups.items()} == {"hybrid": 8, "group": 10}
+    assert build_criterion(config)(output, targets).total.isfinite()
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [("hybrid.queries", 0), ("hybrid.k", 0), ("hybrid.weight", -1), ("group.groups", 0), ("group.groups", 1)],
+)
+def test_numbers_out_of_range(path, value):
+    with pytest.raises(ConfigError, match=path):
+        small.config("c", **{path: value})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_one_stage_model_is_refused(method):
+    with pytest.raises(ConfigError, match=f"^{method}: .*two_stage=true.*{method}=null"):
+        small.config("c", **METHODS[method], two_stage=None)
+
+
+def test_groups_need_contents_to_differ_in():
+    with pytest.raises(ConfigError, match="^group: .*mixed_selection=true"):
+        small.config("c", **GROUP, **{"two_stage.mixed_selection": False})
+
+
+@pytest.mark.fault("F45")
+@pytest.mark.parametrize("method, count, unmatched", [("hybrid", 5, 15 - 8), ("group", 7, 2)])
+def test_more_objects_than_the_group_has_queries(method, count, unmatched):
+    detector, criterion, images = run_of(method)
+    targets = objects(count, 1)
+    with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        losses = criterion(detector.train()(images, targets), targets)
+    assert any(f"{unmatched} objects of this batch stay unmatched" in str(w.message) for w in caught)
+    assert losses.total.isfinite()
+    if method == "group":
+        assert torch.bincount(losses.matches["group"].image).tolist() == [2 * 2 * 5, 2 * 2]  # layers, groups, pairs
+
+
+@pytest.mark.parametrize("candidates", ["primary", "all"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_without_objects(method, candidates):
+    detector, criterion, images = run_of(method, "c", **{"ms_detr.groups": candidates})
+    detector.train()
+    with torch.no_grad():
+        none, some = (criterion(detector(images, targets), targets) for targets in (objects(0, 0), objects(2, 1)))
+    assert {k: v.shape for k, v in none.terms.items()} == {k: v.shape for k, v in some.terms.items()}
+    assert none.total.isfinite() and none.terms[f"{method}/class"].sum() > 0
+    assert len(none.matches[method]) == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_image_of_fewer_tokens_than_queries(method):
+    """16 x 16 pixels: the groups are as small as the image, in the worst case empty."""
+    detector, criterion, _ = run_of(method, **{"model.num_queries": 30})
+    targets = objects(1, 1)
+    images = torch.randn(2, 3, 16, 16).double()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        output = detector.train()(images, targets)
+        losses = criterion(output, targets)
+    size = output.one_to_one.boxes.shape[2]
+    assert size < 30
+    assert output.groups[method].predictions.boxes.shape[2] == {"hybrid": 0, "group": 2 * size}[method]
+    assert losses.total.isfinite()
+
+
+# ---------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in recipes.names() if {"hybrid", "group"} & set(recipes.get(name).methods)]
+)
+def test_recipes_build(name):
+    config = recipes.get(name)
+    with torch.device("meta"):
+        detector = build_detector(config.override({"model.pretrained": "none"}))
+    (source,) = detector.sources.values()
+    if "hybrid" in config.methods:
+        assert len(source.contents.weight) == config.hybrid.queries
+    else:
+        assert len(source.contents.weight) == (config.group.groups - 1) * config.model.num_queries
+    build_criterion(config)
+
+
+def test_recipes_as_published():
+    hybrid, group = recipes.get("coco/h-detr-300"), recipes.get("coco/group-detr-300")
+    assert (hybrid.hybrid.queries, hybrid.hybrid.k, hybrid.hybrid.weight, hybrid.ms_detr) == (1500, 6, 1.0, None)
+    assert (group.group.groups, group.model.num_queries, group.ms_detr) == (11, 300, None)
+    for config in (hybrid, group):
+        assert config.two_stage.mixed_selection and config.model.look_forward_twice and not config.model.dropout
+        assert config.loss.class_weight == 2.0
