@@ -231,66 +231,68 @@ def test_overrides_as_text():
 
 
 @dataclass(frozen=True)
-class Hybrid:
+class Doubled:
     k: Annotated[int, Range(1)] = 6
     groups: Literal["one", "two"] = "one"
 
     def check(self, run):
         if self.k > run.model.num_queries:
-            raise ConfigError("hybrid.k: more than model.num_queries")
+            raise ConfigError("doubled.k: more than model.num_queries")
 
 
 @pytest.fixture
-def hybrid():
-    register_section("hybrid", Hybrid)
+def doubled():
+    register_section("doubled", Doubled)
     yield
-    unregister_section("hybrid")
+    unregister_section("doubled")
 
 
-def test_a_registered_section_is_off_until_a_field_is_given(hybrid):
-    assert {"hybrid.k", "hybrid.groups"} <= set(all_paths())
+def test_a_registered_section_is_off_until_a_field_is_given(doubled):
+    assert {"doubled.k", "doubled.groups"} <= set(all_paths())
     off = RunConfig()
     assert (
         list(off.methods) == ["ms_detr", "two_stage"]
-        and "hybrid" not in off.to_dict()
-        and flatten(off)["hybrid.k"] is None
+        and "doubled" not in off.to_dict()
+        and flatten(off)["doubled.k"] is None
     )
-    on = off.override({"hybrid.k": "3"})
-    assert on.methods["hybrid"] == Hybrid(3) and on != off
-    assert on.to_dict()["hybrid"] == {"k": 3, "groups": "one"} and flatten(on)["hybrid.k"] == 3
+    on = off.override({"doubled.k": "3"})
+    assert on.methods["doubled"] == Doubled(3) and on != off
+    assert on.to_dict()["doubled"] == {"k": 3, "groups": "one"} and flatten(on)["doubled.k"] == 3
     assert on.override({"seed": 1}).methods == on.methods
-    assert on.override({"hybrid": "none"}) == on.override({"hybrid": None}) == off
+    assert on.override({"doubled": "none"}) == on.override({"doubled": None}) == off
     assert (
-        off.override({"hybrid": True}).methods["hybrid"] == Hybrid() == off.override({"hybrid": {}}).methods["hybrid"]
+        off.override({"doubled": True}).methods["doubled"]
+        == Doubled()
+        == off.override({"doubled": {}}).methods["doubled"]
     )
-    assert off.override({"hybrid": "true", "hybrid.groups": "two"}).methods["hybrid"] == Hybrid(groups="two")
+    assert off.override({"doubled": "true", "doubled.groups": "two"}).methods["doubled"] == Doubled(groups="two")
 
 
-def test_a_registered_section_survives_yaml(hybrid, tmp_path):
-    config = RunConfig().override({"hybrid.k": 3})
+def test_a_registered_section_survives_yaml(doubled, tmp_path):
+    config = RunConfig().override({"doubled.k": 3})
     config.save(tmp_path / "config.yaml")
     assert load(tmp_path / "config.yaml") == config
-    (tmp_path / "off.yaml").write_text("hybrid: null\n")
+    (tmp_path / "off.yaml").write_text("doubled: null\n")
     assert load(tmp_path / "off.yaml") == RunConfig()
 
 
 @pytest.mark.parametrize(
     "path, value, message",
     [
-        ("hybrid.k", 0, "hybrid.k: must be at least 1"),
-        ("hybrid.kk", 1, "hybrid.kk: unknown parameter; did you mean 'hybrid.k'"),
-        ("hybrid.groups", "three", "hybrid.groups: 'three' is not one of"),
-        ("hybrid.k", 301, "hybrid.k: more than model.num_queries"),
-        ("hybrid", 3, "hybrid: expected true, false or one of its fields, e.g. hybrid.k"),
+        ("doubled.k", 0, "doubled.k: must be at least 1"),
+        ("doubled.kk", 1, "doubled.kk: unknown parameter; did you mean 'doubled.k'"),
+        ("doubled.groups", "three", "doubled.groups: 'three' is not one of"),
+        ("doubled.k", 301, "doubled.k: more than model.num_queries"),
+        ("doubled", 3, "doubled: expected true, false or one of its fields, e.g. doubled.k"),
     ],
 )
-def test_errors_in_a_registered_section(hybrid, path, value, message):
+def test_errors_in_a_registered_section(doubled, path, value, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         RunConfig().override({path: value})
 
 
-def test_what_cannot_be_registered(hybrid):
-    for name, section in [("model", Hybrid), ("a.b", Hybrid), ("other", dict), ("hybrid", MatchingConfig)]:
+def test_what_cannot_be_registered(doubled):
+    for name, section in [("model", Doubled), ("a.b", Doubled), ("other", dict), ("doubled", MatchingConfig)]:
         with pytest.raises(ConfigError, match=re.escape(f"section '{name}'")):
             register_section(name, section)
     with pytest.raises(ConfigError, match="unknown parameter"):
@@ -299,12 +301,12 @@ def test_what_cannot_be_registered(hybrid):
 
 @dataclass(frozen=True)
 class Owner:
-    inner: Hybrid | None = None
+    inner: Doubled | None = None
 
 
 def test_a_field_may_be_a_section_or_none():
     assert from_dict({}, Owner).inner is None
-    assert from_dict({"inner": {"k": 2}}, Owner).inner == Hybrid(2)
+    assert from_dict({"inner": {"k": 2}}, Owner).inner == Doubled(2)
     assert from_dict({"inner": None}, Owner).inner is None
     assert all_paths(Owner) == ["inner.k", "inner.groups"]
     with pytest.raises(ConfigError, match="inner.k"):
