@@ -5,14 +5,15 @@ Shape legend: K layers, T objects of the image, Q queries.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from msdetr.analysis.outcomes import ObjectOutcome, explain_output
-from msdetr.analysis.reasons import STATUSES, Reason, Status, object_name, one_to_many_reason, one_to_one_reason
-from msdetr.matching import MatchingRules
+from msdetr.analysis.reasons import Reason, object_name, one_to_many_reason, one_to_one_reason
+from msdetr.matching import STATUSES, MatchingRules, Status
 from msdetr.structures import Matches, Predictions, Targets
 
 
@@ -52,6 +53,7 @@ class QueryStep:
 @dataclass(frozen=True)
 class BranchExplanation:
     """Every pair of a branch. All tables are numpy arrays [K, T, Q]; ``status`` holds indices into ``STATUSES``.
+    matched, status, obstacles, rival, place and votes are what the branch's matcher decided, see ``Decisions``.
 
     score is alpha * probability + (1 - alpha) * iou; cost_class, cost_l1 and cost_giou are weighted terms of the
     Hungarian cost. place is the 1-based rank of the query among those the rule lets compete for the object, were it one
@@ -71,8 +73,10 @@ class BranchExplanation:
     cost_giou: np.ndarray
     matched: np.ndarray
     status: np.ndarray
+    obstacles: Mapping[Status, np.ndarray]
+    rival: np.ndarray
     place: np.ndarray
-    votes: np.ndarray  # [K, T] number of queries an object may take: k, or with the released rule its capped votes
+    votes: np.ndarray  # [K, T] number of queries an object may take: k (of as many as there are), or its capped votes
     class_names: tuple[str, ...] = ()
     hypothetical: bool = False
 

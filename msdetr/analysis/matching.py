@@ -17,14 +17,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from msdetr.analysis.explanation import BranchExplanation, Candidate, Explanation, QueryStep
 from msdetr.analysis.outcomes import ObjectOutcome, Outcome, explain_output
-from msdetr.analysis.reasons import STATUSES, Reason, Status, object_name
-from msdetr.matching import MatchingRules, class_probability, cost_terms, merge_matches, pair_iou, score
-from msdetr.structures import DetectorOutput, Matches, Predictions, Targets
+from msdetr.analysis.reasons import Reason, object_name
+from msdetr.matching import (
+    STATUSES,
+    Decisions,
+    MatchingRules,
+    Status,
+    class_probability,
+    merge_matches,
+    pair_iou,
+    score,
+)
+from msdetr.structures import DetectorOutput, Predictions, Targets
 
 __all__ = [
     "STATUSES",
@@ -64,112 +72,69 @@ def explain(
         raise IndexError(f"image {image}: the batch has {targets.num_images}")
     if output.one_to_one.logits.shape[1] != targets.num_images:
         raise ValueError(f"predictions of {output.one_to_one.logits.shape[1]} images, objects of {targets.num_images}")
-    objects = _on_cpu(targets.of_image(image))
+    objects = targets.of_image(image).to("cpu")
     first = _of_image(output.one_to_one, image)
     second = first if output.one_to_many is None else _of_image(output.one_to_many, image)
-    hungarian = matching.hungarian()
-    pairs = hungarian(first, objects)
+    one_to_one = matching.hungarian().explain(first, objects)
+    one_to_many = _one_to_many(second, objects, matching, one_to_one)
     class_names = tuple(class_names)
-    one_to_one = _one_to_one_branch(first, objects, matching, pairs, class_names)
-    one_to_many = _one_to_many_branch(second, objects, matching, pairs, class_names)
     return Explanation(
-        one_to_one,
-        replace(one_to_many, hypothetical=output.one_to_many is None),
+        _branch("one_to_one", first, objects, matching, one_to_one, class_names),
+        _branch("one_to_many", second, objects, matching, one_to_many, class_names, output.one_to_many is None),
         None if output.references is None else output.references[:, image].detach().cpu().numpy(),
         class_names,
     )
 
 
-def _one_to_one_branch(
-    predictions: Predictions, targets: Targets, matching: MatchingRules, pairs: Matches, names: tuple[str, ...]
-) -> BranchExplanation:
-    tables = _tables(predictions, targets, matching)
-    matched = _membership(pairs, tables["score"].shape)
-    used = matched.any(1, keepdims=True)
-    status = np.where(used, STATUSES.index(Status.TAKEN), STATUSES.index(Status.COSTLIER))
-    status = np.where(matched, STATUSES.index(Status.MATCHED), status)
-    cost = tables["cost_class"] + tables["cost_l1"] + tables["cost_giou"]
-    place = 1 + np.argsort(np.argsort(cost, axis=-1, kind="stable"), axis=-1, kind="stable")
-    votes = np.ones(place.shape[:2], dtype=np.int64)
-    return BranchExplanation(
-        "one_to_one", predictions, targets, matching, pairs, **tables,
-        matched=matched, status=status, place=place, votes=votes, class_names=names,
-    )  # fmt: skip
-
-
-def _one_to_many_branch(
-    predictions: Predictions, targets: Targets, matching: MatchingRules, one_to_one: Matches, names: tuple[str, ...]
-) -> BranchExplanation:
-    tables = _tables(predictions, targets, matching)
-    table = tables["score"]
-    num_queries = table.shape[-1]
-    rule = replace(matching, k=min(matching.k, max(num_queries, 1)))
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the released rule caps its positives at random: one draw, the same each time
+def _one_to_many(
+    predictions: Predictions, targets: Targets, matching: MatchingRules, one_to_one: Decisions
+) -> Decisions:
+    num_queries = predictions.logits.shape[2]
+    rule = replace(matching, k=min(matching.k, max(num_queries, 1))).one_to_many()
+    with torch.random.fork_rng(devices=[]):  # the released rule draws at random: the same draw each time
         torch.manual_seed(0)
-        plain = rule.one_to_many()(predictions, targets)
-    final = plain
-    if matching.merge:
-        final = merge_matches(plain, one_to_one, num_queries, 1, exclusive=matching.rule != "literal")
-    before, matched = _membership(plain, table.shape), _membership(final, table.shape)
+        decisions = rule.explain(predictions, targets)
+    if not matching.merge:
+        return decisions
+    pairs = merge_matches(decisions.matches, one_to_one.matches, num_queries, 1, exclusive=matching.rule != "literal")
+    return decisions.merged(pairs, targets)
 
-    competes = np.ones_like(matched)
-    if matching.rule == "exclusive" and table.shape[1]:
-        competes = np.arange(table.shape[1])[:, None] == table.argmax(1)[:, None]  # first object among equals
-    place = _places(table, competes)
-    released = matching.rule == "released"
-    votes = before.sum(-1) if released else np.full(table.shape[:2], matching.k)
 
-    code = {status: STATUSES.index(status) for status in Status}
-    status = np.full(table.shape, code[Status.UNVOTED if released else Status.BEYOND])
-    status[place > matching.k] = code[Status.BEYOND]
-    status[~competes] = code[Status.LOST]
-    if not released:
-        status[table <= matching.threshold] = code[Status.BELOW]
-    status[before & ~matched] = code[Status.LOST]
-    status[matched] = code[Status.MERGED]
-    status[matched & before] = code[Status.MATCHED]
+def _branch(
+    name: str,
+    predictions: Predictions,
+    targets: Targets,
+    matching: MatchingRules,
+    decisions: Decisions,
+    class_names: tuple[str, ...],
+    hypothetical: bool = False,
+) -> BranchExplanation:
+    costs = matching.hungarian().terms(predictions, targets)
+    table = score(predictions, targets, matching.alpha)
+    costs = {term: costs.get(term, torch.zeros_like(table)).numpy() for term in ("class", "l1", "giou")}
     return BranchExplanation(
-        "one_to_many", predictions, targets, matching, final, **tables,
-        matched=matched, status=status, place=place, votes=votes, class_names=names,
-    )  # fmt: skip
-
-
-def _places(table: np.ndarray, competes: np.ndarray) -> np.ndarray:
-    """[K, T, Q]: 1 + the number of *other* competing queries that come before this one (higher score, or the same and
-    a lower index)."""
-    order = np.argsort(-table, axis=-1, kind="stable")
-    ranked = np.take_along_axis(competes, order, axis=-1)
-    before = np.cumsum(ranked, axis=-1) - ranked
-    place = np.empty(table.shape, dtype=np.int64)
-    np.put_along_axis(place, order, before + 1, axis=-1)
-    return place
-
-
-def _tables(predictions: Predictions, targets: Targets, matching: MatchingRules) -> dict[str, np.ndarray]:
-    terms = cost_terms(predictions, targets)
-    return {
-        "probability": class_probability(predictions, targets).numpy(),
-        "iou": pair_iou(predictions, targets).numpy(),
-        "score": score(predictions, targets, matching.alpha).numpy(),
-        "cost_class": matching.cost_class * terms.classification.numpy(),
-        "cost_l1": matching.cost_l1 * terms.l1.numpy(),
-        "cost_giou": matching.cost_giou * terms.giou.numpy(),
-    }
-
-
-def _membership(matches: Matches, shape: tuple[int, ...]) -> np.ndarray:
-    member = np.zeros(shape, dtype=bool)
-    member[matches.layer.numpy(), matches.target.numpy(), matches.query.numpy()] = True
-    return member
+        name,
+        predictions,
+        targets,
+        matching,
+        decisions.matches,
+        probability=class_probability(predictions, targets).numpy(),
+        iou=pair_iou(predictions, targets).numpy(),
+        score=table.numpy(),
+        cost_class=costs["class"],
+        cost_l1=costs["l1"],
+        cost_giou=costs["giou"],
+        matched=decisions.matched.numpy(),
+        status=decisions.status.numpy(),
+        obstacles={status: table.numpy() for status, table in decisions.obstacles.items()},
+        rival=decisions.rival.numpy(),
+        place=decisions.place.numpy(),
+        votes=decisions.limit.numpy(),
+        class_names=class_names,
+        hypothetical=hypothetical,
+    )
 
 
 def _of_image(predictions: Predictions, image: int) -> Predictions:
     one = Predictions(predictions.logits[:, image : image + 1], predictions.boxes[:, image : image + 1])
     return one.detach().to("cpu").float()
-
-
-def _on_cpu(targets: Targets) -> Targets:
-    moved = {name: getattr(targets, name).cpu() for name in ("labels", "boxes", "image")}
-    return replace(targets, **moved)

@@ -4,29 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from msdetr.matching import STATUSES, Status
 from msdetr.structures import Targets
 
 if TYPE_CHECKING:
     from msdetr.analysis.explanation import BranchExplanation
-
-
-class Status(StrEnum):
-    """What became of a pair (query, object); the first that applies."""
-
-    MATCHED = "matched"
-    MERGED = "merged"  # one-to-many only: added because it is a one-to-one pair
-    BELOW = "dropped by τ"
-    LOST = "lost to another object"
-    BEYOND = "beyond k"
-    UNVOTED = "beyond its votes"  # released rule only: the object takes as many queries as voted for it
-    TAKEN = "serves another object"  # one-to-one only
-    COSTLIER = "another query costs less"  # one-to-one only
-
-
-STATUSES = tuple(Status)
 
 
 @dataclass(frozen=True)
@@ -51,40 +35,24 @@ def one_to_many_reason(branch: BranchExplanation, query: int, target: int, layer
     if status is Status.MERGED:
         text = f"Query {query} serves {branch.object_name(target)} because one-to-one matching paired them (merge)."
         return Reason(status, (), text, numbers)
-    obstacles, words = [], []
-    released = m.rule == "released"
-    if value <= m.threshold and not released:
-        obstacles.append(Status.BELOW)
+    obstacles = tuple(name for name, table in branch.obstacles.items() if table[at])
+    words = []
+    if Status.BELOW in obstacles:
         words.append(f"its score, {sum_text}, is not above τ = {m.threshold:g}")
-    rival = _rival(branch, query, target, layer)
-    if rival is not None:
-        obstacles.append(Status.LOST)
+    if Status.LOST in obstacles:
+        rival = int(branch.rival[at])
         theirs = float(branch.score[layer, rival, query])
         numbers |= {"rival": rival, "rival_score": theirs}
         how = "higher" if theirs > value else "alike, and first,"
         words.append(f"it scores {how} with {branch.object_name(rival)} ({theirs:.3f} against {value:.3f})")
-    if place > m.k:
-        obstacles.append(Status.BEYOND)
+    if Status.BEYOND in obstacles:
         words.append(f"it is number {place} among the object's candidates and k = {m.k}")
-    if released and place > branch.votes[layer, target] and place <= m.k:
+    if Status.UNVOTED in obstacles:
         votes = int(branch.votes[layer, target])
-        obstacles.append(Status.UNVOTED)
         numbers |= {"votes": votes}
         words.append(f"the object got {votes} votes and takes as many queries; this one is number {place}")
     text = f"Query {query} does not serve {branch.object_name(target)}: {'; '.join(words)}."
-    return Reason(status, tuple(obstacles), text, numbers)
-
-
-def _rival(branch: BranchExplanation, query: int, target: int, layer: int) -> int | None:
-    """The object the query goes to instead: the one it scores highest with, where the rule is exclusive; with the
-    released rule and a merge, the one whose pair came later."""
-    if branch.matching.rule == "literal":
-        return None
-    if branch.matching.rule == "released":
-        contested = STATUSES[branch.status[layer, target, query]] is Status.LOST
-        return branch.served(query, layer)[-1] if contested else None
-    best = int(branch.score[layer, :, query].argmax())
-    return None if best == target else best
+    return Reason(status, obstacles, text, numbers)
 
 
 def one_to_one_reason(branch: BranchExplanation, query: int, target: int, layer: int) -> Reason:
@@ -109,7 +77,7 @@ def one_to_one_reason(branch: BranchExplanation, query: int, target: int, layer:
         numbers |= {"winner": winner, "winner_cost": theirs}
         text += f"query {winner} costs {theirs:.2f}, this one {cost:.2f} ({difference})."
     else:
-        other = branch.served(query, layer)[0]
+        other = int(branch.rival[at])
         numbers |= {"rival": other}
         text += f"it serves {branch.object_name(other)}, and "
         if holder:

@@ -6,6 +6,7 @@ A matcher works in two phases, so that a training step waits for the device once
 """
 
 from .base import Matcher, match_all, to_device
+from .explain import STATUSES, Decisions, Status
 from .hungarian import Cost, HungarianMatcher, detection_costs
 from .one_to_many import OneToManyMatcher, merge_matches
 from .partwise import PartwiseMatcher
@@ -14,14 +15,17 @@ from .rules import MatchingRules
 from .score import CostTerms, class_probability, cost_terms, pair_iou, score
 
 __all__ = [
+    "STATUSES",
     "Cost",
     "CostTerms",
+    "Decisions",
     "HungarianMatcher",
     "Matcher",
     "MatchingRules",
     "OneToManyMatcher",
     "PartwiseMatcher",
     "ReleasedOneToMany",
+    "Status",
     "class_probability",
     "cost_terms",
     "detection_costs",

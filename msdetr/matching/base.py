@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..structures import Matches, Predictions, Targets
+from .explain import Decisions
 
 _LARGE_TABLE = 2**19  # entries
 
 
 class Matcher:
     """Assigns queries to objects. Subclasses define ``prepare`` (on the device, no synchronisation) and ``assign``
-    (on the host)."""
+    (on the host), and ``decisions`` where it can be asked for its reasons."""
 
     def prepare(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, ...]:
         """The tensors ``assign`` needs, each [K, T, ...], row t depending on the image of object t alone."""
@@ -35,6 +36,20 @@ class Matcher:
         image and label where a label is outside [0, C) (F50).
         """
         return to_device(match_all([(self, predictions, targets)])[0], predictions.logits.device)
+
+    def decisions(self, matches: Matches, predictions: Predictions, targets: Targets) -> Decisions:
+        """Why the matcher made these matches and no others; everything on the CPU."""
+        raise NotImplementedError(f"{type(self).__name__} does not explain its matches: define its method decisions")
+
+    @torch.no_grad()
+    def explain(self, predictions: Predictions, targets: Targets) -> Decisions:
+        """Matches as calling the matcher does, and keeps what became of every pair and why.
+
+        Shapes and errors as in ``__call__``, but all of it on the CPU, so that matches and reasons come from the same
+        numbers. A rule that draws random numbers draws them once.
+        """
+        predictions, targets = predictions.detach().to("cpu").float(), targets.on_host
+        return self.decisions(match_all([(self, predictions, targets)])[0], predictions, targets)
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..structures import Matches, Predictions, Targets
 from .base import Matcher
-from .score import focal_cost, giou_cost, l1_cost
+from .explain import Decisions, Status, object_served, pair_table
+from .score import focal_cost, giou_cost, l1_cost, places
 
 Cost = Callable[[Predictions, Targets], Tensor]  # -> [K, T, Q], queries and objects of the same image
 
@@ -31,10 +32,14 @@ class HungarianMatcher(Matcher):
     costs: Mapping[str, tuple[float, Cost]] = field(default_factory=lambda: detection_costs())
     parts: int = 1
 
+    def terms(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
+        """Name -> weighted cost [K, T, Q], of those with a weight."""
+        return {name: weight * cost(predictions, targets) for name, (weight, cost) in self.costs.items() if weight}
+
     def cost(self, predictions: Predictions, targets: Targets) -> Tensor:
         """[K, T, Q]: the weighted sum of the costs."""
-        weighted = [weight * cost(predictions, targets) for weight, cost in self.costs.values() if weight]
-        return sum(weighted[1:], weighted[0])
+        first, *others = self.terms(predictions, targets).values()
+        return sum(others, first)
 
     def prepare(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, ...]:
         return (self.cost(predictions, targets),)
@@ -61,6 +66,21 @@ class HungarianMatcher(Matcher):
                     pairs.append((*place, query[order] + start, target[order] + rows.start))
         columns = [np.concatenate(column) for column in zip(*pairs)] if pairs else [np.zeros(0, dtype=np.int64)] * 4
         return Matches(*(torch.from_numpy(column.astype(np.int64)) for column in columns))
+
+    def decisions(self, matches: Matches, predictions: Predictions, targets: Targets) -> Decisions:
+        """A query that is not matched to an object serves another one, or costs more than the one that is."""
+        cost = self.cost(predictions, targets)
+        matched = pair_table(matches, cost.shape)
+        served = object_served(matched, targets)
+        return Decisions(
+            matches,
+            matched,
+            {Status.TAKEN: ~matched & (served >= 0), Status.COSTLIER: served < 0},
+            place=places(-cost),
+            limit=torch.full(cost.shape[:2], self.parts),
+            rival=served.masked_fill(matched, -1),
+            added=torch.zeros_like(matched),
+        )
 
 
 def detection_costs(

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..structures import Matches, Predictions, Targets
 from .base import Matcher
-from .score import score
+from .explain import Decisions, Status, object_served, pair_table
+from .score import largest, places, score
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,28 @@ class OneToManyMatcher(Matcher):
     def assign(self, host: Sequence[Tensor], predictions: Predictions, targets: Targets) -> Matches:
         best, query = host
         self.check_k(predictions)
-        return chosen_pairs(best > self.threshold, best, query, targets)
+        return chosen_pairs(self.good(best), best, query, targets)
+
+    def good(self, value: Tensor) -> Tensor:
+        """Whether a score is enough for a pair."""
+        return value > self.threshold
+
+    def decisions(self, matches: Matches, predictions: Predictions, targets: Targets) -> Decisions:
+        """A query's score is not above tau, or it competes for another object (exclusive), or k others come before it."""
+        table = score(predictions, targets, self.alpha)
+        competes = favourite(table, targets) if self.exclusive else torch.ones_like(table, dtype=torch.bool)
+        place = places(table, competes)
+        matched = pair_table(matches, table.shape)
+        rival = object_served(competes, targets) if self.exclusive else torch.full_like(place, -1)
+        return Decisions(
+            matches,
+            matched,
+            {Status.BELOW: ~self.good(table), Status.LOST: ~competes, Status.BEYOND: place > self.k},
+            place,
+            limit=torch.full(table.shape[:2], self.k),
+            rival=rival.masked_fill(competes, -1),
+            added=torch.zeros_like(matched),
+        )
 
     def check_k(self, predictions: Predictions) -> None:
         """Warns where k is more than there are queries (F46)."""
@@ -79,22 +101,6 @@ def favourite(table: Tensor, targets: Targets) -> Tensor:
     contender = number.masked_fill(table < best[:, targets.image], num_targets)
     first = torch.full_like(best, num_targets, dtype=torch.long).scatter_reduce(1, image, contender, "amin")
     return first[:, targets.image] == number
-
-
-def largest(table: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest values of the last dimension (all, where there are fewer), descending, and their indices; among equal
-    values the lower index comes first, on every device."""
-    k = min(k, table.shape[-1])
-    value, index = table.topk(k)  # right, but for which of several values equal to the last of them it took
-    number = torch.arange(table.shape[-1], dtype=torch.int32, device=table.device)
-    last = value[..., -1:]
-    lowest = number.masked_fill(table != last, table.shape[-1]).topk(k, largest=False).indices
-    above = (value > last).sum(-1, keepdim=True)
-    rank = torch.arange(k, device=table.device).expand_as(index)
-    index = index.where(rank < above, lowest.gather(-1, (rank - above).clamp(min=0)))
-    order = index.argsort(dim=-1)
-    order = order.gather(-1, value.gather(-1, order).argsort(dim=-1, descending=True, stable=True))
-    return value.gather(-1, order), index.gather(-1, order)
 
 
 def chosen_pairs(chosen: Tensor, value: Tensor, query: Tensor, targets: Targets) -> Matches:

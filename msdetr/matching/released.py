@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..structures import Matches, Predictions, Targets
-from .one_to_many import OneToManyMatcher, chosen_pairs, favourite, largest
-from .score import score
+from .explain import Decisions, Status, pair_table
+from .one_to_many import OneToManyMatcher, chosen_pairs, favourite
+from .score import largest, places, score
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,25 @@ class ReleasedOneToMany(OneToManyMatcher):
         votes = self._capped(positive, targets.image, targets.num_images).sum(-1)  # [K, T]
         rank = torch.arange(best.shape[-1])
         return chosen_pairs(rank < votes[..., None], best, query, targets)
+
+    def decisions(self, matches: Matches, predictions: Predictions, targets: Targets) -> Decisions:
+        """k others come before a query, or as many as the object has votes; how many these are, the matches say."""
+        place = places(score(predictions, targets, self.alpha))
+        matched = pair_table(matches, place.shape)
+        votes = matched.sum(-1)  # of the one random draw that made the matches
+        return Decisions(
+            matches,
+            matched,
+            {
+                Status.LOST: torch.zeros_like(matched),
+                Status.BEYOND: place > self.k,
+                Status.UNVOTED: (place > votes[..., None]) & (place <= self.k),
+            },
+            place,
+            limit=votes,
+            rival=torch.full_like(place, -1),
+            added=torch.zeros_like(matched),
+        )
 
     def _capped(self, positive: Tensor, image: Tensor, num_images: int) -> Tensor:
         """At most positive_fraction of the queries of each layer and image, a random subset where there are more."""

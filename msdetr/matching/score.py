@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .. import boxes as box_ops
@@ -88,3 +89,27 @@ def l1_cost(predictions: Predictions, targets: Targets) -> Tensor:
 def giou_cost(predictions: Predictions, targets: Targets) -> Tensor:
     """[K, T, Q]: negative generalised IoU."""
     return -box_ops.giou(*_pair_corners(predictions, targets))
+
+
+def largest(table: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest values of the last dimension (all, where there are fewer), descending, and their indices; among equal
+    values the lower index comes first, on every device."""
+    k = min(k, table.shape[-1])
+    value, index = table.topk(k)  # right, but for which of several values equal to the last of them it took
+    number = torch.arange(table.shape[-1], dtype=torch.int32, device=table.device)
+    last = value[..., -1:]
+    lowest = number.masked_fill(table != last, table.shape[-1]).topk(k, largest=False).indices
+    above = (value > last).sum(-1, keepdim=True)
+    rank = torch.arange(k, device=table.device).expand_as(index)
+    index = index.where(rank < above, lowest.gather(-1, (rank - above).clamp(min=0)))
+    order = index.argsort(dim=-1)
+    order = order.gather(-1, value.gather(-1, order).argsort(dim=-1, descending=True, stable=True))
+    return value.gather(-1, order), index.gather(-1, order)
+
+
+def places(table: Tensor, competes: Tensor | None = None) -> Tensor:
+    """[K, T, Q]: 1 + the number of *other* competing queries that come before a query in the order of ``largest``.
+    competes: bool, [K, T, Q]; None: all of them."""
+    order = largest(table, table.shape[-1])[1]
+    ranked = torch.ones_like(order) if competes is None else competes.gather(-1, order).long()
+    return torch.empty_like(order).scatter_(-1, order, 1 + ranked.cumsum(-1) - ranked)
