@@ -86,6 +86,10 @@ class NonFiniteError(StepError):
     """The loss or a gradient is NaN or infinite; no weight has been changed by that step."""
 
 
+class WorkerError(TrainingError):
+    """A data worker died, does not answer, or cannot be started; the message says what to change."""
+
+
 class OutOfMemoryError(TrainingError):
     """A step did not fit into the device's memory; the message has the batch's shape and what to change."""
 

@@ -14,14 +14,15 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import environment, files
+from . import environment
 from .config import RunConfig, nearest
-from .errors import ConfigError, FileError, NotebookError, WriteError
+from .errors import ConfigError, NotebookError, Terminated
 from .recipes import requested
 from .recipes import run_name as default_name
 
@@ -124,7 +125,8 @@ def run_notebook(
     that has a results.json there is told: its status becomes "failed".
 
     Raises ConfigError for an unknown parameter (with the nearest), NotebookError naming the cell that failed, called
-    ``sys.exit()``, or never ran. SIGTERM goes on to the kernel, so that a training saves and stops; then raises Terminated
+    ``sys.exit()``, or never ran, and one for an output that cannot be written or that another process is writing. SIGTERM and
+    SIGHUP go on to the kernel as SIGTERM, so that a training saves and stops; then raises Terminated
     (exit 143).
     """
     import nbformat
@@ -138,9 +140,8 @@ def run_notebook(
     for name in values:
         if name not in known:
             raise ConfigError(f"parameter '{name}': {notebook.name} does not have it; {nearest(name, known)}")
-    output.parent.mkdir(parents=True, exist_ok=True)
     failure = None
-    with _kernels_are_told() as told, _private_transport() as config:
+    with _holding(output), passing_signals_to_kernels() as told, _private_transport() as config:
         try:
             papermill.execute_notebook(
                 str(notebook),
@@ -157,13 +158,13 @@ def run_notebook(
             failure = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
         except Exception as error:  # noqa: BLE001 (a kernel that dies raises what it likes)
             failure = f"{type(error).__name__}: {error}"
-    failure = failure or _incomplete(nbformat.read(output, as_version=4))
+        failure = failure or _incomplete(nbformat.read(output, as_version=4))
     if failure and told:
-        from .errors import Terminated
-
         raise Terminated(f"{notebook}, {failure}\nWhat ran is in {output}; run it again to go on")
     if failure:
-        _tell_run_directory(output.parent, failure)
+        from .engine.run import mark_failed
+
+        mark_failed(output.parent, f"notebook: {failure}")
         raise NotebookError(f"{notebook} failed in {failure}\nWhat ran is in {output}")
     return output
 
@@ -181,12 +182,26 @@ def _incomplete(executed) -> str | None:
     return None
 
 
-def _tell_run_directory(folder: Path, failure: str) -> None:
-    path = folder / "results.json"
-    if path.exists():
-        with contextlib.suppress(FileError, TypeError, WriteError):
-            results = files.read_json(path) | {"status": "failed", "error": f"notebook: {failure}"}
-            files.write_json(path, results)
+@contextlib.contextmanager
+def _holding(output: Path) -> Iterator[None]:
+    """Holds a file that is about to be written, so that no other process writes it, too. Raises NotebookError."""
+    from .engine.lock import FileLock, InUse
+
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output.with_name(f".{output.name}.lock"))
+    except InUse as error:
+        raise NotebookError(
+            f"{output}: is being written by {error.owner}; wait for it, or give another output"
+        ) from None
+    except OSError as error:
+        raise NotebookError(f"{output}: cannot be written ({error.strerror or error}); give another output") from error
+    try:
+        if output.is_dir() or (output.exists() and not os.access(output, os.W_OK)):
+            raise NotebookError(f"{output}: cannot be written; give the name of another file")
+        yield
+    finally:
+        lock.close()
 
 
 @contextlib.contextmanager
@@ -203,9 +218,11 @@ def _private_transport():
 
 
 @contextlib.contextmanager
-def _kernels_are_told():
-    """While the block lasts, SIGTERM goes on to this process's kernels, so that a training in one saves and stops. Yields
-    the process ids of those that were told, empty as long as nothing happened."""
+def passing_signals_to_kernels() -> Iterator[set[int]]:
+    """While the block lasts, SIGTERM and SIGHUP go on to this process's kernels as SIGTERM, so that a training in one saves
+    and stops. Yields the process ids of those that were told, empty as long as nothing happened."""
+    from .engine.signals import TERMINATING
+
     told: set[int] = set()
 
     def forward(number, frame):
@@ -215,12 +232,12 @@ def _kernels_are_told():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
-    try:
-        previous = signal.signal(signal.SIGTERM, forward)
-    except ValueError:  # not in the main thread
-        yield told
-        return
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [number for number in TERMINATING if signal.getsignal(number) != signal.SIG_IGN]
+        previous = {number: signal.signal(number, forward) for number in numbers}
     try:
         yield told
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -34,7 +34,7 @@ LAYERS = {
     "predictor": DETECTOR | {"data", "recipes", "engine"},
     "analysis": DETECTOR | {"data", "recipes", "engine", "predictor"},
     "viz": DETECTOR | {"data", "recipes", "engine", "predictor", "analysis"},
-    "notebook": {"config", "recipes"},
+    "notebook": {"config", "recipes", "engine"},
 }
 
 

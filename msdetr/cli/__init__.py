@@ -7,6 +7,7 @@ import sys
 
 from .. import __version__
 from ..errors import MSDETRError
+from ..streams import forgiving_output
 from .app import app
 
 from . import training, using, files, about, notebooks  # noqa: F401  # isort: skip  (each adds its commands, in this order)
@@ -14,7 +15,11 @@ from . import training, using, files, about, notebooks  # noqa: F401  # isort: s
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit status: 0, 1 for an error, 2 for a mistyped command, 130 for Ctrl-C, 143 for SIGTERM."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with forgiving_output():
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if arguments in (["--version"], ["-V"]):
@@ -32,6 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debug or not isinstance(error, (MSDETRError, OSError)):
             raise
-        print(f"msdetr: {error}", file=sys.stderr)
+        print(f"msdetr: {error}", *getattr(error, "__notes__", ()), file=sys.stderr)
         return 1
     return 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from ..config import parse_overrides
 from ..recipes import requested, run_name
-from .app import Argument, Count, Pairs, command
+from .app import Argument, Count, Index, Pairs, command
 from .output import first_rank, show_metrics
 
 
@@ -25,6 +26,7 @@ def train(
     reset_class_head: bool = False,
     init_partial: bool = False,
     allow_config_change: bool = False,
+    record_matching: Index = 0,
     quiet: bool = False,
 ) -> None:
     """Train a detector.
@@ -36,7 +38,8 @@ def train(
         torchrun --nproc-per-node 8 -m msdetr train coco/ms-detr-pp-300 --data data/coco
 
     The run directory gets config.yaml, metrics.jsonl, results.json and checkpoints/. The same command again goes on from
-    the last checkpoint. SIGTERM and Ctrl-C finish the step and save first.
+    the last checkpoint. SIGTERM, a closed terminal and Ctrl-C finish the step and save first. A run
+    that is finished goes on where --epochs asks for more.
 
     Args:
         recipe: Name of a recipe (see `msdetr recipes`), or a .yaml file such as a run's config.yaml.
@@ -52,8 +55,10 @@ def train(
         reset_class_head: With --init-from: start the class heads anew where the number of classes differs.
         init_partial: With --init-from: take over whatever fits and report the rest.
         allow_config_change: Resume although the configuration differs from the checkpoint's.
+        record_matching: On how many validation images to record who is matched to whom as it learns, for notebook 08; e.g. 16.
         quiet: No progress.
     """
+    from ..analysis.stability import MatchRecorder
     from ..engine import train as run
     from ..engine.launch import launch
 
@@ -70,6 +75,7 @@ def train(
         arguments = [flag for flag, given in flags.items() if given]
         arguments += ["--init-from", str(init_from)] if init_from is not None else []
         arguments += ["--set", f"model.num_classes={config.model.num_classes}"] if given_classes else []
+        arguments += ["--record-matching", str(record_matching)] if record_matching else []
         results = launch(config, run_dir, nproc, device, resume, arguments=arguments)
     else:
         results = run(
@@ -83,6 +89,7 @@ def train(
             init_partial=init_partial,
             allow_config_change=allow_config_change,
             given_classes=given_classes or None,
+            recorder=partial(MatchRecorder.of_run, images=record_matching) if record_matching else None,
         )
     if first_rank() and nproc == 1:
         show_metrics(results["metrics"])

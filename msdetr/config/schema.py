@@ -108,6 +108,8 @@ class DataConfig:
     test_size: Annotated[int, Range(0, 10**5)] = 800  # shorter side at evaluation, pixels; 0 keeps images as they are
     max_size: Pixels = 1333  # longer side at most, pixels
     workers: Annotated[int, Range(0, 1000), Harmless()] = 4
+    worker_timeout: Annotated[float, Range(1, 86400), Harmless()] = 300  # seconds without an answer from the workers
+    # before it is an error
     on_bad_annotation: Literal["error", "drop"] = "error"
     skip_images: Annotated[int, Range(0), Harmless(in_comparison=False)] = 0  # unreadable training images to leave out
     # before it is an error

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import mmap
+import multiprocessing
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -130,7 +131,7 @@ class CocoDetection(Dataset):
             self.annotations = self.annotations.first(limit)
         check_files(self.images_dir, self.annotations.file_names, self.image_ids, self.annotation_file)
         self.skip_images = count(skip_images, "skip_images", least=0)
-        self._remarks = _Shared(len(self))
+        self._remarks = _Tally(len(self))
         self._pixels = _PixelCache(self.annotations.sizes) if cache else None
         self._load_objects()
 
@@ -246,6 +247,25 @@ def _create_index(api: COCO) -> None:
 def _mixed(*key: int) -> int:
     """A 64-bit seed from several numbers."""
     return int(np.random.SeedSequence([k % 2**64 for k in key]).generate_state(1, np.uint64)[0])
+
+
+class _Tally:
+    """Zeroed bytes that worker processes share with their parent, however they are started; a pickled copy starts anew."""
+
+    def __init__(self, size: int):
+        self._memory = multiprocessing.RawArray("B", max(size, 1))
+        self.array = np.frombuffer(self._memory, dtype=np.uint8)[:size]
+
+    def __reduce__(self):
+        if multiprocessing.context.get_spawning_popen() is None:
+            return type(self), (len(self.array),)
+        return type(self)._of_parent, (self._memory, len(self.array))
+
+    @classmethod
+    def _of_parent(cls, memory, size: int) -> Self:
+        tally = cls.__new__(cls)
+        tally._memory, tally.array = memory, np.frombuffer(memory, dtype=np.uint8)[:size]
+        return tally
 
 
 class _Shared:

@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader, Sampler
 
 from ..checks import count
 from ..config import RunConfig
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, ImageError, InputError
 from ..structures import ImageBatch, Targets
 from . import shapes
 from .coco import CocoDetection, Sample, _mixed, collate
 from .settings import annotation_file, check_folders, missing_split
 from .transforms import eval_transform, train_transform
+from .workers import start_worker
 
 Batch = tuple[ImageBatch, Targets]
 DEFAULT_SHAPES = {"train": 2000, "val": 500}  # images of a generated set where the configuration says 0
@@ -99,7 +100,7 @@ class _MicroBatches:
     def __call__(self, samples: list[Sample | None]) -> list[Batch]:
         samples = [sample for sample in samples if sample is not None]
         if not samples:
-            raise InputError("a step without any readable image on this rank; see the warnings about unreadable images")
+            raise ImageError("a step without any readable image on this rank; mend the images that cannot be read")
         return [collate(samples[i : i + self.size]) for i in range(0, len(samples), self.size)]
 
 
@@ -121,11 +122,22 @@ def build_train_loader(
     sampler = EpochSampler(
         len(dataset), train.batch_size, dataset.seed, epoch, rank, world_size, start=start_step, epochs=epochs
     )
-    return _loader(dataset, config.data.workers, batch_sampler=sampler, collate_fn=_MicroBatches(train.micro_batch))
+    return _loader(
+        dataset,
+        config.data.workers,
+        config.data.worker_timeout,
+        batch_sampler=sampler,
+        collate_fn=_MicroBatches(train.micro_batch),
+    )
 
 
 def build_eval_loader(
-    dataset: CocoDetection, batch_size: int = 1, rank: int = 0, world_size: int = 1, workers: int = 0
+    dataset: CocoDetection,
+    batch_size: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    worker_timeout: float = 300,
 ) -> DataLoader:
     """Yields (ImageBatch, Targets); over all ranks each image comes exactly once, none is padded in.
 
@@ -138,7 +150,9 @@ def build_eval_loader(
     for index in range(rank, len(dataset), world_size):
         by_size.setdefault(tuple(dataset.annotations.sizes[index].tolist()), []).append(index)
     batches = [same[i : i + batch_size] for same in by_size.values() for i in range(0, len(same), batch_size)]
-    return _loader(dataset, workers, _ReadableBatches, batch_sampler=batches, collate_fn=_collate_readable)
+    return _loader(
+        dataset, workers, worker_timeout, _ReadableBatches, batch_sampler=batches, collate_fn=_collate_readable
+    )
 
 
 def _collate_readable(samples: list[Sample | None]) -> tuple[ImageBatch, Targets] | None:
@@ -153,10 +167,14 @@ class _ReadableBatches(DataLoader):
         return (batch for batch in super().__iter__() if batch is not None)
 
 
-def _loader(dataset: CocoDetection, workers: int, kind: type[DataLoader] = DataLoader, **arguments) -> DataLoader:
+def _loader(
+    dataset: CocoDetection, workers: int, worker_timeout: float, kind: type[DataLoader] = DataLoader, **arguments
+) -> DataLoader:
     return kind(
         dataset,
         num_workers=workers,
+        timeout=worker_timeout if workers else 0,
+        worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the loader draws its workers' seeds here, not from the global generator
         **arguments,

@@ -7,6 +7,7 @@ stop requests, metrics) travel between hosts over gloo, so that a step never wai
 from __future__ import annotations
 
 import datetime
+import signal
 import threading
 import time
 import uuid
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from .. import environment
 from ..errors import ConfigError, TrainingError
+from ..processes import end_with_parent
 
 _MOST_RANKS = 10**6
 TIMEOUT_SECONDS = 600  # for a peer that has vanished with its machine; a peer that died is noticed at once
@@ -149,6 +151,8 @@ def join(device: str | torch.device = "auto") -> World:
             raise ConfigError(f"{name} is not set, but RANK and WORLD_SIZE are; start the ranks with torchrun")
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        if environment.text("TORCHELASTIC_RUN_ID") is not None:
+            end_with_parent(signal.SIGTERM)  # torchrun; a rank that it left behind would hold the run directory
         store, rank, size = _meet()
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_timeout())
     return World(dist.get_rank(), dist.get_world_size(), device)

@@ -22,7 +22,7 @@ from ..structures import Detections
 from .distributed import ALONE, World
 from .postprocess import postprocess, require_finite
 from .progress import Progress
-from .signals import leave_signals_to_parent
+from .signals import StopRequest, StopRequested
 
 AREAS = {"": "all", "s": "small", "m": "medium", "l": "large"}  # suffix of AP and AR -> pycocotools' area label
 # One detection. Ids are whole numbers of 64 bits; a float would round those beyond 2**53.
@@ -91,24 +91,29 @@ def evaluate(
     precision: str = "fp32",
     world: World = ALONE,
     progress: bool = True,
-    stop: Callable[[], bool] = lambda: False,
+    worker_timeout: float = 300,
+    stop: StopRequest | None = None,
 ) -> EvalResult:
     """The COCO numbers of a detector on a data set, on the device the detector is on.
 
     The ranks of ``world`` share the images, each image exactly once, and all get the result. The detector is left in
     the mode (training or not) it was in. Raises EvaluationError for NaN or infinite predictions, naming the image,
-    EvaluationStopped on all ranks once ``stop()`` is true on one, and InputError for counts below 1.
+    EvaluationStopped on all ranks once ``stop`` is requested on one, WorkerError where no data worker answers for
+    ``worker_timeout`` seconds, and InputError for counts below 1.
     """
+    from ..data import build_eval_loader
+
+    stop = stop or StopRequest()
     max_detections, batch_size = count(max_detections, "max_detections"), count(batch_size, "batch_size")
     start = time.perf_counter()
-    device = next(detector.parameters()).device
     training = detector.training
     detector.eval()
     try:
-        mine = _detect(detector, dataset, max_detections, batch_size, workers, precision, device, world, progress, stop)
+        loader = build_eval_loader(dataset, batch_size, world.rank, world.size, workers, worker_timeout)
+        mine = _detect(detector, loader, max_detections, precision, world, progress, stop)
     finally:
         detector.train(training)
-    if world.sum([stop()])[0]:
+    if world.sum([stop.requested])[0]:
         raise EvaluationStopped("the evaluation was stopped")
     shards = world.gather(mine)
 
@@ -125,12 +130,11 @@ def evaluate(
     return EvalResult(**{**vars(result), "seconds": time.perf_counter() - start})
 
 
-def _detect(detector, dataset, max_detections, batch_size, workers, precision, device, world, progress, stop):
+def _detect(detector, loader, max_detections, precision, world, progress, stop):
     """This rank's image ids and detections, [N] of ``DETECTION``."""
-    from ..data import build_eval_loader
+    from ..data.workers import Reader
 
-    loader = build_eval_loader(dataset, batch_size, world.rank, world.size, workers)
-    loader.worker_init_fn = leave_signals_to_parent
+    dataset, device = loader.dataset, next(detector.parameters()).device
     category_ids = dataset.categories.category_ids
     image_ids, rows = [], [np.zeros(0, DETECTION)]
     bar = Progress(
@@ -140,17 +144,16 @@ def _detect(detector, dataset, max_detections, batch_size, workers, precision, d
         enabled=progress and world.main,
         brief=True,
     )
-    for batch, targets in loader:
-        if stop():
-            break
-        with autocast(device, precision):
-            output = detector(batch.to(device, non_blocking=True))
-        for image_id, found in zip(
-            targets.image_ids, postprocess(output.one_to_one.layer(-1), targets.sizes, max_detections)
-        ):
-            image_ids.append(image_id)
-            rows.append(coco_rows(image_id, found.to("cpu"), category_ids))
-        bar.advance(len(targets.image_ids))
+    with contextlib.suppress(StopRequested), Reader(loader, stop.interrupting) as batches:
+        for batch, targets in batches:
+            with autocast(device, precision):
+                output = detector(batch.to(device, non_blocking=True))
+            for image_id, found in zip(
+                targets.image_ids, postprocess(output.one_to_one.layer(-1), targets.sizes, max_detections)
+            ):
+                image_ids.append(image_id)
+                rows.append(coco_rows(image_id, found.to("cpu"), category_ids))
+            bar.advance(len(targets.image_ids))
     bar.close()
     return image_ids, np.concatenate(rows)
 

@@ -12,6 +12,7 @@ import sys
 import time
 
 from .. import environment
+from ..streams import Forgiving
 
 
 def style() -> str:
@@ -24,7 +25,7 @@ def style() -> str:
     if _in_kernel():
         live = any(name in os.environ for name in ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"))
         return "bar" if live else "lines"
-    return "bar" if sys.stderr.isatty() else "lines"
+    return "bar" if Forgiving(sys.stderr).isatty() else "lines"
 
 
 def _in_kernel() -> bool:
@@ -52,10 +53,12 @@ class Progress:
         self._style, self._brief = style() if enabled else "off", brief
         self._start, self._initial = time.monotonic(), initial
         self._last_time, self._last_count = self._start, initial
+        self._stream = Forgiving(sys.stderr)
         self._bar = None
         if self._style == "bar":
             from tqdm.auto import tqdm
 
+            where = {} if _in_kernel() else {"file": self._stream}
             self._bar = tqdm(
                 total=total,
                 initial=initial,
@@ -64,6 +67,7 @@ class Progress:
                 leave=not brief,
                 dynamic_ncols=True,
                 mininterval=0.5,
+                **where,
             )
 
     def advance(self, steps: int = 1, text: str = "") -> None:
@@ -82,10 +86,10 @@ class Progress:
     def say(self, text: str) -> None:
         """A line of its own, e.g. an evaluation's result."""
         if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
+            self._bar.write(text, file=self._stream)
         elif self._style == "lines":
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+            self._stream.write(text + "\n")
+            self._stream.flush()
 
     def close(self) -> None:
         if self._bar is not None:

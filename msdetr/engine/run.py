@@ -5,10 +5,11 @@ runs/NAME/ config.yaml, data.json, metrics.jsonl, results.json, checkpoints/, fi
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
+import contextlib
+import re
+import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,21 +18,24 @@ from ..config import RunConfig
 from ..errors import CheckpointError, FileError, MSDETRError, RunDirectoryError, Terminated
 from . import location
 from .distributed import ALONE, World
+from .lock import FileLock, InUse
 from .tensorboard import EventFiles
+
+LOCK = ".lock"
 
 
 class RunDirectory:
     """Holds a run directory for as long as the ``with`` block lasts. Only rank 0 of ``world`` writes.
 
     results.json says ``status``: running, finished, failed, interrupted or terminated; a process that is killed leaves
-    "running" behind and frees the directory. Raises RunDirectoryError where the directory cannot be written or is
-    held by another process.
+    "running" behind and frees the directory. Raises RunDirectoryError where the directory cannot be written, is held by
+    another process, or is no longer the one that this process holds: nothing is written then.
     """
 
     def __init__(self, path: str | Path, world: World = ALONE):
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # wherever the process stands later on
         self.world = world
-        self._lock = None
+        self._lock: FileLock | None = None
         self._events: EventFiles | None = None
 
     def __enter__(self) -> Self:
@@ -49,13 +53,14 @@ class RunDirectory:
                     status = "terminated"
                 elif isinstance(error, KeyboardInterrupt):
                     status = "interrupted"
-                self.write_results(status=status, error=f"{kind.__name__}: {error}".rstrip(": "))
+                self.write_results(status=status, error=described(error))
         except (OSError, MSDETRError):
             pass  # the disk may be what failed; the error itself goes on
         finally:
             if self._events:
-                self._events.close()
-            self._lock.close()  # frees the lock
+                with contextlib.suppress(OSError):
+                    self._events.close()
+            self._lock.close()
             self._lock = None
 
     def _acquire(self) -> None:
@@ -64,35 +69,74 @@ class RunDirectory:
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=folder) as probe:
                     probe.write(b"writable?")
-            lock = open(self.path / ".lock", "a+")  # noqa: SIM115 (open as long as the run)
+            self._lock = FileLock(self.path / LOCK)
+        except InUse as error:
+            raise RunDirectoryError(
+                f"{self.path}: in use by {error.owner}; two runs in one directory would overwrite each other: wait for it "
+                "or give this one another name"
+            ) from None
         except OSError as error:
             raise RunDirectoryError(
                 f"{self.path}: cannot be written ({error.strerror or error}); give another run directory or make room"
             ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            owner = lock.read().strip() or "another process"
-            lock.close()
+
+    def check(self) -> None:
+        """Raises RunDirectoryError where the directory is no longer the one that this process holds."""
+        if self._lock is not None and not self._lock.is_held():
             raise RunDirectoryError(
-                f"{self.path}: in use by {owner}; two runs in one directory would overwrite each other: wait for it or "
-                "give this one another name"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        self._lock = lock
+                f"{self.path}: was deleted, moved or replaced while the run was going on (its {LOCK} is not the one that was "
+                "locked). Nothing more is written, lest two runs meet in it. Put it back where it was, or name its new place, "
+                "and start again: the run goes on from its last checkpoint"
+            )
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        self.check()
+        path = self.path / name
+        try:
+            yield path
+        except OSError as error:
+            raise files.write_error(path, error) from error
+
+    def begin(self, config: RunConfig, step: int) -> None:
+        """Starts, or goes on, after ``step`` steps: what is there of later ones, e.g. of a start that was killed, is gone."""
+        if not self.world.main:
+            return
+        if step == 0:
+            for name in ("metrics.jsonl", "results.json"):
+                with self._writing(name) as path:
+                    path.unlink(missing_ok=True)
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        for pattern, first in (("matching/step_*.npz", step + (step > 0)), ("failed_step_*.json", step)):
+            for file in self.path.glob(pattern):
+                if (number := re.search(r"step_(\d+)", file.name)) and int(number[1]) >= first:
+                    file.unlink(missing_ok=True)
+        self.write_config(config)
 
     def write_config(self, config: RunConfig) -> None:
         """Raises WriteError."""
         if self.world.main:
-            config.save(self.path / "config.yaml")
+            with self._writing("config.yaml") as path:
+                config.save(path)
+
+    def keep_lines(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Keeps only some lines of metrics.jsonl; a line cut short, as its process was killed, goes as well."""
+        path = self.path / "metrics.jsonl"
+        if not self.world.main or not path.exists():
+            return
+        kept = []
+        for line in files.read_bytes(path, RunDirectoryError).splitlines(keepends=True):
+            with contextlib.suppress(FileError, KeyError, TypeError):
+                if line.endswith(b"\n") and wanted(files.parse_json(line, path)):
+                    kept.append(line)
+        with self._writing("metrics.jsonl"):
+            files.write_atomically(path, b"".join(kept))
 
     def write_data_location(self, config: RunConfig, place: str | Path) -> None:
         """Writes down where the data set of a configuration is; see ``location``."""
         if self.world.main:
-            files.write_json(self.path / location.RECORD, location.record(self.path, config, place))
+            with self._writing(location.RECORD) as path:
+                files.write_json(path, location.record(self.path, config, place))
 
     def results(self) -> dict[str, Any]:
         """What results.json says, {} where there is none. Raises CheckpointError where it is damaged."""
@@ -102,34 +146,47 @@ class RunDirectory:
         """Updates results.json, whole or not at all. Raises WriteError, and CheckpointError where it is damaged."""
         results = self.results() | values
         if self.world.main:
-            files.write_json(self.path / "results.json", results)
+            with self._writing("results.json") as path:
+                files.write_json(path, results)
         return results
 
     def log(self, kind: str, **values: Any) -> None:
         """Appends a line to metrics.jsonl. Raises WriteError; no part of the line is then left."""
         if self.world.main:
-            files.append_json_line(self.path / "metrics.jsonl", {"kind": kind, **values})
+            with self._writing("metrics.jsonl") as path:
+                files.append_json_line(path, {"kind": kind, **values})
         if self._events:
-            self._events.add(kind, values["step"], values)
+            with self._writing("tensorboard"):
+                self._events.add(kind, values["step"], values)
 
     def log_to_tensorboard(self, step: int) -> None:
         """From ``step`` on what is logged also goes to event files."""
         if self.world.main:
-            self._events = EventFiles(self.path / "tensorboard", step)
+            with self._writing("tensorboard") as path:
+                self._events = EventFiles(path, step)
 
-    def forget_after(self, step: int) -> None:
-        """Drops the lines of metrics.jsonl beyond a step: a resumed run writes them again."""
-        path = self.path / "metrics.jsonl"
-        if not self.world.main or not path.exists():
-            return
-        kept = []
-        for line in files.read_bytes(path, RunDirectoryError).splitlines(keepends=True):
-            try:
-                if files.parse_json(line, path)["step"] <= step and line.endswith(b"\n"):
-                    kept.append(line)
-            except (FileError, KeyError, TypeError):
-                continue  # a line that was being written when the process was killed
-        files.write_atomically(path, b"".join(kept))
+    def report(self, name: str, values: Any) -> None:
+        """Writes a JSON file of this rank, e.g. about a step that failed."""
+        with self._writing(name) as path:
+            files.write_json(path, values)
+
+
+def described(error: BaseException) -> str:
+    """An error in a line or two: its kind, what it says, and where it happened."""
+    lines = [f"{type(error).__name__}: {error}".rstrip(": "), *getattr(error, "__notes__", ())]
+    return "\n".join(lines)
+
+
+def mark_failed(folder: Path, error: str) -> None:
+    """Says in the results.json of a run directory, where there is one, that the run failed; a run that goes on in another
+    process keeps its records."""
+    path = folder / "results.json"
+    if not path.exists():
+        return
+    with contextlib.suppress(MSDETRError, OSError), RunDirectory(folder):
+        results = files.read_json(path)
+        if isinstance(results, dict):
+            files.write_json(path, results | {"status": "failed", "error": error})
 
 
 STATUSES = ("running", "finished", "failed", "interrupted", "terminated")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -14,32 +13,24 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from .. import files
-from ..config import RunConfig, harmless_on_resume
-from ..errors import (
-    CheckpointError,
-    ConfigError,
-    EvaluationStopped,
-    RunDirectoryError,
-    StepError,
-    Terminated,
-    TrainingError,
-    WriteError,
-)
+from ..config import RunConfig
+from ..errors import CheckpointError, EngineError, EvaluationStopped, TrainingError
 from . import checkpoint as checkpoints
 from . import location
-from .classes import classes_were_given, resolve_classes
+from .classes import classes_were_given
 from .distributed import World, join, leave
 from .evaluate import EvalResult, evaluate
+from .failures import explaining_dead_ranks, reporting_failed_step
 from .optim import MovingAverage
 from .progress import Progress, style
 from .run import RunDirectory
-from .signals import StopRequest, leave_signals_to_parent
+from .signals import StopRequest, StopRequested
+from .start import FINISHED, build, starting_point, train_loader
 from .tensorboard import require_tensorboard
-from .trainer import MicroBatch, Step, Trainer, mixed_seed
+from .trainer import MicroBatch
+from .window import Window
 
-FINISHED = "finished"
-SIGNS_OF_A_DEAD_RANK = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe", "timed out")
+Observer = Callable[[nn.Module, int, float], Any]  # (detector, steps done, epoch)
 
 
 def train(
@@ -54,22 +45,26 @@ def train(
     init_partial: bool = False,
     allow_config_change: bool = False,
     given_classes: bool | None = None,
-    on_step: Callable[[nn.Module, int, float], Any] | None = None,
+    recorder: Callable[[Path, Any, RunConfig, int], Observer | None] | None = None,
+    on_step: Observer | None = None,
 ) -> dict[str, Any]:
     """Trains a detector and leaves everything about it in ``run_dir``; returns what results.json says.
 
     device: "auto" (this rank's GPU, else the CPU), "cpu", "cuda" or "cuda:N".
     resume: "auto" continues from the newest checkpoint in ``run_dir`` if there is one (a run that is finished is
-        returned as it is); "never" insists on a fresh directory; a path continues from that checkpoint.
+        returned as it is, or goes on where ``config`` has more epochs); "never" insists on a fresh directory; a path
+        continues from that checkpoint.
     init_from: checkpoint or run whose weights the training starts from; ``reset_class_head`` where the number of
         classes differs, ``init_partial`` to take whatever fits. Does not apply to a run that resumes.
     allow_config_change: resume although the configuration differs from the checkpoint's.
     given_classes: whether the data must have ``model.num_classes`` classes; False: the model gets as many as the data has.
         By default it must where that number is another than the recipe's.
-    on_step: called on the first rank as ``on_step(detector, steps done, epoch)``, before the first step and after each,
-        e.g. ``msdetr.analysis.stability.MatchRecorder``.
+    recorder: makes an observer as ``recorder(run_dir, validation set, config, total steps)``, None where nothing is to be
+        recorded; e.g. ``msdetr.analysis.stability.MatchRecorder.of_run``, which notes who is matched to whom.
+    on_step: called on the first rank as ``on_step(detector, steps done, epoch)``, before the first step and after each.
 
-    Under torchrun every rank calls this. On SIGTERM, or Ctrl-C, the step is finished and saved first.
+    Under torchrun every rank calls this. On SIGTERM, SIGHUP or Ctrl-C the step is finished and saved first, and so it is
+    where anything but the step itself fails: reading, logging, an evaluation, ``on_step``.
     Raises ConfigError, EngineError (see ``msdetr.errors``), the data set's errors, and Terminated (exit 143).
     """
     if str(resume) not in ("auto", "never") and not Path(resume).exists():
@@ -80,16 +75,23 @@ def train(
         style()  # raises where MSDETR_PROGRESS is mistyped, before anything is done
     given_classes = classes_were_given(config) if given_classes is None else given_classes
     world = join(device)
-    with RunDirectory(run_dir, world) as run:
-        start = world.on_main(lambda: _starting_point(config, run, resume, allow_config_change, given_classes))
+    with StopRequest(watchdog=world.size > 1) as stop, RunDirectory(run_dir, world) as run:
+        start = world.on_main(lambda: starting_point(config, run, resume, allow_config_change, given_classes))
         if start == FINISHED:
             results = run.results()
         else:
             weights_to_come = start is not None or (init_from is not None and not init_partial)
-            observer = on_step if world.main else None
-            training = Training(config, run, world, start, progress, observer, weights_to_come, given_classes)
-            if init_from is not None and start is None:
-                training.initialize(init_from, reset_class_head, init_partial)
+            try:
+                with stop.interrupting():
+                    training = Training(config, run, world, start, stop, progress, weights_to_come, given_classes)
+                    if init_from is not None and start is None:
+                        training.initialize(init_from, reset_class_head, init_partial)
+                    if recorder is not None:
+                        training.add_recorder(recorder)
+            except StopRequested:
+                raise stop.exit("stopped before a step was taken") from None
+            if on_step is not None:
+                training.observers["on_step"] = on_step
             training.learn()
             results = training.finish()
     leave()
@@ -101,6 +103,7 @@ class Training:
 
     start: directory of the checkpoint to go on from, None for a new run. weights_to_come: all weights will be replaced, so
     none are fetched for the backbone. The other arguments are as for ``train``.
+    observers: what is called on the first rank, before the first step and after each, by the name that errors give it.
     """
 
     def __init__(
@@ -109,27 +112,31 @@ class Training:
         run: RunDirectory,
         world: World,
         start: str | None,
+        stop: StopRequest,
         progress: bool = True,
-        on_step: Callable[[nn.Module, int, float], Any] | None = None,
         weights_to_come: bool = False,
         given_classes: bool = True,
     ):
-        self.config, self.run, self.world, self.progress, self.on_step = config, run, world, progress, on_step
-        if start is None:
-            run.write_config(config)
+        self.config, self.run, self.world, self.stop, self.progress = config, run, world, stop, progress
+        checkpoint = None if start is None else checkpoints.read(start)
+        own = checkpoint is not None and checkpoint.directory.absolute().parent == run.path / "checkpoints"
+        run.begin(config, checkpoint.step if own else 0)
         run.write_results(status="running", error=None, recipe=config.recipe, seed=config.seed)
         located = config if start is None else location.resumed(run.path, config)
         needed = located.override({"model.pretrained": "none"}) if weights_to_come else located
-        built, notes, self.train_set, self.val_set, self.trainer = _build(needed, world, given_classes)
+        built, notes, self.train_set, self.val_set, self.trainer = build(needed, world, given_classes)
         self.config = config.override({"model.num_classes": built.model.num_classes})
-        if start is None and self.config != config:
+        if self.config != config:
             run.write_config(self.config)
         run.write_data_location(config, located.data.root)
+        self.observers: dict[str, Observer] = {}
         self.result: EvalResult | None = None  # of the last evaluation
         self.evaluations: list[dict[str, Any]] = []
-        self.saved_at, self.began = -1, time.perf_counter()
-        if start is not None:
-            self._restore(start)
+        self.failure: Exception | None = None  # to be raised once the finished step is saved
+        self.saved_at, self.began = checkpoint.step if own else -1, time.perf_counter()
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.resumed_at = self.trainer.steps_done
         if config.train.tensorboard:
             run.log_to_tensorboard(self.trainer.steps_done)
         self.bar = Progress(
@@ -137,18 +144,20 @@ class Training:
         )
         for note in notes:
             self.bar.say(note)
-        self.window = _Window(world)
+        if checkpoint is not None and (epochs := checkpoint.config.train.epochs) < config.train.epochs:
+            self.bar.say(f"{run.path.name}: goes on from {epochs:g} to {config.train.epochs:g} epochs")
+        self.window = Window(world)
         self.writer = checkpoints.Writer(run.path) if world.main else None
-        self.stop = StopRequest(watchdog=world.size > 1)
 
-    def _restore(self, start: str) -> None:
-        checkpoint = checkpoints.read(start)
+    def _restore(self, checkpoint: checkpoints.Checkpoint) -> None:
         self.trainer.restore(checkpoint)
-        self.saved_at = self.trainer.steps_done
-        self.run.forget_after(self.trainer.steps_done)
+        done = self.trainer.steps_done
         self.began -= checkpoint.training["seconds"]
         self.evaluations = checkpoint.training["evaluations"]
-        self.run.write_config(self.config)
+        if done >= self.trainer.total_steps:  # it will be evaluated once more
+            self.evaluations = [record for record in self.evaluations if record["step"] != done]
+        evaluated = {record["step"] for record in self.evaluations}
+        self.run.keep_lines(lambda line: line["step"] <= done and (line["kind"] != "eval" or line["step"] in evaluated))
 
     def initialize(self, path: str | Path, reset_class_head: bool, partial: bool) -> None:
         """Starts from the weights of a checkpoint or run, and reports what was taken over."""
@@ -161,6 +170,15 @@ class Training:
         self.run.log("init", step=0, path=str(path), report=taken.report())
         self.bar.say(f"initialised from {path}: {taken.report()}")
 
+    def add_recorder(self, make: Callable[[Path, Any, RunConfig, int], Observer | None]) -> None:
+        """Has what ``make`` returns called after each step, on the first rank."""
+        if self.world.main:
+            observer = make(self.run.path, self.val_set, self.config, self.trainer.total_steps)
+            if observer is None:
+                self.bar.say("nothing is recorded: the validation set is too large for it")
+            else:
+                self.observers["the recorder"] = observer
+
     @property
     def epoch(self) -> float:
         return self.trainer.steps_done / self.trainer.steps_per_epoch
@@ -170,64 +188,89 @@ class Training:
 
         Raises Terminated or KeyboardInterrupt, once all is saved, where a signal asked for it.
         """
-        with _deaths_named(self.world), self.stop:
-            data = iter(_loader(self.train_set, self.config, self.trainer))
-            if self.trainer.steps_done == 0:
-                self._tell_observer()
-            while self.trainer.steps_done < self.trainer.total_steps:
-                self._step(data)
-                self._after_step()
+        from ..data.workers import Reader
+
+        loader = train_loader(self.train_set, self.config, self.trainer)
+        with explaining_dead_ranks(self.world), self._keeping_finished_steps():
+            with Reader(loader, self.stop.interrupting) as data:
+                if self.trainer.steps_done == 0:
+                    self._tell_observers()
+                if self._evaluation_was_cut_short():
+                    self._evaluate()
+                while self.trainer.steps_done < self.trainer.total_steps:
+                    self._step(self._read(data))
+                    self._look()
             if not self._is_evaluated:
                 self._evaluate()  # only the numbers are missing
-            if self.saved_at != self.trainer.steps_done:
-                self._save(self.result.metrics if self._is_evaluated else {})
-            if not self._is_evaluated:
-                self._leave()
+            failed = self.world.sum([self.failure is not None])[0]
+            if failed or not self._is_evaluated:
+                self._end(failed)
             if self.writer:
                 self.writer.wait()
 
-    def _step(self, data: Iterator[list[MicroBatch]]) -> None:
-        with self.window.waiting_for_data():
-            micro_batches = next(data)
-        objects, stopping = self.world.sum([sum(len(t) for _, t in micro_batches), self.stop.signal is not None])
-        if stopping:
-            if self.saved_at != self.trainer.steps_done:
-                self._save({})
-            self._leave()
-        with _written_down(self.run, self.world):
-            self.window.steps.append(self.trainer.step(micro_batches, max(objects / self.world.size, 1.0)))
-        self._tell_observer()
+    def _read(self, data: Iterator[list[MicroBatch]]) -> list[MicroBatch]:
+        """This rank's part of the next step; nothing where there will be no next step."""
+        batches: list[MicroBatch] = []
+        with (
+            self.window.waiting_for_data(),
+            contextlib.suppress(StopRequested),
+            self._deferring("reading the next images"),
+        ):
+            batches = next(data)
+        return batches
 
-    def _after_step(self) -> None:
-        """Whatever is due: a line in the log, an evaluation, a checkpoint."""
+    def _step(self, micro_batches: list[MicroBatch]) -> None:
+        objects, stopping, failed = self.world.sum(
+            [sum(len(t) for _, t in micro_batches), self.stop.requested, self.failure is not None]
+        )
+        if stopping:
+            self._end(failed)
+        with reporting_failed_step(self.run, self.world):
+            self.window.steps.append(self.trainer.step(micro_batches, max(objects / self.world.size, 1.0)))
+
+    def _look(self) -> None:
+        """Whatever is due after a step: a line in the log, a checkpoint, then what others want to see, an evaluation."""
         settings, epoch_steps = self.config.train, self.trainer.steps_per_epoch
         done, last = self.trainer.steps_done, self.trainer.steps_done == self.trainer.total_steps
-        self.bar.advance(1, self._log() if last or done % settings.log_every == 0 else "")
-        best, metrics = max((e["AP"] or 0 for e in self.evaluations), default=-1), {}
-        if last or _due(done, settings.eval_every, epoch_steps):
-            metrics = self._evaluate()
-        is_best = metrics.get("AP") is not None and metrics["AP"] > best
-        if last or is_best or _due(done, settings.checkpoint_every, epoch_steps):
-            self._save(metrics)
-        if metrics:
+        summary = self._summary() if last or done % settings.log_every == 0 else {}
+        with self._deferring("writing the log"):
+            self.run.check()
+            if summary:
+                rates = {group["name"]: group["lr"] for group in self.trainer.optimizer.param_groups}
+                self.run.log("train", step=done, epoch=self.epoch, lr=rates, **summary)
+            self.bar.advance(1, f"loss {summary['loss']:.3f}" if summary else "")
+        evaluating = last or _due(done, settings.eval_every, epoch_steps)
+        if evaluating or _due(done, settings.checkpoint_every, epoch_steps):
+            self._save()
+        self._tell_observers()
+        if evaluating:
+            self._evaluate()
             self.window.clear()  # the time of an evaluation is not the time of a step
 
-    def _tell_observer(self) -> None:
-        if self.on_step:
-            self.on_step(self.trainer.detector, self.trainer.steps_done, self.epoch)
-
-    def _log(self) -> str:
-        """Writes the means over the steps since the last line; returns what the progress bar shows of it."""
-        with _written_down(self.run, self.world):
+    def _summary(self) -> dict[str, Any]:
+        """Means over the steps since the last line of the log."""
+        with reporting_failed_step(self.run, self.world):
             self.trainer.check()
         summary = self.window.summary()
-        rates = {group["name"]: group["lr"] for group in self.trainer.optimizer.param_groups}
-        self.run.log("train", step=self.trainer.steps_done, epoch=self.epoch, lr=rates, **summary)
         self.window.clear()
-        return f"loss {summary['loss']:.3f}"
+        return summary
 
-    def _evaluate(self) -> dict[str, float | None]:
-        """The metrics of the weights as they are; {} where a signal interrupted: the next step saves and stops."""
+    def _tell_observers(self) -> None:
+        for name, observer in self.observers.items() if self.world.main else ():
+            with self._deferring(name):
+                observer(self.trainer.detector, self.trainer.steps_done, self.epoch)
+
+    def _evaluation_was_cut_short(self) -> bool:
+        done = self.trainer.steps_done
+        due = 0 < done < self.trainer.total_steps and _due(
+            done, self.config.train.eval_every, self.trainer.steps_per_epoch
+        )
+        return due and all(record["step"] != done for record in self.evaluations)
+
+    def _evaluate(self) -> None:
+        """Evaluates the weights as they are, once they are saved. A signal, or a failure on any rank, cuts it short."""
+        if self.saved_at != self.trainer.steps_done:
+            self._save()
         try:
             result = evaluate(
                 self.trainer.evaluated,
@@ -235,46 +278,94 @@ class Training:
                 max_detections=self.config.train.max_detections,
                 batch_size=max(self.config.train.micro_batch, 1),
                 workers=self.config.data.workers,
+                worker_timeout=self.config.data.worker_timeout,
                 precision=self.config.train.precision,
                 world=self.world,
                 progress=self.progress,
-                stop=lambda: self.stop.signal is not None,
+                stop=self.stop,
             )
         except EvaluationStopped:
-            return {}
+            return
+        except Exception as error:
+            error.add_note(f"(in the evaluation after step {self.trainer.steps_done}, which is saved)")
+            raise
         record = {"step": self.trainer.steps_done, "epoch": self.epoch, **result.metrics}
         self.result = result
         self.evaluations.append(record)
-        self.run.log("eval", **record, seconds=result.seconds, num_detections=result.num_detections)
-        self.bar.say(f"epoch {self.epoch:.2f}, step {record['step']}: {result.summary().splitlines()[0]}")
-        return result.metrics
+        with self._deferring("recording the evaluation"):
+            if self.writer:
+                self.writer.record(record["step"], result.metrics, self.evaluations)
+            self.run.log("eval", **record, seconds=result.seconds, num_detections=result.num_detections)
+            self.bar.say(f"epoch {self.epoch:.2f}, step {record['step']}: {result.summary().splitlines()[0]}")
 
     @property
     def _is_evaluated(self) -> bool:
         return self.result is not None and self.evaluations[-1]["step"] == self.trainer.steps_done
 
-    def _save(self, metrics: dict[str, float | None]) -> None:
-        self.saved_at = self.trainer.steps_done
+    def _save(self) -> None:
         files, training = self.trainer.files()
-        if self.writer is None:
-            return
-        training |= {"seconds": time.perf_counter() - self.began, "evaluations": self.evaluations}
-        manifest = {
-            "epoch": self.epoch,
-            "config": self.config.to_dict(),
-            "class_names": list(self.train_set.class_names),
-            "category_ids": list(self.train_set.categories.category_ids),
-            "metrics": metrics,
-            "training": training,
-        }
-        self.writer.save(self.trainer.steps_done, files, manifest)
+        if self.writer is not None:
+            training |= {"seconds": time.perf_counter() - self.began, "evaluations": self.evaluations}
+            manifest = {
+                "epoch": self.epoch,
+                "config": self.config.to_dict(),
+                "class_names": list(self.train_set.class_names),
+                "category_ids": list(self.train_set.categories.category_ids),
+                "metrics": {},  # once it is evaluated
+                "training": training,
+            }
+            self.run.check()
+            self.writer.save(self.trainer.steps_done, files, manifest)
+        self.saved_at = self.trainer.steps_done
 
-    def _leave(self) -> NoReturn:
-        """Ends the run as the signal asked, after its checkpoint is on the disk."""
+    @contextlib.contextmanager
+    def _deferring(self, where: str) -> Iterator[None]:
+        """Keeps a failure until the finished step is saved, by all ranks together, at the next step."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 (raised by _end)
+            error.add_note(f"({where}, after step {self.trainer.steps_done})")
+            self.failure = self.failure or error
+            self.stop.cancel()
+
+    @contextlib.contextmanager
+    def _keeping_finished_steps(self) -> Iterator[None]:
+        """Saves the steps that were finished before one failed. (Ranks save together; where one fails alone they cannot.)"""
+        try:
+            yield
+        except Exception as error:
+            if error is not self.failure and self.world.size == 1 and self.trainer.intact:
+                self._save_before(error)
+            raise
+
+    def _save_before(self, error: Exception) -> None:
+        """Saves steps that are done, if there are any new ones, before ``error`` is raised."""
+        done = self.trainer.steps_done
+        try:
+            if self.saved_at != done > self.resumed_at:
+                self._save()
+            if self.writer:
+                self.writer.wait()
+        except (EngineError, OSError) as other:
+            error.add_note(f"(step {done} could not be saved: {other})")
+            return
+        if self.saved_at == done:
+            error.add_note(f"(step {done} is saved; start again to go on from it)")
+
+    def _end(self, failed: bool) -> NoReturn:
+        """Ends the run as a signal or a failure asked, after its checkpoint is on the disk."""
+        if failed:
+            error = self.failure or TrainingError(
+                f"rank {self.world.rank}: another rank failed; its own output says why"
+            )
+            self.failure = error
+            self._save_before(error)
+            raise error
+        if self.saved_at != self.trainer.steps_done:
+            self._save()
         if self.writer:
             self.writer.wait()
-        message = f"stopped after step {self.trainer.steps_done} and saved; resume to go on"
-        raise KeyboardInterrupt(message) if self.stop.signal == signal.SIGINT else Terminated(message)
+        raise self.stop.exit(f"stopped after step {self.trainer.steps_done} and saved; resume to go on")
 
     def finish(self) -> dict[str, Any]:
         """Writes and returns the results."""
@@ -283,6 +374,7 @@ class Training:
             self.bar.say(remark)
         self.bar.close()
         on_gpu = self.world.device.type == "cuda"
+        parameters = list(self.trainer.detector.parameters())
         scored = [e for e in self.evaluations if e["AP"] is not None]
         return self.run.write_results(
             status="finished",
@@ -295,166 +387,16 @@ class Training:
             steps=self.trainer.steps_done,
             epochs=self.epoch,
             seconds=time.perf_counter() - self.began,
-            parameters=count_parameters(self.trainer.detector),
+            parameters={
+                "total": sum(p.numel() for p in parameters),
+                "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+            },
             world_size=self.world.size,
             device=torch.cuda.get_device_name(self.world.device) if on_gpu else platform.processor() or "cpu",
             torch=torch.__version__,
             class_names=list(self.train_set.class_names),
             image_remarks=remarks,
         )
-
-
-class _Window:
-    """Sums of what the steps since the last line of metrics reported; the device is waited for once per line."""
-
-    def __init__(self, world: World):
-        self.world = world
-        self.clear()
-
-    def clear(self) -> None:
-        self.steps: list[Step] = []
-        self.start, self.waiting = time.perf_counter(), 0.0
-
-    @contextlib.contextmanager
-    def waiting_for_data(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.waiting += time.perf_counter() - start
-
-    def summary(self) -> dict[str, Any]:
-        """Means over the steps and ranks, as plain values."""
-        names = list(self.steps[0].terms)
-        rows = [torch.cat([s.loss[None], s.grad_norm[None], *(s.terms[name] for name in names)]) for s in self.steps]
-        values = iter(self.world.mean_(torch.stack(rows).mean(0).float()).tolist())
-        loss, grad_norm = next(values), next(values)
-        terms = {name: [next(values) for _ in range(len(self.steps[0].terms[name]))] for name in names}
-
-        branches = list(self.steps[0].positives)
-        sums = self.world.sum(
-            [sum(s.num_objects for s in self.steps), sum(s.num_images for s in self.steps)]
-            + [sum(s.positives[branch] for s in self.steps) for branch in branches]
-        )
-        seconds = time.perf_counter() - self.start
-        objects, images = sums[:2]
-        return {
-            "loss": loss,
-            "terms": terms,
-            "grad_norm": grad_norm,
-            "positives_per_object": {branch: n / max(objects, 1) for branch, n in zip(branches, sums[2:])},
-            "objects_per_image": objects / images,
-            "seconds_per_step": seconds / len(self.steps),
-            "data_seconds_per_step": self.waiting / len(self.steps),
-            "images_per_second": images / seconds,
-            "memory_mb": _memory_mb(self.world.device),
-        }
-
-
-def _memory_mb(device: torch.device) -> float:
-    """Peak memory: of the device, or of this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _starting_point(
-    config: RunConfig, run: RunDirectory, resume, allow_config_change: bool, given_classes: bool
-) -> str | None:
-    """The directory of the checkpoint to resume from, None to start anew, FINISHED where all is done."""
-    if str(resume) == "never":
-        if checkpoints.available(run.path):
-            raise RunDirectoryError(
-                f"{run.path}: already has checkpoints and resume is 'never'; choose another run name, or resume=auto"
-            )
-        return None
-    found = checkpoints.latest(run.path) if str(resume) == "auto" else checkpoints.find(resume)
-    if found is None:
-        return None
-    harmless = harmless_on_resume() | (set() if given_classes else {"model.num_classes"})
-    different = {k: v for k, v in checkpoints.changes(found.config, config).items() if k not in harmless}
-    if different and not allow_config_change:
-        lines = [f"  {path}: {old!r} in the checkpoint, {new!r} now" for path, (old, new) in different.items()]
-        raise ConfigError(
-            f"{found.directory}: was saved under another configuration:\n" + "\n".join(lines) + "\nResume with the "
-            "checkpoint's configuration, allow the change (--allow-config-change), or start a run of another name "
-            "with init_from"
-        )
-    finished = run.results().get("status") == "finished" and str(resume) == "auto" and not different
-    return FINISHED if finished else str(found.directory)
-
-
-def _build(config: RunConfig, world: World, given_classes: bool):
-    """The configuration with the number of classes that the data has, what to say about it, the data sets, and a trainer
-    around a freshly initialised detector that is the same on all ranks."""
-    from ..data import build_datasets
-    from ..data.settings import check_folders
-    from ..methods import build_criterion, build_detector
-
-    check_folders(config, given_classes)
-    if world.size > 1:
-        world.on_main(lambda: build_datasets(config) and None)  # generates the embedded data once
-    train_set, val_set = build_datasets(config)
-    config, notes = resolve_classes(config, given_classes, train_set)
-    epoch_steps = len(train_set) // config.train.batch_size
-    if config.train.batch_size < world.size:
-        raise ConfigError(
-            f"train.batch_size: {config.train.batch_size} images per step cannot be shared by {world.size} ranks"
-        )
-    total_steps = max(1, round(config.train.epochs * epoch_steps)) if config.train.epochs > 0 else 0
-    torch.manual_seed(mixed_seed(config.seed, 0))
-    detector = build_detector(config)
-    criterion = build_criterion(config)
-    trainer = Trainer(detector, criterion, config.train, total_steps, epoch_steps, world)
-    torch.manual_seed(mixed_seed(config.seed, 1, world.rank))  # dropout differs from rank to rank
-    return config, notes, train_set, val_set, trainer
-
-
-def _loader(dataset, config: RunConfig, trainer: Trainer) -> torch.utils.data.DataLoader:
-    """The lists of micro-batches of this rank, from the trainer's next step to the end of its last epoch."""
-    from ..data import build_train_loader
-
-    epoch, step = divmod(trainer.steps_done, trainer.steps_per_epoch)
-    epochs = max(-(-trainer.total_steps // trainer.steps_per_epoch) - epoch, 1)
-    try:
-        loader = build_train_loader(dataset, config, trainer.world.rank, trainer.world.size, epoch, step, epochs)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    loader.worker_init_fn = leave_signals_to_parent
-    return loader
-
-
-@contextlib.contextmanager
-def _deaths_named(world: World) -> Iterator[None]:
-    """The death of a data worker or of another rank, which PyTorch raises at whatever line this process has reached, as
-    an error that says what happened and what to do."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
-            raise TrainingError(
-                f"a data worker died ({error}). It may have run out of memory: lower data.workers or data.max_size, "
-                "switch data.cache off; then resume"
-            ) from error
-        if world.size > 1 and any(sign in str(error) for sign in SIGNS_OF_A_DEAD_RANK):
-            raise TrainingError(
-                f"rank {world.rank}: another rank has died or cannot be reached; its own output says why. The last "
-                "checkpoint is intact: start the ranks again to go on from it, or let torchrun do so (--max-restarts). "
-                f"({str(error).splitlines()[0]})"
-            ) from error
-        raise
-
-
-@contextlib.contextmanager
-def _written_down(run: RunDirectory, world: World) -> Iterator[None]:
-    """Leaves a file in the run directory about a step that failed: which images this rank had in it, and why."""
-    try:
-        yield
-    except StepError as error:
-        report = {"step": error.step, "rank": world.rank, "image_ids": error.image_ids, "error": str(error)}
-        with contextlib.suppress(WriteError):  # the step's error is the one to tell
-            files.write_json(run.path / f"failed_step_{error.step}_rank{world.rank}.json", report)
-        raise
 
 
 def _image_remarks(dataset, world: World) -> list[str]:
@@ -471,11 +413,3 @@ def _image_remarks(dataset, world: World) -> list[str]:
 def _due(step: int, every: float, epoch_steps: int) -> bool:
     """Whether something that happens every so many epochs (0: never) happens after this step."""
     return every > 0 and step % max(1, round(every * epoch_steps)) == 0
-
-
-def count_parameters(detector: nn.Module) -> dict[str, int]:
-    """How many parameters there are in all, and how many of them learn; shared ones count once."""
-    return {
-        "total": sum(p.numel() for p in detector.parameters()),
-        "trainable": sum(p.numel() for p in detector.parameters() if p.requires_grad),
-    }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import TrainConfig
-from ..errors import NonFiniteError, OutOfMemoryError, StepError
+from ..errors import InputError, NonFiniteError, OutOfMemoryError, StepError
 from ..structures import ImageBatch, Targets
 from . import checkpoint as checkpoints
 from .distributed import ALONE, World
@@ -67,6 +67,7 @@ class Trainer:
         self.optimizer = build_optimizer(detector, config)
         self.average = MovingAverage(detector, config.ema_decay) if config.ema_decay > 0 else None
         self.steps_done = 0
+        self.intact = True  # False while, and after, an update was interrupted half-way
         detector.gradient_checkpointing = config.gradient_checkpointing
         self._parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
         self._parallel = None
@@ -86,8 +87,8 @@ class Trainer:
         return self.average.detector if self.average else self.detector
 
     @property
-    def lr(self) -> float:
-        """The factor on the base learning rates of the next step."""
+    def lr_factor(self) -> float:
+        """What the base learning rates are multiplied by in the next step."""
         return lr_factor(self.config, self.steps_done, self.total_steps, self.steps_per_epoch)
 
     def step(self, micro_batches: Sequence[MicroBatch], num_boxes: float | None = None) -> Step:
@@ -98,28 +99,38 @@ class Trainer:
         whole global batch at once.
 
         A NaN or infinite loss or gradient leaves weights and optimiser as they were: the update is skipped on the
-        device. On a GPU the host learns of it, as NonFiniteError, in ``check``, which the next step calls.
+        device. On a GPU the host learns of it, as NonFiniteError, in ``check``, which the next step calls. On a CPU, and
+        after any other error before the update, the random generators are as they were, too: the step never was.
         """
         if num_boxes is None:
             num_boxes = max(float(sum(len(targets) for _, targets in micro_batches)), 1.0)
         self.detector.train()
         self.optimizer.zero_grad(set_to_none=True)
-        step = self._accumulate(micro_batches, num_boxes)
-        self.check()
+        generators = _generator_states(self.world.device)
+        try:
+            step = self._accumulate(micro_batches, num_boxes)
+            self.check()
+            finite = step.loss.isfinite() & step.grad_norm.isfinite()
+            if self.world.device.type == "cpu" and not finite:
+                raise _non_finite(step)
+        except Exception:
+            _restore_generators(generators, self.world.device)
+            raise
+        self.intact = False
+        self._update(finite, step.grad_norm)
+        self._unchecked = (finite, step)
+        self.steps_done += 1
+        self.intact = True
+        return step
 
-        finite = step.loss.isfinite() & step.grad_norm.isfinite()
+    def _update(self, finite: Tensor, grad_norm: Tensor) -> None:
         if self.config.clip_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.config.clip_norm, step.grad_norm)
-        set_learning_rates(self.optimizer, self.lr)
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.config.clip_norm, grad_norm)
+        set_learning_rates(self.optimizer, self.lr_factor)
         self.optimizer.found_inf = (~finite).float()  # AdamW's fused step does nothing where this is 1
         self.optimizer.step()
         if self.average:
             self.average.update(self.detector, self.steps_done)
-        self._unchecked = (finite, step)
-        if self.world.device.type == "cpu":
-            self.check()
-        self.steps_done += 1
-        return step
 
     def _accumulate(self, micro_batches: Sequence[MicroBatch], num_boxes: float) -> Step:
         """Forward and backward over all micro-batches; ranks exchange gradients during the last backward only."""
@@ -136,7 +147,7 @@ class Trainer:
                     output = (self._parallel or self.detector)(batch, targets)
                 try:
                     losses = self.criterion(output, targets, num_boxes)
-                except ValueError as error:  # the matchers name image, layer and query of what they cannot use
+                except InputError as error:  # the matchers name image, layer and query of what they cannot use
                     raise StepError(f"step {self.steps_done}: {error}", self.steps_done, image_ids) from error
                 losses.total.backward()
             total = total + losses.total.detach()
@@ -168,17 +179,10 @@ class Trainer:
         """
         if self._unchecked is None:
             return
-        (finite, step), self._unchecked = self._unchecked, None
+        finite, step = self._unchecked
         if not finite:
-            bad = [name for name, value in step.terms.items() if not value.isfinite().all()]
-            raise NonFiniteError(
-                f"step {step.index}: loss {float(step.loss)}, gradient norm {float(step.grad_norm)}"
-                + (f", non-finite terms: {', '.join(bad)}" if bad else "")
-                + f", images {list(step.image_ids)}. The weights were not changed by it. Look at these images, lower "
-                "train.lr, set train.clip_norm, or train with train.precision=fp32",
-                step.index,
-                step.image_ids,
-            )
+            raise _non_finite(step)
+        self._unchecked = None
 
     def files(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Everything a checkpoint needs: tensors by file, and plain values. All ranks must call it together."""
@@ -217,6 +221,18 @@ class Trainer:
             _restore_generators(states, self.world.device)
         else:  # dropout masks belong to a rank, so another number of ranks draws others
             torch.manual_seed(mixed_seed(self.steps_done, self.world.rank))
+
+
+def _non_finite(step: Step) -> NonFiniteError:
+    bad = [name for name, value in step.terms.items() if not value.isfinite().all()]
+    return NonFiniteError(
+        f"step {step.index}: loss {float(step.loss)}, gradient norm {float(step.grad_norm)}"
+        + (f", non-finite terms: {', '.join(bad)}" if bad else "")
+        + f", images {list(step.image_ids)}. The weights were not changed by it. Look at these images, lower "
+        "train.lr, set train.clip_norm, or train with train.precision=fp32",
+        step.index,
+        step.image_ids,
+    )
 
 
 def _generator_states(device: torch.device) -> dict[str, Tensor]:

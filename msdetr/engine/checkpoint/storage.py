@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...config import RunConfig, from_dict
 from ...errors import CheckpointError
-from ...files import JSON_BYTES, read_bytes, sync_directory, write_durably
+from ...files import JSON_BYTES, read_bytes, sync_directory, write_atomically, write_durably
 from .manifest import FORMAT, MANIFEST, from_text, to_text
 from .optimizer import check_generator_states, check_moments
 from .tensors import parse_tensors
@@ -167,6 +167,14 @@ def write(directory: Path, files: Mapping[str, Tensors], manifest: Mapping[str, 
     finally:
         remove(staging)
     return Checkpoint(directory, checked)
+
+
+def amend(directory: Path, **changes: Any) -> None:
+    """Changes fields of a checkpoint's manifest, all of them or none. Raises CheckpointError and WriteError."""
+    path = directory / MANIFEST
+    text = to_text(read(directory).manifest | changes)
+    from_text(text.encode(), path)
+    write_atomically(path, text)
 
 
 def read(directory: str | Path) -> Checkpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
-from .storage import Tensors, available, identity, read, remove, write
+from .storage import Tensors, amend, available, identity, read, remove, write
 
 
 class Writer:
@@ -44,6 +44,14 @@ class Writer:
             self._prune()
         except BaseException as error:  # noqa: BLE001 (raised again by wait)
             self._error = error
+
+    def record(self, step: int, metrics: Mapping[str, float | None], evaluations: Sequence[Mapping[str, Any]]) -> None:
+        """Adds the evaluation of a checkpoint that was saved before to its manifest."""
+        self.wait()
+        directory = self.directory / f"step_{step:08d}"
+        training = read(directory).manifest["training"] | {"evaluations": list(evaluations)}
+        amend(directory, metrics=dict(metrics), training=training)
+        self._prune()
 
     def wait(self) -> None:
         """Until the last save is on disk. Raises CheckpointError if it failed."""

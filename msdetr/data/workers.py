@@ -1,0 +1,146 @@
+"""Reading through data workers: they end with the process that trains, and the wait for them ends, too."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Self
+
+from torch.utils.data import DataLoader
+
+from ..errors import MSDETRError, WorkerError
+from ..processes import end_with_parent
+
+SHARED_MEMORY = "/dev/shm"
+SIGNS_OF_LITTLE_SHARED_MEMORY = ("shared memory", "</torch_", "Bus error")
+SIGNS_OF_FEW_FILES = ("Too many open files", "ancdata")
+REMEDY = "It may have run out of memory: lower data.workers or data.max_size, switch data.cache off; then resume"
+
+
+def start_worker(worker: int) -> None:
+    """What a data worker does first: the process that trains decides when to stop, and its workers end when it does."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
+
+
+class Reader:
+    """The batches of a loader, one after the other; its workers are gone when the ``with`` block ends.
+
+    waiting: makes a context that each wait for a batch happens in, e.g. ``StopRequest.interrupting``.
+
+    Raises WorkerError where a worker died, did not answer for the loader's ``timeout`` or could not be started. The
+    death of a worker is reported while its data are waited for, never in the middle of other work.
+    """
+
+    def __init__(self, loader: DataLoader, waiting: Callable[[], AbstractContextManager] = contextlib.nullcontext):
+        self._loader, self._waiting = loader, waiting
+        self.workers: list[Any] = []  # processes
+        self._in_main_thread = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> Self:
+        before = set(multiprocessing.active_children())
+        try:
+            self._batches = iter(self._loader)
+        except OSError as error:
+            raise WorkerError(
+                f"{self._loader.num_workers} data workers cannot be started ({error}); lower data.workers"
+            ) from error
+        self.workers = [process for process in multiprocessing.active_children() if process not in before]
+        self._on_child_end = signal.getsignal(
+            signal.SIGCHLD
+        )  # PyTorch's: raises, at whatever line, where a worker died
+        self._listen(False)
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            with self._waiting(), self._listening():
+                self._check_workers()
+                return next(self._batches)
+        except MSDETRError as error:
+            raise _as_raised_in_worker(error) from None
+        except (RuntimeError, OSError) as error:
+            raise self._explained(error) from error
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is not None:  # one of them may be why: do not wait for it
+            for worker in self.workers:
+                worker.kill()
+            for worker in self.workers:
+                worker.join(10)
+        self._batches = None  # ends the workers that are left
+        if self.workers and self._in_main_thread:
+            signal.signal(signal.SIGCHLD, self._on_child_end)
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        self._listen(True)
+        try:
+            yield
+        finally:
+            self._listen(False)
+
+    def _listen(self, wanted: bool) -> None:
+        if self.workers and self._in_main_thread:
+            signal.signal(signal.SIGCHLD, self._on_child_end if wanted else signal.SIG_DFL)
+
+    def _check_workers(self) -> None:
+        for worker in self.workers:
+            if worker.exitcode:
+                how = (
+                    f"killed by signal {-worker.exitcode}" if worker.exitcode < 0 else f"exit status {worker.exitcode}"
+                )
+                raise WorkerError(f"a data worker died (process {worker.pid}, {how}). {REMEDY}")
+
+    def _explained(self, error: Exception) -> Exception:
+        """A WorkerError in place of what PyTorch says about its workers; any other error as it is."""
+        text = str(error)
+        if "timed out after" in text:
+            return WorkerError(
+                f"no data worker answered for {self._loader.timeout:g} s (data.worker_timeout). Either reading is that slow "
+                "(a network drive), or a worker is stuck, or shared memory, through which workers hand over images, is "
+                f"full ({_shared_memory()}): give it more (docker run --shm-size=8g), lower data.workers or set it to 0, or "
+                "raise data.worker_timeout; then resume"
+            )
+        if any(sign in text for sign in SIGNS_OF_LITTLE_SHARED_MEMORY):
+            return WorkerError(
+                f"shared memory, through which data workers hand over images, is too small ({_shared_memory()}): give it "
+                f"more (docker run --shm-size=8g), lower data.workers or set it to 0; then resume. ({_last_line(text)})"
+            )
+        if any(sign in text for sign in SIGNS_OF_FEW_FILES):
+            return WorkerError(
+                f"too many open files: raise the limit (ulimit -n 65536) or lower data.workers. ({_last_line(text)})"
+            )
+        if "DataLoader worker" in text and "Original Traceback" not in text or "Pin memory thread" in text:
+            return WorkerError(f"a data worker died ({_last_line(text)}). {REMEDY}")
+        return error
+
+
+def _as_raised_in_worker(error: MSDETRError) -> MSDETRError:
+    """The error as the worker raised it: PyTorch puts the worker's traceback into the message."""
+    text = str(error)
+    if "Original Traceback" not in text:
+        return error
+    return type(error)(text.rpartition(f"{type(error).__name__}: ")[2].strip())
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]
+
+
+def _shared_memory() -> str:
+    try:
+        usage = shutil.disk_usage(SHARED_MEMORY)
+    except OSError:
+        return f"there is no {SHARED_MEMORY}"
+    return f"{SHARED_MEMORY} has {usage.free / 2**20:.0f} of {usage.total / 2**20:.0f} MiB free"

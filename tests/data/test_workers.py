@@ -1,0 +1,160 @@
+"""Data workers that die, do not answer, or outlive the process that trains."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from msdetr.data import ImageError
+from msdetr.data.workers import Reader, start_worker
+from msdetr.engine.signals import StopRequest, StopRequested
+from msdetr.errors import WorkerError
+
+
+class Items(Dataset):
+    """Items that are numbers, or whatever ``make`` does for them."""
+
+    def __init__(self, make=lambda index: index):
+        self.make = make
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return self.make(index)
+
+
+def reader(make=lambda index: index, timeout=30, **options):
+    loader = DataLoader(Items(make), num_workers=2, timeout=timeout, worker_init_fn=start_worker, batch_size=None)
+    return Reader(loader, **options)
+
+
+def raises(error):
+    def make(index):
+        raise error
+
+    return make
+
+
+def no_workers_are_left(batches):
+    return len(batches.workers) == 2 and not any(worker.is_alive() for worker in batches.workers)
+
+
+@pytest.mark.fault("F86")
+def test_a_worker_that_does_not_answer_is_an_error_after_a_while():
+    with (
+        pytest.raises(WorkerError, match=r"no data worker answered for 2 s .*shm-size.*data.workers"),
+        reader(lambda index: time.sleep(100) if index else 0, timeout=2) as batches,
+    ):
+        assert list(batches) == [0]
+    assert no_workers_are_left(batches)
+
+
+@pytest.mark.fault("F86")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_wait_for_a_stopped_worker(number):
+    start = time.monotonic()
+    with StopRequest() as stop, pytest.raises(StopRequested), reader(waiting=stop.interrupting) as batches:
+        for worker in batches.workers:
+            os.kill(worker.pid, signal.SIGSTOP)
+        os.system(f"(sleep 0.5; kill -{int(number)} {os.getpid()}) &")
+        list(batches)
+    assert time.monotonic() - start < 5 and no_workers_are_left(batches)
+    assert stop.signal == number
+
+
+@pytest.mark.fault("F86")
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (
+            "unable to write to file </torch_12_34>: No space left on device (28)",
+            "shared memory.*is too small.*shm-size",
+        ),
+        ("received 0 items of ancdata", "too many open files.*ulimit"),
+    ],
+)
+def test_what_is_short_is_named_with_a_remedy(message, said):
+    with pytest.raises(WorkerError, match=said), reader(raises(RuntimeError(message))) as batches:
+        list(batches)
+
+
+@pytest.mark.fault("F56")
+def test_a_worker_that_was_killed_is_reported_at_the_next_wait():
+    with pytest.raises(WorkerError, match="a data worker died .*signal 9"), reader() as batches:
+        next(batches)
+        batches.workers[0].kill()
+        batches.workers[0].join()  # nothing is raised here, in the middle of other work
+        next(batches)
+
+
+def test_an_error_of_a_worker_says_what_it_would_say_without():
+    with (
+        pytest.raises(ImageError, match="^image 3: no picture$"),
+        reader(raises(ImageError("image 3: no picture"))) as batches,
+    ):
+        list(batches)
+
+
+ORPHANS = """
+import os, signal, sys, time
+from torch.utils.data import DataLoader
+from msdetr.data.workers import Reader, start_worker
+class Slow:
+    def __len__(self): return 9
+    def __getitem__(self, index):
+        print(os.getpid(), flush=True)
+        time.sleep(60)
+loader = DataLoader(Slow(), num_workers=2, batch_size=None, worker_init_fn=start_worker, multiprocessing_context=sys.argv[1])
+if __name__ == "__main__":
+    with Reader(loader) as batches:
+        next(batches)
+"""
+
+
+@pytest.mark.fault("F87")
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_do_not_outlive_a_process_that_is_killed(tmp_path, start):
+    script = tmp_path / "script.py"
+    script.write_text(ORPHANS)
+    process = subprocess.Popen([sys.executable, str(script), start], stdout=subprocess.PIPE, text=True)
+    workers = [int(process.stdout.readline()) for _ in range(2)]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 5
+    while any(os.path.exists(f"/proc/{pid}") and "Z" not in _state(pid) for pid in workers):
+        assert time.monotonic() < deadline, "a worker is left"
+        time.sleep(0.05)
+
+
+def _state(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().split()[2]
+    except OSError:
+        return "Z"
+
+
+@pytest.mark.fault("F99")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+def test_what_workers_left_out_is_counted_however_they_start(tmp_path, start):
+    from msdetr.data import CocoDetection, shapes
+
+    root = shapes.generate(tmp_path / "shapes", 4, 1)
+    next(iter(sorted((root / "train").iterdir()))).write_bytes(b"no picture")
+    dataset = CocoDetection(root / "train", root / "annotations" / "instances_train.json", skip_images=1)
+    loader = DataLoader(
+        dataset, num_workers=1, batch_size=None, collate_fn=_nothing, worker_init_fn=start_worker,
+        multiprocessing_context=start,
+    )  # fmt: skip
+    assert len(list(loader)) == 4
+    assert dataset.skipped == 1 and "1 × image unreadable and left out" in str(dataset.remarks())
+
+
+def _nothing(sample):
+    return 0

@@ -1,0 +1,118 @@
+"""The run directory: who holds it, and what is in it after starts that were killed."""
+
+import json
+import os
+import shutil
+import time
+from functools import partial
+
+import pytest
+import tiny
+
+from msdetr.engine import RunDirectoryError, train
+from msdetr.engine import checkpoint as checkpoints
+from msdetr.engine.lock import FileLock, InUse
+from msdetr.engine.run import RunDirectory, mark_failed
+
+
+@pytest.mark.fault("F87")
+def test_a_forked_child_does_not_hold_the_lock(tmp_path):
+    lock = FileLock(tmp_path / "lock")
+    child = os.fork()
+    if child == 0:
+        time.sleep(30)
+        os._exit(0)
+    try:
+        with pytest.raises(InUse, match=f"in use by process {os.getpid()} on "):
+            FileLock(tmp_path / "lock", patience=0)
+        lock.close()
+        FileLock(tmp_path / "lock", patience=1).close()
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.fault("F88")
+@pytest.mark.parametrize("what", ["deleted", "renamed", "replaced", "unlocked"])
+def test_a_directory_that_goes_while_a_run_writes_to_it(tmp_path, shapes, what):
+    """The run ends with an error, and nothing of it appears in the directory that took its place."""
+    run_dir = tmp_path / "run"
+
+    def meddle(detector, step, epoch):
+        if step != 2:
+            return
+        if what == "deleted":
+            shutil.rmtree(run_dir)
+        elif what == "unlocked":
+            (run_dir / ".lock").unlink()
+        else:
+            run_dir.rename(tmp_path / "elsewhere")
+        if what == "replaced":
+            run_dir.mkdir()
+
+    with pytest.raises(RunDirectoryError, match="was deleted, moved or replaced"):
+        train(tiny.config(shapes), run_dir, device="cpu", progress=False, on_step=meddle)
+    if what == "unlocked":
+        assert json.loads((run_dir / "results.json").read_text())["status"] == "running"  # nothing more was written
+    else:
+        assert not run_dir.exists() or not list(run_dir.iterdir())
+
+
+@pytest.mark.fault("F93")
+def test_leftovers_of_a_start_that_was_killed_are_gone(tmp_path, shapes):
+    config = tiny.config(shapes, train__epochs=1)
+    (tmp_path / "matching").mkdir()
+    (tmp_path / "matching" / "step_00000008.npz").write_bytes(b"")
+    (tmp_path / "failed_step_7_rank0.json").write_text("{}")
+    (tmp_path / "results.json").write_text('{"status": "running", "metrics": {"AP": 1}, "left": "over"}')
+    old = [json.dumps({"kind": "train", "step": step}) + "\n" for step in range(1, 9)]
+    (tmp_path / "metrics.jsonl").write_text("".join(old) + '{"kind": "tra')
+    results = train(config, tmp_path, device="cpu", progress=False)
+    assert [line["step"] for line in tiny.lines(tmp_path, "train")] == [1, 2, 3, 4]
+    assert "left" not in results and not list(tmp_path.glob("*/step_00000008.npz"))
+    assert not list(tmp_path.glob("failed_step_*"))
+
+
+@pytest.mark.fault("F93")
+def test_a_torn_line_is_dropped_when_the_run_goes_on(tmp_path, shapes):
+    config = tiny.config(shapes, train__epochs=1)
+    train(config, tmp_path, device="cpu", progress=False)
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(b'{"kind": "train", "step": 5, "lo\xff')
+    train(config.override({"train.epochs": 2}), tmp_path, device="cpu", progress=False)
+    assert [line["step"] for line in tiny.lines(tmp_path, "train")] == list(range(1, 9))
+
+
+@pytest.mark.fault("F94")
+def test_a_live_run_keeps_its_records(tmp_path):
+    with RunDirectory(tmp_path) as run:
+        run.write_results(status="running")
+        child = os.fork()  # another process: locks are between processes
+        if child == 0:
+            mark_failed(tmp_path, "notebook: it was started twice")
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert run.results()["status"] == "running"
+    mark_failed(tmp_path, "a cell failed")
+    assert RunDirectory(tmp_path).results()["status"] == "failed"
+
+
+def test_more_epochs_just_go_on(tmp_path, shapes, capsys, monkeypatch):
+    monkeypatch.setenv("MSDETR_PROGRESS", "lines")
+    config = tiny.config(shapes, train__epochs=1, train__eval_every=1)
+    train(config, tmp_path, device="cpu")
+    results = train(config.override({"train.epochs": 2}), tmp_path, device="cpu")
+    assert results["steps"] == 8 and "goes on from 1 to 2 epochs" in capsys.readouterr().err
+    assert [e["step"] for e in results["evaluations"]] == [4, 8]
+    assert [line["step"] for line in tiny.lines(tmp_path, "eval")] == [4, 8]
+    assert checkpoints.latest(tmp_path).metrics.keys() == results["metrics"].keys()
+
+
+def test_matching_is_recorded(tmp_path, shapes):
+    from msdetr.analysis.stability import MatchRecorder, load_history
+
+    three = partial(MatchRecorder.of_run, images=3)
+
+    train(tiny.config(shapes, train__epochs=1), tmp_path, device="cpu", progress=False, recorder=three)
+    history = load_history(tmp_path)
+    assert history.targets.num_images == 3 and history.steps[0] == 0
