@@ -348,3 +348,8 @@ def test_a_name_that_moved_is_explained():
         RunConfig().override({"model.variant": "d"})
     with pytest.raises(ConfigError, match="matching.k: is now ms_detr.k"):
         RunConfig().override({"matching.k": 3})
+
+
+def test_a_damaged_configuration_of_version_0_1_is_an_error_of_its_own_kind():
+    with pytest.raises(ConfigError, match="ms_detr.heads"):
+        from_dict({"model": {"variant": "c", "separate_heads": []}})

@@ -19,7 +19,7 @@ MOVED = {
     **{f"loss.one_to_many_{term}_weight": f"ms_detr.{term}_weight" for term in ("class", "l1", "giou")},
     **{f"loss.encoder_{term}_weight": f"two_stage.{term}_weight" for term in ("class", "l1", "giou")},
 }
-_WORDS = {
+_WORDS: dict[str, dict[Any, str]] = {
     "ms_detr.heads": {None: "auto", True: "separate", False: "shared"},
     "ms_detr.candidate_ffn": {None: "auto", True: "with", False: "without"},
 }
@@ -31,19 +31,19 @@ def modernized(values: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(model, Mapping) or not {"variant", "two_stage"} & set(model):
         return values
     new = {name: dict(section) if isinstance(section, Mapping) else section for name, section in values.items()}
-    sections: dict[str, dict[str, Any] | None] = {"ms_detr": {}, "two_stage": {}}
+    sections: dict[str, dict[str, Any]] = {"ms_detr": {}, "two_stage": {}}
     for old, path in MOVED.items():
         section, name = old.split(".")
         if isinstance(new.get(section), dict) and name in new[section]:
             value = new[section].pop(name)
             owner, _, field = path.partition(".")
             if field:
-                sections[owner][field] = _WORDS.get(path, {}).get(value, value)
-    if model.get("variant", "c") == "baseline":
-        sections["ms_detr"] = None
+                known = value is None or isinstance(value, bool)
+                sections[owner][field] = _WORDS.get(path, {}).get(value, value) if known else value
+    off = {"ms_detr"} if model.get("variant", "c") == "baseline" else set()
     if model.get("two_stage", True) is False:
-        sections["two_stage"] = None
-    return new | sections
+        off.add("two_stage")
+    return new | {name: None if name in off else section for name, section in sections.items()}
 
 
 def moved_to(path: str) -> str | None:

@@ -44,7 +44,7 @@ _PLUS_PLUS = _DEFORMABLE | {"two_stage.mixed_selection": True, "model.look_forwa
 _MS = {"loss.class_weight": 1.0, "ms_detr.rule": "released"}
 _900 = {"model.num_queries": 900}
 
-_COCO = {
+_COCO: dict[str, tuple[str, dict[str, Any]]] = {
     "deformable-detr-300": ("Deformable DETR, two-stage, refinement, 300 queries (the baseline)", _DEFORMABLE),
     "deformable-detr-pp-300": ("Deformable DETR++, 300 queries (the stronger baseline)", _PLUS_PLUS),
     "deformable-detr-pp-900": ("Deformable DETR++, 900 queries", _PLUS_PLUS | _900),
