@@ -17,6 +17,7 @@ from ..errors import MSDETRError, WorkerError
 from ..processes import end_with_parent
 
 SHARED_MEMORY = "/dev/shm"
+SLACK_SECONDS = 1  # after PyTorch's own timeout, which ends most waits, without ending the workers
 SIGNS_OF_LITTLE_SHARED_MEMORY = ("shared memory", "</torch_", "Bus error")
 SIGNS_OF_FEW_FILES = ("Too many open files", "ancdata")
 REMEDY = "It may have run out of memory: lower data.workers or data.max_size, switch data.cache off; then resume"
@@ -42,6 +43,7 @@ class Reader:
     def __init__(self, loader: DataLoader, waiting: Callable[[], AbstractContextManager] = contextlib.nullcontext):
         self._loader, self._waiting = loader, waiting
         self.workers: list[Any] = []  # processes
+        self._gave_up = False
         self._in_main_thread = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> Self:
@@ -66,10 +68,11 @@ class Reader:
         try:
             with self._waiting(), self._listening():
                 self._check_workers()
-                return next(self._batches)
+                with self._patience():
+                    return next(self._batches)
         except MSDETRError as error:
             raise _as_raised_in_worker(error) from None
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, EOFError) as error:
             raise self._explained(error) from error
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -81,6 +84,26 @@ class Reader:
         self._batches = None  # ends the workers that are left
         if self.workers and self._in_main_thread:
             signal.signal(signal.SIGCHLD, self._on_child_end)
+
+    @contextlib.contextmanager
+    def _patience(self) -> Iterator[None]:
+        """Ends the workers where the block takes longer than they may. PyTorch's own timeout is not enough: a worker that
+        stops just after it announced a batch is waited for without one, while the memory of the batch is handed over."""
+        if not self.workers or not self._loader.timeout:
+            yield
+            return
+        timer = threading.Timer(self._loader.timeout + SLACK_SECONDS, self._give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _give_up(self) -> None:
+        self._gave_up = True
+        for worker in self.workers:
+            worker.kill()
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
@@ -105,7 +128,7 @@ class Reader:
     def _explained(self, error: Exception) -> Exception:
         """A WorkerError in place of what PyTorch says about its workers; any other error as it is."""
         text = str(error)
-        if "timed out after" in text:
+        if self._gave_up or "timed out after" in text:
             return WorkerError(
                 f"no data worker answered for {self._loader.timeout:g} s (data.worker_timeout). Either reading is that slow "
                 "(a network drive), or a worker is stuck, or shared memory, through which workers hand over images, is "
@@ -121,6 +144,8 @@ class Reader:
             return WorkerError(
                 f"too many open files: raise the limit (ulimit -n 65536) or lower data.workers. ({_last_line(text)})"
             )
+        if isinstance(error, (EOFError, ConnectionError)) and "Original Traceback" not in text:
+            return WorkerError(f"a data worker died while it handed over a batch ({type(error).__name__}). {REMEDY}")
         if "DataLoader worker" in text and "Original Traceback" not in text or "Pin memory thread" in text:
             return WorkerError(f"a data worker died ({_last_line(text)}). {REMEDY}")
         return error

@@ -347,7 +347,8 @@ class Training:
             if self.writer:
                 self.writer.wait()
         except (EngineError, OSError) as other:
-            error.add_note(f"(step {done} could not be saved: {other})")
+            same = str(other) == str(error)
+            error.add_note(f"(step {done} could not be saved{'' if same else f': {other}'})")
             return
         if self.saved_at == done:
             error.add_note(f"(step {done} is saved; start again to go on from it)")

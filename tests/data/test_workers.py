@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from msdetr.data import ImageError
@@ -51,6 +53,20 @@ def test_a_worker_that_does_not_answer_is_an_error_after_a_while():
         reader(lambda index: time.sleep(100) if index else 0, timeout=2) as batches,
     ):
         assert list(batches) == [0]
+    assert no_workers_are_left(batches)
+
+
+@pytest.mark.fault("F86")
+def test_a_worker_that_stops_while_it_hands_over_a_batch_is_an_error_as_well():
+    """The batch is announced, but its memory has yet to be asked for from the worker."""
+
+    def stops(index):
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+        return torch.zeros(8)
+
+    with pytest.raises(WorkerError, match="no data worker answered for 2 s"), reader(stops, timeout=2) as batches:
+        time.sleep(1.5)
+        list(batches)
     assert no_workers_are_left(batches)
 
 
