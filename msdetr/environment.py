@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from .errors import ConfigError
 
@@ -27,23 +28,20 @@ def choice(name: str, choices: Sequence[str]) -> str | None:
 
 def number(name: str, default: float, low: float, high: float) -> float:
     """A number from low to high. Raises ConfigError for anything else."""
-    value = text(name)
-    try:
-        found = default if value is None else float(value)
-    except ValueError:
-        found = math.nan
-    if not low <= found <= high:
-        raise ConfigError(f"{name} is {value!r}; it must be a number from {low:g} to {high:g}")
-    return found
+    return _within(name, default, low, high, float, "a number")
 
 
 def whole(name: str, default: int, low: int, high: int) -> int:
     """A whole number from low to high. Raises ConfigError for anything else."""
+    return _within(name, default, low, high, int, "a whole number")
+
+
+def _within(name: str, default: Any, low: float, high: float, kind: type, what: str) -> Any:
     value = text(name)
     try:
-        found = default if value is None else int(value)
+        found = default if value is None else kind(value)
     except ValueError:
-        found = low - 1
+        found = math.nan  # is in no range
     if not low <= found <= high:
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
+        raise ConfigError(f"{name} is {value!r}; it must be {what} from {low:g} to {high:g}")
     return found

@@ -26,6 +26,7 @@ from .engine.evaluate import evaluate as evaluate_detector
 from .engine.postprocess import postprocess, require_finite
 from .engine.train import train as train_run
 from .errors import ConfigError
+from .methods import build_detector, build_postprocess
 from .recipes import requested, resolve
 from .structures import Detections, ImageBatch
 
@@ -79,6 +80,7 @@ class Predictor:
         self.category_ids = None if category_ids is None else tuple(category_ids)
         self.source = source
         self._transform = eval_transform(config.data)
+        self._postprocess = build_postprocess(config) or postprocess
 
     def predict(
         self,
@@ -159,7 +161,7 @@ class Predictor:
         sizes = torch.tensor([image.size for image in images])
         with torch.inference_mode(), autocast(self.device, self.config.train.precision):
             output = self.detector(batch)
-            found = postprocess(output.one_to_one.layer(-1), sizes, max_detections)
+            found = self._postprocess(output.one_to_one.layer(-1), sizes, max_detections)
         detections = []
         for one, (height, width) in zip((one.to("cpu") for one in found), sizes.tolist()):
             limits = one.boxes.new_tensor([width, height, width, height])
@@ -183,8 +185,6 @@ def build(
     config: RunConfig | Mapping[str, Any] | str | Path = "shapes/ms-detr-c", overrides: Mapping[str, Any] | None = None
 ) -> nn.Module:
     """A freshly initialised detector of a recipe, a configuration or a YAML file."""
-    from .methods import build_detector
-
     return build_detector(resolve(config, overrides))
 
 
@@ -194,8 +194,6 @@ def load(path: str | Path, device: str | torch.device = "auto", ema: bool | None
     ema: the moving average of the weights where the checkpoint has one (default), or False for the weights themselves.
     Raises CheckpointError.
     """
-
-    from .methods import build_detector
 
     checkpoint = checkpoints.find(path, checkpoints.verify_weights)
     config = checkpoint.config
@@ -233,6 +231,7 @@ def evaluate(
         batch_size=config.train.micro_batch,
         workers=config.data.workers if workers is None else count(workers, "workers", least=0),
         precision=config.train.precision,
+        to_detections=build_postprocess(config) or postprocess,
         progress=progress,
     )
 
@@ -282,6 +281,7 @@ def train(
     reset_class_head: bool = False,
     init_partial: bool = False,
     allow_config_change: bool = False,
+    recorder: Callable[..., Any] | None = None,
     on_step: Callable[[nn.Module, int, float], Any] | None = None,
 ) -> dict[str, Any]:
     """Trains a recipe or configuration and leaves everything about it in ``run_dir``; returns what its results.json says.
@@ -301,5 +301,6 @@ def train(
         init_partial=init_partial,
         allow_config_change=allow_config_change,
         given_classes="model.num_classes" in parse_overrides(overrides) or None,
+        recorder=recorder,
         on_step=on_step,
     )

@@ -10,12 +10,14 @@ from torch import nn
 
 from msdetr.config import Range, unregister_section
 from msdetr.engine import checkpoint as checkpoints
+from msdetr.engine.postprocess import postprocess
 from msdetr.engine.trainer import Trainer
 from msdetr.errors import InputError
 from msdetr.losses import Branch, detection_terms, of_group
 from msdetr.matching import HungarianMatcher
 from msdetr.methods import Method, build_criterion, build_detector, register
 from msdetr.model import QuerySource, training_only_names
+from msdetr.predictor import Predictor
 from msdetr.structures import ImageBatch, QueryGroup, Targets
 
 # ---------------------------------------------------------------- the method
@@ -45,6 +47,9 @@ class Toy(Method):
 
     def sources(self):
         return {"toy": ToyQueries(self.run.model.hidden_dim, self.config.queries)}
+
+    def postprocess(self):
+        return lambda predictions, sizes, count: postprocess(predictions, sizes, min(count, 3))  # a toy's choice
 
     def branches(self, groups):
         terms = detection_terms(1.0, 5.0, 2.0) | {
@@ -108,6 +113,13 @@ def test_without_it_nothing_changes(config):
         alone, beside = detector(images), detector(images, targets)
     torch.testing.assert_close(alone.one_to_one.boxes, beside.one_to_one.boxes)
     assert not alone.groups and beside.groups["toy"].predictions.boxes.shape[2] == 6
+
+
+def test_its_post_processing_is_that_of_predictions(config):
+    predictor = Predictor(build_detector(config), config, device="cpu")
+    assert len(predictor.predict(torch.rand(3, 64, 64))) == 3
+    plain = config.override({"toy": None})
+    assert len(Predictor(build_detector(plain), plain, device="cpu").predict(torch.rand(3, 64, 64))) > 3
 
 
 def test_training_needs_objects(config):

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..checks import count
 from ..errors import EvaluationError, EvaluationStopped
+from ..methods.base import Postprocess
 from ..structures import Detections
 from .distributed import ALONE, World
 from .postprocess import postprocess, require_finite
@@ -93,8 +94,11 @@ def evaluate(
     progress: bool = True,
     worker_timeout: float = 300,
     stop: StopRequest | None = None,
+    to_detections: Postprocess = postprocess,
 ) -> EvalResult:
     """The COCO numbers of a detector on a data set, on the device the detector is on.
+
+    to_detections: from the last layer's predictions to detections, as ``postprocess`` does it.
 
     The ranks of ``world`` share the images, each image exactly once, and all get the result. The detector is left in
     the mode (training or not) it was in. Raises EvaluationError for NaN or infinite predictions, naming the image,
@@ -110,7 +114,7 @@ def evaluate(
     detector.eval()
     try:
         loader = build_eval_loader(dataset, batch_size, world.rank, world.size, workers, worker_timeout)
-        mine = _detect(detector, loader, max_detections, precision, world, progress, stop)
+        mine = _detect(detector, loader, max_detections, precision, world, progress, stop, to_detections)
     finally:
         detector.train(training)
     if world.sum([stop.requested])[0]:
@@ -130,7 +134,7 @@ def evaluate(
     return EvalResult(**{**vars(result), "seconds": time.perf_counter() - start})
 
 
-def _detect(detector, loader, max_detections, precision, world, progress, stop):
+def _detect(detector, loader, max_detections, precision, world, progress, stop, to_detections):
     """This rank's image ids and detections, [N] of ``DETECTION``."""
     from ..data.workers import Reader
 
@@ -149,7 +153,7 @@ def _detect(detector, loader, max_detections, precision, world, progress, stop):
             with autocast(device, precision):
                 output = detector(batch.to(device, non_blocking=True))
             for image_id, found in zip(
-                targets.image_ids, postprocess(output.one_to_one.layer(-1), targets.sizes, max_detections)
+                targets.image_ids, to_detections(output.one_to_one.layer(-1), targets.sizes, max_detections)
             ):
                 image_ids.append(image_id)
                 rows.append(coco_rows(image_id, found.to("cpu"), category_ids))

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..config import RunConfig
 from ..errors import CheckpointError, EngineError, EvaluationStopped, TrainingError
+from ..methods import build_postprocess
 from . import checkpoint as checkpoints
 from . import location
 from .classes import classes_were_given
@@ -22,6 +23,7 @@ from .distributed import World, join, leave
 from .evaluate import EvalResult, evaluate
 from .failures import explaining_dead_ranks, reporting_failed_step
 from .optim import MovingAverage
+from .postprocess import postprocess
 from .progress import Progress, style
 from .run import RunDirectory
 from .signals import StopRequest, StopRequested
@@ -283,6 +285,7 @@ class Training:
                 world=self.world,
                 progress=self.progress,
                 stop=self.stop,
+                to_detections=build_postprocess(self.config) or postprocess,
             )
         except EvaluationStopped:
             return

@@ -7,11 +7,10 @@ from typing import TypeVar
 
 from ..config import RunConfig
 from ..errors import ConfigError
-from ..losses import Branch, Criterion, answer, detection_terms
-from ..matching import HungarianMatcher, detection_costs
+from ..losses import Branch, Criterion, answer
 from ..model import Decoder, Detector, Encoder, EncoderLayer, LearnedQueries, build_backbone, build_projections
 from ..modules import Baseline
-from .base import Method, Postprocess
+from .base import Method, Postprocess, hungarian, weighted_terms
 from .registry import registered_methods
 
 Contribution = TypeVar("Contribution")
@@ -51,10 +50,8 @@ def build_detector(run: RunConfig) -> Detector:
 
 def build_criterion(run: RunConfig) -> Criterion:
     """The objective of a run: one-to-one supervision of the detector's answer, and the branches of its methods."""
-    loss, costs, methods = run.loss, run.matching, methods_of(run)
-    terms = detection_terms(loss.class_weight, loss.l1_weight, loss.giou_weight, loss.focal_alpha, loss.focal_gamma)
-    hungarian = HungarianMatcher(detection_costs(costs.cost_class, costs.cost_l1, costs.cost_giou))
-    branches = [Branch("one_to_one", answer, hungarian, terms)]
+    methods = methods_of(run)
+    branches = [Branch("one_to_one", answer, hungarian(run), weighted_terms(run.loss, run))]
     groups = list(_sources(methods))
     for method in methods:
         branches += method.branches(groups)

@@ -9,12 +9,26 @@ import torch
 from torch import nn
 
 from ..config import RunConfig
-from ..losses import Branch
+from ..losses import Branch, Term, detection_terms
+from ..matching import HungarianMatcher, detection_costs
 from ..model import QuerySource
 from ..modules import DecoderLayer
 from ..structures import Detections, Predictions
 
 Postprocess = Callable[[Predictions, torch.Tensor, int], list[Detections]]  # predictions, sizes [B, 2], count
+
+
+def weighted_terms(weights: Any, run: RunConfig, factor: float = 1.0) -> Mapping[str, tuple[float, Term]]:
+    """Class, L1 and GIoU terms with the three weights of a section (``run.loss`` has those of one-to-one supervision) times
+    a factor, and the run's focal loss."""
+    three = (factor * w for w in (weights.class_weight, weights.l1_weight, weights.giou_weight))
+    return detection_terms(*three, run.loss.focal_alpha, run.loss.focal_gamma)
+
+
+def hungarian(run: RunConfig, parts: int = 1) -> HungarianMatcher:
+    """One-to-one matching with the run's costs."""
+    costs = run.matching
+    return HungarianMatcher(detection_costs(costs.cost_class, costs.cost_l1, costs.cost_giou), parts)
 
 
 class Method:

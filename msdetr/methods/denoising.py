@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from ..boxes import cxcywh_to_xyxy, logit, xyxy_to_cxcywh
 from ..config import Range, RunConfig
 from ..errors import ConfigError
-from ..losses import Branch, detection_terms, of_group
+from ..losses import Branch, of_group
 from ..matching.base import check_labels
 from ..model import PRIMARY, Proposals, QuerySource
 from ..structures import Matches, QueryGroup, Targets
-from .base import Method
+from .base import Method, weighted_terms
 
 # ---------------------------------------------------------------- noise, as a function of its random numbers
 
@@ -222,7 +222,5 @@ class Denoising(Method):
         return {self.name: DenoisingQueries(self.run.model.hidden_dim, self.run.model.num_classes, self.config)}
 
     def branches(self, groups: Sequence[str]) -> Sequence[Branch]:
-        loss, weight = self.run.loss, self.config.weight
-        weights = (weight * one_to_one for one_to_one in (loss.class_weight, loss.l1_weight, loss.giou_weight))
-        terms = detection_terms(*weights, loss.focal_alpha, loss.focal_gamma)
+        terms = weighted_terms(self.run.loss, self.run, self.config.weight)
         return [Branch(self.name, of_group(self.name), None, terms)]

@@ -11,11 +11,11 @@ from torch import nn
 
 from ..config import Range, RunConfig
 from ..errors import ConfigError
-from ..losses import Branch, detection_terms, of_group
-from ..matching import HungarianMatcher, PartwiseMatcher, detection_costs
+from ..losses import Branch, of_group
+from ..matching import PartwiseMatcher
 from ..model import Proposals, QuerySource
 from ..structures import DetectorOutput, QueryGroup, Targets
-from .base import Method
+from .base import Method, hungarian, weighted_terms
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,8 @@ class Group(Method):
         return {self.name: GroupQueries(model.hidden_dim, model.num_queries, self.config.groups)}
 
     def branches(self, groups: Sequence[str]) -> Sequence[Branch]:
-        loss, costs = self.run.loss, self.run.matching
-        terms = detection_terms(loss.class_weight, loss.l1_weight, loss.giou_weight, loss.focal_alpha, loss.focal_gamma)
-        weighed = detection_costs(costs.cost_class, costs.cost_l1, costs.cost_giou)
-        matcher = HungarianMatcher(weighed, parts=self.config.groups - 1)
-        return [Branch(self.name, of_group(self.name), matcher, terms)]
+        matcher = hungarian(self.run, parts=self.config.groups - 1)
+        return [Branch(self.name, of_group(self.name), matcher, weighted_terms(self.run.loss, self.run))]
 
     def revised(self, branches: Sequence[Branch]) -> Sequence[Branch]:
         own, candidates = self.config.groups, f"one_to_many_{self.name}"

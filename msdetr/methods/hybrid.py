@@ -11,11 +11,10 @@ from torch import nn
 
 from ..config import Range, RunConfig
 from ..errors import ConfigError
-from ..losses import Branch, detection_terms, of_group
-from ..matching import HungarianMatcher, detection_costs
+from ..losses import Branch, of_group
 from ..model import Proposals, QuerySource
 from ..structures import DetectorOutput, QueryGroup, Targets
-from .base import Method
+from .base import Method, hungarian, weighted_terms
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,8 @@ class Hybrid(Method):
         return {self.name: HybridQueries(self.run.model.hidden_dim, own.queries, own.k, mixed)}
 
     def branches(self, groups: Sequence[str]) -> Sequence[Branch]:
-        loss, costs, weight = self.run.loss, self.run.matching, self.config.weight
-        weights = (weight * w for w in (loss.class_weight, loss.l1_weight, loss.giou_weight))
-        terms = detection_terms(*weights, loss.focal_alpha, loss.focal_gamma)
-        matcher = HungarianMatcher(detection_costs(costs.cost_class, costs.cost_l1, costs.cost_giou))
-        return [Branch(self.name, of_group(self.name), matcher, terms)]
+        terms = weighted_terms(self.run.loss, self.run, self.config.weight)
+        return [Branch(self.name, of_group(self.name), hungarian(self.run), terms)]
 
     def revised(self, branches: Sequence[Branch]) -> Sequence[Branch]:
         own = f"one_to_many_{self.name}"

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ..config import Range, RunConfig
 from ..errors import ConfigError
-from ..losses import Branch, candidates, detection_terms, of_group
+from ..losses import Branch, candidates, of_group
 from ..matching import MatchingRules
 from ..modules import FFN, VARIANTS, BoxHead, DecoderLayer, Residual, class_head
-from .base import Method
+from .base import Method, weighted_terms
 
 READS_OUTPUT = frozenset("ab")  # variants whose one-to-many predictors read the layer output
 
@@ -123,8 +123,8 @@ class MSDETR(Method):
         return CandidateHeads(self.config, self.run)
 
     def branches(self, groups: Sequence[str]) -> Sequence[Branch]:
-        own, loss = self.config, self.run.loss
-        terms = detection_terms(own.class_weight, own.l1_weight, own.giou_weight, loss.focal_alpha, loss.focal_gamma)
+        own = self.config
+        terms = weighted_terms(own, self.run)
         merge_from = "one_to_one" if own.merge else None
         matcher = matching_rules(self.run).one_to_many()
         branches = [Branch("one_to_many", candidates, matcher, terms, merge_from, own.rule != "literal")]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ..config import Range
-from ..losses import Branch, detection_terms, encoder_proposals
+from ..losses import Branch, encoder_proposals
 from ..matching import HungarianMatcher, detection_costs
 from ..model import TwoStageQueries
-from .base import Method
+from .base import Method, weighted_terms
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,6 @@ class TwoStage(Method):
         )
 
     def branches(self, groups: Sequence[str]) -> Sequence[Branch]:
-        own, costs, loss = self.config, self.run.matching, self.run.loss
-        terms = detection_terms(own.class_weight, own.l1_weight, own.giou_weight, loss.focal_alpha, loss.focal_gamma)
+        costs = self.run.matching
         matcher = HungarianMatcher(detection_costs(0.0, costs.cost_l1, costs.cost_giou))
-        return [Branch("encoder", encoder_proposals, matcher, terms)]
+        return [Branch("encoder", encoder_proposals, matcher, weighted_terms(self.config, self.run))]

@@ -22,14 +22,13 @@ class Proposals:
     """What query sources choose from.
 
     memory: the encoded image.   encoder: every token's proposal, None for a one-stage model; the rest too:
-    features: [B, S, C] what the proposals were predicted from.   box_logits: [B, S, 4] with gradient.
+    box_logits: [B, S, 4] the proposed boxes, with gradient.
     ranking: [B, R] tokens, most object-like first, as many as all sources together ask for or there are.
     embed: reference boxes [B, Q, 4] -> positions and contents [B, Q, C], as the primary source makes them.
     """
 
     memory: Pyramid
     encoder: EncoderOutput | None = None
-    features: Tensor | None = None
     box_logits: Tensor | None = None
     ranking: Tensor | None = None
     embed: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
@@ -120,7 +119,7 @@ class TwoStageQueries(QuerySource):
             return embedding.chunk(2, dim=-1)
 
         output = EncoderOutput(Predictions(logits[None], box_logits.sigmoid()[None]), anchors.sigmoid())
-        return Proposals(memory, output, features, box_logits, logits[..., 0].topk(ranked, dim=1).indices, embed)
+        return Proposals(memory, output, box_logits, logits[..., 0].topk(ranked, dim=1).indices, embed)
 
     def forward(self, proposals, targets=None, earlier=None) -> QueryGroup:
         selected = proposals.ranking[:, : self.num_queries]
