@@ -4,7 +4,7 @@
 |---|---|
 | RGB, grey, palette, black and white | RGB |
 | alpha or transparent palette | laid over white |
-| CMYK, YCCK, Lab and other colour spaces | converted to RGB, noted |
+| CMYK, YCCK, Lab and other color spaces | converted to RGB, noted |
 | 16 bits per channel | the upper 8 bits; 32-bit integers and floats are an error |
 | EXIF orientation | always applied; width and height in the annotations are those of the upright image |
 | animation, several pages | first frame, noted (of a PIL image: the frame it stands at) |
@@ -49,14 +49,14 @@ Image.init()  # registers every format, so that FORMATS can be asked for
 class Remark(enum.IntFlag):
     """What was out of the ordinary about an image that could be read."""
 
-    CONVERTED = 1  # from another colour space than grey or RGB
+    CONVERTED = 1  # from another color space than grey or RGB
     FIRST_FRAME = 2  # of an animation
     SKIPPED = 4  # could not be read and was left out
 
     @property
     def text(self) -> str:
         return {
-            Remark.CONVERTED: "converted from another colour space to RGB",
+            Remark.CONVERTED: "converted from another color space to RGB",
             Remark.FIRST_FRAME: "animated: first frame used",
             Remark.SKIPPED: "unreadable and left out",
         }[self]

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from msdetr.analysis.algorithm import Step, Sweep
 from msdetr.structures import Predictions, Targets
-from msdetr.viz.matching import canvas, object_colour
+from msdetr.viz.matching import canvas, object_color
 from msdetr.viz.style import DARK, MARKERS, PALETTE, WIDTH, finish, subplots
 
 PALE = "#f1f1f1"
@@ -36,14 +36,14 @@ def scene_figure(predictions: Predictions, targets: Targets, title: str = "Objec
 
 
 def draw_scene(ax: Axes, predictions: Predictions, targets: Targets, title: str) -> None:
-    """Objects in their colours and numbered, queries dashed; a query's number stands at one of its corners."""
+    """Objects in their colors and numbered, queries dashed; a query's number stands at one of its corners."""
     canvas(ax, None)
     for number, box in enumerate(targets.boxes.tolist()):
-        colour = object_colour(number)
-        _box(ax, box, fc=colour, ec=colour, alpha=0.22, lw=0)
-        _box(ax, box, fill=False, ec=colour, lw=2.6)
+        color = object_color(number)
+        _box(ax, box, fc=color, ec=color, alpha=0.22, lw=0)
+        _box(ax, box, fill=False, ec=color, lw=2.6)
         ax.text(box[0] + box[2] / 2, box[1] + box[3] / 2 + 0.012, f"object {number}", ha="right", va="top",
-                fontsize=9, color=colour, fontweight="bold")  # fmt: skip
+                fontsize=9, color=color, fontweight="bold")  # fmt: skip
     for number, box in enumerate(predictions.boxes[0, 0].tolist()):
         _box(ax, box, fill=False, ec=DARK, lw=1.1, ls="--")
         ax.text(box[0] - box[2] / 2 + 0.012, box[1] - box[3] / 2 - 0.008, f"{number}", fontsize=9, color=DARK, va="bottom",
@@ -141,8 +141,8 @@ def draw_table(
     ax.imshow(np.ma.masked_array(0.85 * table, ~alive), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(table):
         shown = alive[row, column]
-        colour = ("white" if value > 0.65 else DARK) if shown else "#a0a0a0"
-        ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=size, color=colour)
+        color = ("white" if value > 0.65 else DARK) if shown else "#a0a0a0"
+        ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=size, color=color)
         if matched is not None and matched[row, column]:
             ax.add_patch(Rectangle((column - 0.46, row - 0.45), 0.92, 0.9, fill=False, ec=FRAME, lw=2))
     ax.set_xticks(range(table.shape[1]), [str(i) for i in range(table.shape[1])] if queries else [], fontsize=9)

@@ -82,8 +82,8 @@ def cost_figure(parameters: Mapping[str, Mapping[str, int]], costs: Mapping[str,
                   hatch="//" if only else None, ec="white", label=part, height=0.65)  # fmt: skip
         start += values
     y = np.arange(len(names))
-    for offset, kind, colour in ((-0.2, "training", PALETTE[0]), (0.2, "inference", PALETTE[1])):
-        bars = right.barh(y + offset, [getattr(costs[n], kind) for n in names], height=0.36, color=colour, label=kind)
+    for offset, kind, color in ((-0.2, "training", PALETTE[0]), (0.2, "inference", PALETTE[1])):
+        bars = right.barh(y + offset, [getattr(costs[n], kind) for n in names], height=0.36, color=color, label=kind)
         right.bar_label(bars, fmt="%.0f", padding=3, fontsize=9)
     right.set_yticks(y, [])
     for ax in (left, right):
@@ -104,20 +104,20 @@ def _own(call: Call) -> bool:
 
 
 def _heads(
-    ax: Axes, x: float, y: float, calls: list[Call], colour: str, shared: set[str] = frozenset(), reused: bool = False
+    ax: Axes, x: float, y: float, calls: list[Call], color: str, shared: set[str] = frozenset(), reused: bool = False
 ) -> None:
     """Class and box predictor of a branch, with a word on whose they are."""
-    style = "-" if colour == ONE else "--"
+    style = "-" if color == ONE else "--"
     for kind, left in (("class", x - 0.34), ("box", x + 0.34)):
         call = next((c for c in calls if f"{kind}_heads" in c.module), None)
         own = call is not None and _own(call)
         mark = ""
-        if colour == MANY and call is not None:
+        if color == MANY and call is not None:
             mark = "shared" if call.module in shared else "own"
-        elif colour == MANY and reused:
+        elif color == MANY and reused:
             mark = "reused"
-        _block(ax, left, y, kind, "white" if own else SHADES["head"], colour, style, width=0.6, size=8)
-        ax.text(left, y + 0.5, mark, fontsize=7.5, ha="center", va="center", color=colour)
+        _block(ax, left, y, kind, "white" if own else SHADES["head"], color, style, width=0.6, size=8)
+        ax.text(left, y + 0.5, mark, fontsize=7.5, ha="center", va="center", color=color)
 
 
 def _block(
@@ -128,6 +128,6 @@ def _block(
     ax.text(x, y, text, ha="center", va="center", fontsize=size, color=DARK, zorder=3)
 
 
-def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, style: str = "-") -> None:
-    ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "ls": style, "lw": 1.4,
+def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], color: str, style: str = "-") -> None:
+    ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": color, "ls": style, "lw": 1.4,
                                             "shrinkA": 0, "shrinkB": 0})  # fmt: skip

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 
 from msdetr.analysis.candidates import CandidateTable
 from msdetr.errors import InputError
-from msdetr.viz.style import colours, finish, run_label, spread, subplots
+from msdetr.viz.style import colors, finish, run_label, spread, subplots
 
 Groups = Mapping[str, CandidateTable | Sequence[CandidateTable]]
 
@@ -26,12 +26,12 @@ def candidate_figure(groups: Groups, layer: int = -1, how: str = "std") -> Figur
     tables = [table for group in groups.values() for table in group]
     figure, (left, right) = subplots(2, height=4.0)
     shown = np.isfinite(np.stack([table.mean_iou[layer] for table in tables])).all(0)
-    for name, (colour, marker) in colours(groups).items():
+    for name, (color, marker) in colors(groups).items():
         group = groups[name]
         label = run_label(name, len(group), how)
         curve = [table.mean_iou[layer][shown] for table in group]
-        _band(left, group[0].k[shown], curve, how, label, colour, marker)
-        _band(right, group[0].thresholds, [table.above[layer] for table in group], how, label, colour, marker)
+        _band(left, group[0].k[shown], curve, how, label, color, marker)
+        _band(right, group[0].thresholds, [table.above[layer] for table in group], how, label, color, marker)
     finish(left, "Top-k candidates of an object (Figure 1)", "k, candidates ranked by IoU", "mean IoU", legend=False)
     finish(right, "Candidates above an IoU threshold (Figure 2)", "IoU threshold t", "candidates per object", False)
     left.set_ylim(0, 1)
@@ -63,7 +63,7 @@ def gap_figure(groups: Groups, how: str = "std") -> Figure:
     groups = _listed(groups)
     figure, (left, middle, right) = subplots(3, width=11.0, height=4.0)
     _per_layer(left, groups, lambda t: t.gap, how)
-    names, palette = list(groups), colours(groups)
+    names, palette = list(groups), colors(groups)
     place, width = np.arange(len(names)), 0.36
     for shift, field, alpha in ((-0.5, "best_score", 1.0), (0.5, "second_score", 0.45)):
         for i, name in zip(place, names, strict=True):
@@ -104,18 +104,18 @@ def gap_figure(groups: Groups, how: str = "std") -> Figure:
 
 def _per_layer(ax: Axes, groups: Groups, value: Callable[[CandidateTable], Sequence[float]], how: str) -> None:
     groups = _listed(groups)
-    for name, (colour, marker) in colours(groups).items():
+    for name, (color, marker) in colors(groups).items():
         rows = [np.asarray(value(table)) for table in groups[name]]
         label = run_label(name, len(rows), how)
-        _band(ax, np.arange(1, len(rows[0]) + 1), rows, how, label, colour, marker)
+        _band(ax, np.arange(1, len(rows[0]) + 1), rows, how, label, color, marker)
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _band(ax: Axes, x: np.ndarray, rows: Sequence[np.ndarray], how: str, label: str, colour: str, marker: str) -> None:
+def _band(ax: Axes, x: np.ndarray, rows: Sequence[np.ndarray], how: str, label: str, color: str, marker: str) -> None:
     mean, low, high = spread(rows, how)
-    ax.plot(x, mean, color=colour, marker=marker, markersize=4, linewidth=1.8, label=label)
+    ax.plot(x, mean, color=color, marker=marker, markersize=4, linewidth=1.8, label=label)
     if len(rows) > 1:
-        ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 
 def _listed(groups: Groups) -> dict[str, list[CandidateTable]]:

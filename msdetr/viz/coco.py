@@ -16,7 +16,7 @@ from ..boxes import cxcywh_to_xyxy
 from ..data import Categories
 from ..errors import InputError
 from .data import draw_box
-from .style import PALETTE, colours, finish, safe, subplots
+from .style import PALETTE, colors, finish, safe, subplots
 
 # what the "license" of an image means in COCO's annotation files: name, and whether a small copy may be shown freely
 LICENCES = {
@@ -54,7 +54,7 @@ def photo_credits(annotation_file: str | Path) -> dict[int, Credit]:
 def thumbnail_figure(
     dataset, indices: Sequence[int], notes: Mapping[int, str] | None = None, side: int = 160
 ) -> Figure:
-    """Images reduced to ``side`` pixels at most, with their boxes, one colour per class; ``notes`` (image id -> text, for
+    """Images reduced to ``side`` pixels at most, with their boxes, one color per class; ``notes`` (image id -> text, for
     instance the licence) go below the image ids. Raises InputError without any image."""
     if not indices:
         raise InputError("there is no image to draw")
@@ -100,12 +100,12 @@ def first_steps_figure(runs: Mapping[str, Run]) -> Figure:
         ("One-to-many positives", "queries per object", lambda line: line["positives_per_object"].get("one_to_many")),
     )
     for ax, (title, label, value) in zip(axes, panels, strict=True):
-        for name, (colour, marker) in colours(runs).items():
+        for name, (color, marker) in colors(runs).items():
             points = [(line["step"], value(line)) for line in runs[name].steps]
             points = [(x, y) for x, y in points if y is not None]
             if points:
                 every = max(1, len(points) // 8)
-                ax.plot(*zip(*points, strict=True), color=colour, marker=marker, markevery=every, markersize=4,
+                ax.plot(*zip(*points, strict=True), color=color, marker=marker, markevery=every, markersize=4,
                         linewidth=1.2, label=safe(name))  # fmt: skip
         finish(ax, title, "step", label)
         ax.set_ylim(0)

@@ -27,7 +27,7 @@ def sample_figure(dataset, count: int = 6, start: int = 0) -> Figure:
 
 
 def detection_figure(predictor, dataset, count: int = 6, threshold: float = 0.5, start: int = 0) -> Figure:
-    """``count`` images with the detections above ``threshold`` (coloured, with class and score) and the annotated
+    """``count`` images with the detections above ``threshold`` (colored, with class and score) and the annotated
     objects (dashed)."""
     figure, axes = _grid(count)
     for ax, index in zip(axes, range(start, min(start + count, len(dataset)))):
@@ -40,14 +40,14 @@ def detection_figure(predictor, dataset, count: int = 6, threshold: float = 0.5,
             draw_box(ax, box, PALETTE[label % len(PALETTE)], f"{predictor.class_names[label]} {score:.2f}")
     figure.suptitle(f"Detections with a score above {threshold:g}", fontsize=11)
     handles = [
-        Line2D([], [], color=PALETTE[0], linewidth=1.6, label="detection (one colour per class)"),
+        Line2D([], [], color=PALETTE[0], linewidth=1.6, label="detection (one color per class)"),
         Line2D([], [], color="#999999", linewidth=1.2, linestyle="--", label="annotated object"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
     return figure
 
 
-def draw_box(ax: Axes, box: Sequence[float], colour: str, text: str = "", style: str = "-", width: float = 1.6) -> None:
+def draw_box(ax: Axes, box: Sequence[float], color: str, text: str = "", style: str = "-", width: float = 1.6) -> None:
     """An xyxy box in pixels with a name that stays readable on any background."""
     x0, y0, x1, y1 = box
     outline = [patheffects.withStroke(linewidth=width + 1.6, foreground=DARK, alpha=0.6)]
@@ -57,7 +57,7 @@ def draw_box(ax: Axes, box: Sequence[float], colour: str, text: str = "", style:
             x1 - x0,
             y1 - y0,
             fill=False,
-            edgecolor=colour,
+            edgecolor=color,
             linestyle=style,
             linewidth=width,
             path_effects=outline,
@@ -73,7 +73,7 @@ def draw_box(ax: Axes, box: Sequence[float], colour: str, text: str = "", style:
             color="white",
             va="top" if below else "bottom",
             clip_on=True,
-            bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
+            bbox={"facecolor": color, "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
         )
 
 

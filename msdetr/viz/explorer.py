@@ -20,7 +20,7 @@ from msdetr.analysis.matching import STATUSES, BranchExplanation, Explanation, S
 from msdetr.analysis.specimen import Microscope, Specimen, recorded
 from msdetr.analysis.stability import MatchHistory
 from msdetr.errors import InputError
-from msdetr.viz.matching import SHORT, canvas, draw_assignments, object_colour
+from msdetr.viz.matching import SHORT, canvas, draw_assignments, object_color
 from msdetr.viz.style import DARK, finish, safe, safe_html
 from msdetr.viz.text import assignment_text, candidate_text
 
@@ -191,7 +191,7 @@ def _score_panel(ax, found: Explanation, layer: int, top: int = 12) -> None:
             x = target + 0.5 * (place / max(top - 1, 1) - 0.5)
             ax.plot(
                 x, branch.score[layer, target, query], MARKS[status], markersize=7 if kept else 5,
-                color=object_colour(target), markerfacecolor=object_colour(target) if kept else "none",
+                color=object_color(target), markerfacecolor=object_color(target) if kept else "none",
             )  # fmt: skip
     ax.axhline(branch.matching.threshold, color=DARK, linestyle="--", linewidth=1)
     ax.annotate("τ", (1.01, branch.matching.threshold), xycoords=("axes fraction", "data"), va="center", fontsize=11)

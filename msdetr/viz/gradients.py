@@ -14,7 +14,7 @@ from msdetr.analysis.gradients import BranchGradients
 from msdetr.boxes import cxcywh_to_xyxy
 from msdetr.losses import focal_loss
 from msdetr.structures import Matches, Predictions, Targets
-from msdetr.viz.matching import canvas, object_colour
+from msdetr.viz.matching import canvas, object_color
 from msdetr.viz.style import DARK, MARKERS, PALETTE, finish, safe, subplots
 
 BRANCHES = {"one_to_one": "one-to-one", "one_to_many": "one-to-many", "encoder": "encoder"}
@@ -117,7 +117,7 @@ def pull_figure(
         for query, target in zip(matches.query.tolist(), matches.target.tolist(), strict=True):
             label = int(targets.labels[target])
             ax.add_patch(
-                Rectangle((label - 0.47, query - 0.45), 0.94, 0.9, fill=False, ec=object_colour(target), lw=2.2)
+                Rectangle((label - 0.47, query - 0.45), 0.94, 0.9, fill=False, ec=object_color(target), lw=2.2)
             )
         ax.set_xticks(range(pull.shape[1]), [f"class {c}" for c in range(pull.shape[1])], fontsize=9)
         ax.set_yticks(range(pull.shape[0]), [f"query {q}" for q in range(pull.shape[0])], fontsize=9)
@@ -129,36 +129,36 @@ def pull_figure(
 
 
 def draw_pulls(ax: Axes, predictions: Predictions, targets: Targets, matches: Matches, pull: Predictions) -> None:
-    """Objects filled, matched boxes dashed in their object's colour, with an arrow at every edge that is pulled."""
+    """Objects filled, matched boxes dashed in their object's color, with an arrow at every edge that is pulled."""
     canvas(ax, None)
     for number, (cx, cy, w, h) in enumerate(targets.boxes.tolist()):
-        ax.add_patch(Rectangle((cx - w / 2, cy - h / 2), w, h, fc=object_colour(number), alpha=0.22, lw=0))
+        ax.add_patch(Rectangle((cx - w / 2, cy - h / 2), w, h, fc=object_color(number), alpha=0.22, lw=0))
     boxes = predictions.boxes[0, 0].tolist()
     moves = cxcywh_to_xyxy(pull.boxes[0, 0].detach())  # the conversion is linear, so it also says how edges move
     longest = max(float(moves.abs().max()), 1e-12)
     for number, (query, target) in enumerate(zip(matches.query.tolist(), matches.target.tolist(), strict=True)):
         cx, cy, w, h = boxes[query]
-        colour = object_colour(target)
-        ax.add_patch(Rectangle((cx - w / 2, cy - h / 2), w, h, fill=False, ec=colour, ls="--", lw=1.3))
+        color = object_color(target)
+        ax.add_patch(Rectangle((cx - w / 2, cy - h / 2), w, h, fill=False, ec=color, ls="--", lw=1.3))
         ax.text(cx - w / 2 + 0.01, cy - h / 2 - 0.01, str(query), fontsize=8, color=DARK, va="bottom",
-                bbox={"fc": "white", "ec": colour, "lw": 0.8, "pad": 1})  # fmt: skip
+                bbox={"fc": "white", "ec": color, "lw": 0.8, "pad": 1})  # fmt: skip
         left, top, right, bottom = (0.12 * moves[query] / longest).tolist()
         shift = 0.7 * ((number + 0.5) / len(matches) - 0.5)  # arrows of different boxes keep apart
         x, y = cx + shift * w, cy + shift * h
-        _pull(ax, (cx - w / 2, y), (left, 0), colour)
-        _pull(ax, (cx + w / 2, y), (right, 0), colour)
-        _pull(ax, (x, cy - h / 2), (0, top), colour)
-        _pull(ax, (x, cy + h / 2), (0, bottom), colour)
+        _pull(ax, (cx - w / 2, y), (left, 0), color)
+        _pull(ax, (cx + w / 2, y), (right, 0), color)
+        _pull(ax, (x, cy - h / 2), (0, top), color)
+        _pull(ax, (x, cy + h / 2), (0, bottom), color)
 
 
-def _pull(ax: Axes, start: tuple[float, float], move: tuple[float, float], colour: str) -> None:
-    """An arrow from a dot on an edge, the dot in the object's colour; nothing where nothing moves."""
+def _pull(ax: Axes, start: tuple[float, float], move: tuple[float, float], color: str) -> None:
+    """An arrow from a dot on an edge, the dot in the object's color; nothing where nothing moves."""
     if abs(move[0]) + abs(move[1]) < 0.004:
         return
     end = (start[0] + move[0], start[1] + move[1])
     ax.annotate("", end, start, zorder=4, arrowprops={"arrowstyle": "-|>", "mutation_scale": 9, "color": DARK, "lw": 1.5,
                 "shrinkA": 0, "shrinkB": 0})  # fmt: skip
-    ax.plot(*start, "o", ms=5, mfc=colour, mec=DARK, zorder=5)
+    ax.plot(*start, "o", ms=5, mfc=color, mec=DARK, zorder=5)
 
 
 def _aligned(gradients: BranchGradients, parts: Sequence[str], branches: Sequence[str]) -> np.ndarray:

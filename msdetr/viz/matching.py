@@ -1,6 +1,6 @@
 """The matching microscope in pictures: who is matched to whom in every layer, and why. Explanations in, Figures out.
 
-``picture`` is always an image [H, W, 3] (uint8, or floats in [0, 1]), or None for a blank canvas. Objects have a colour
+``picture`` is always an image [H, W, 3] (uint8, or floats in [0, 1]), or None for a blank canvas. Objects have a color
 each, used for their box and for everything that is matched to them.
 """
 
@@ -38,7 +38,7 @@ def assignment_figure(
     explanation: Explanation, picture: Picture = None, branches: Sequence[str] = ("one_to_one", "one_to_many")
 ) -> Figure:
     """The assignments of every decoder layer: a row per branch, a column per layer. Objects are drawn solid, the boxes
-    matched to them dashed in the same colour."""
+    matched to them dashed in the same color."""
     layers = explanation.num_layers
     width = max(6.0, min(3.0 * layers, 14.0))
     height = _height(picture, width / layers) + 0.35 + 0.5 / len(branches)
@@ -69,14 +69,14 @@ def candidate_figure(
     candidates = branch.candidates(target, layer, top)
     figure = Figure(figsize=(11.5, max(3.6, 1.7 + 0.27 * len(candidates))), dpi=100, layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1.3, 1.1))
-    colour = object_colour(target)
+    color = object_color(target)
     canvas(left, picture)
     for candidate in reversed(candidates):
         matched = candidate.status in (Status.MATCHED, Status.MERGED)
         box = branch.predictions.boxes[layer, 0, candidate.query].numpy()
-        _box(left, box, picture, colour if matched else "#777777", "-" if matched else ":", 1.4 if matched else 1.0)
+        _box(left, box, picture, color if matched else "#777777", "-" if matched else ":", 1.4 if matched else 1.0)
     _box(left, branch.targets.boxes[target].numpy(), picture, "white", "-", 4)
-    _box(left, branch.targets.boxes[target].numpy(), picture, colour, "-", 2.4)
+    _box(left, branch.targets.boxes[target].numpy(), picture, color, "-", 2.4)
     left.set_title("matched (solid) and not (dotted)", fontsize=10)
 
     place = np.arange(len(candidates))
@@ -132,18 +132,18 @@ def query_figure(
     for ax, step in zip(axes, steps, strict=True):
         canvas(ax, picture)
         served = step.one_to_one if step.one_to_one is not None else next(iter(step.one_to_many), None)
-        colour = DARK if served is None else object_colour(served)
+        color = DARK if served is None else object_color(served)
         if sampling is not None:
             _dots(ax, sampling[step.layer], query, picture)
         for target in sorted({*step.one_to_many, *([] if step.one_to_one is None else [step.one_to_one])}):
             box = explanation.targets.boxes[target].numpy()
             _box(ax, box, picture, "white", "-", 4)
-            _box(ax, box, picture, object_colour(target), "-", 2.4)
+            _box(ax, box, picture, object_color(target), "-", 2.4)
         if step.reference is not None and step.reference[2:].any():
             _box(ax, step.reference, picture, DARK, ":", 1.6)
         elif step.reference is not None:
             ax.plot(*_scaled(step.reference[:2], picture), "+", color=DARK, markersize=10)
-        _box(ax, step.box, picture, colour, "--", 2.0)
+        _box(ax, step.box, picture, color, "--", 2.0)
         names = explanation.class_names
         label = names[step.label] if step.label < len(names) else f"class {step.label}"
         many = "–" if not step.one_to_many else ", ".join(map(str, step.one_to_many))
@@ -182,9 +182,9 @@ def why_not_figure(
     for other, style in ((target, "-"), (rival, "-.")):
         if other is not None:
             _box(left, branch.targets.boxes[other].numpy(), picture, "white", "-", 4)
-            _box(left, branch.targets.boxes[other].numpy(), picture, object_colour(other), style, 2.4)
+            _box(left, branch.targets.boxes[other].numpy(), picture, object_color(other), style, 2.4)
             name = safe(object_name(other, branch.targets, branch.class_names), 34)
-            handles.append(Line2D([], [], color=object_colour(other), linestyle=style, linewidth=2.4, label=name))
+            handles.append(Line2D([], [], color=object_color(other), linestyle=style, linewidth=2.4, label=name))
     _box(left, branch.predictions.boxes[layer, 0, query].numpy(), picture, DARK, "--", 2.2)
     handles.append(Line2D([], [], color=DARK, linestyle="--", linewidth=2.2, label=f"query {query}"))
     left.set_title(f"{BRANCH[branch.name]}, layer {layer + 1}", fontsize=10)
@@ -223,28 +223,28 @@ def outcome_figure(
     missed = (PALETTE[3], ":")
     boxes = explanation.one_to_one.predictions.boxes[-1, 0].numpy()
     for outcome in outcomes:
-        colour, style = shades.get(outcome.outcome, missed)
+        color, style = shades.get(outcome.outcome, missed)
         box = explanation.targets.boxes[outcome.target].numpy()
         _box(left, box, picture, "white", "-", 4.5)
-        _box(left, box, picture, colour, style, 2.6)
+        _box(left, box, picture, color, style, 2.6)
         x, y = _scaled(box[:2] - box[2:] / 2, picture)
         left.text(x, y, str(outcome.target), fontsize=9, color="white", va="bottom",
-                  bbox={"fc": colour, "ec": "none", "pad": 1.5})  # fmt: skip
+                  bbox={"fc": color, "ec": "none", "pad": 1.5})  # fmt: skip
         for query, _, _ in outcome.detections:
-            _box(left, boxes[query], picture, colour, "-", 0.9)
+            _box(left, boxes[query], picture, color, "-", 0.9)
     scale = max(rows, (figure.get_figheight() - 0.9) / 0.19)  # one unit is a line of text
     right.set_ylim(scale, 0)
     y = 0.0
     for outcome, text in zip(outcomes, wrapped, strict=False):
-        colour, _ = shades.get(outcome.outcome, missed)
-        right.text(0, y, outcome.outcome.value, color=colour, fontsize=10, fontweight="bold", va="top")
+        color, _ = shades.get(outcome.outcome, missed)
+        right.text(0, y, outcome.outcome.value, color=color, fontsize=10, fontweight="bold", va="top")
         right.text(0, y + 1.1, safe_lines("\n".join(text)), fontsize=9, va="top", color=DARK)
         y += 1.7 + len(text)
     if len(outcomes) > lines:
         right.text(1, scale, f"and {len(outcomes) - lines} more", fontsize=9, ha="right", va="bottom", color=DARK)
     handles = [
-        Line2D([], [], color=colour, linestyle=style, linewidth=2.6, label=label)
-        for (colour, style), label in ((shades[Outcome.FOUND], "found"), (shades[Outcome.DOUBLED], "doubled"), (missed, "missed"))
+        Line2D([], [], color=color, linestyle=style, linewidth=2.6, label=label)
+        for (color, style), label in ((shades[Outcome.FOUND], "found"), (shades[Outcome.DOUBLED], "doubled"), (missed, "missed"))
     ]  # fmt: skip
     handles.append(Line2D([], [], color=DARK, linewidth=0.9, label="detections"))
     figure.legend(handles=handles, loc="outside lower left", ncols=4, fontsize=9)
@@ -269,18 +269,18 @@ def canvas(ax: Axes, picture: Picture) -> None:
 
 
 def draw_assignments(ax: Axes, branch: BranchExplanation, layer: int, picture: Picture) -> None:
-    """Objects solid, the boxes of the queries matched to them dashed, in one colour per object."""
+    """Objects solid, the boxes of the queries matched to them dashed, in one color per object."""
     boxes = branch.predictions.boxes[layer, 0].numpy()
     for target in range(len(branch.targets)):
         box = branch.targets.boxes[target].numpy()
         _box(ax, box, picture, "white", "-", 4)
-        _box(ax, box, picture, object_colour(target), "-", 2.2)
+        _box(ax, box, picture, object_color(target), "-", 2.2)
         for query in branch.serving(target, layer):
-            _box(ax, boxes[query], picture, object_colour(target), "--", 1.2)
+            _box(ax, boxes[query], picture, object_color(target), "--", 1.2)
 
 
-def object_colour(target: int) -> str:
-    """The colour of an object in every picture of its image."""
+def object_color(target: int) -> str:
+    """The color of an object in every picture of its image."""
     return PALETTE[target % len(PALETTE)]
 
 
@@ -296,7 +296,7 @@ def safe_lines(text: str) -> str:
 
 def _object_handles(explanation: Explanation) -> list[Line2D]:
     return [
-        Line2D([], [], color=object_colour(t), linewidth=2.2,
+        Line2D([], [], color=object_color(t), linewidth=2.2,
                label=safe(object_name(t, explanation.targets, explanation.class_names), 34))
         for t in range(len(explanation.targets))
     ]  # fmt: skip
@@ -307,9 +307,9 @@ def _scaled(point: np.ndarray, picture: Picture) -> tuple[float, float]:
     return float(point[0]) * width, float(point[1]) * height
 
 
-def _box(ax: Axes, box: np.ndarray, picture: Picture, colour: str, style: str, width: float) -> None:
+def _box(ax: Axes, box: np.ndarray, picture: Picture, color: str, style: str, width: float) -> None:
     (cx, cy), (w, h) = _scaled(box[:2], picture), _scaled(box[2:], picture)
-    ax.add_patch(Rectangle((cx - w / 2, cy - h / 2), w, h, fill=False, ec=colour, ls=style, lw=width))
+    ax.add_patch(Rectangle((cx - w / 2, cy - h / 2), w, h, fill=False, ec=color, ls=style, lw=width))
 
 
 def _dots(ax: Axes, points: SamplingPoints, query: int, picture: Picture) -> None:
@@ -325,7 +325,7 @@ __all__ = [
     "candidate_figure",
     "canvas",
     "draw_assignments",
-    "object_colour",
+    "object_color",
     "outcome_figure",
     "query_figure",
     "why_not_figure",

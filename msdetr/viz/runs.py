@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from msdetr.analysis.runs import METRICS, Row, Run, Statistic, compare, learning_curves
-from msdetr.viz.style import colours, finish, run_label, safe, spread, subplots
+from msdetr.viz.style import colors, finish, run_label, safe, spread, subplots
 
 Groups = Mapping[str, Sequence[Run]]
 
@@ -21,15 +21,15 @@ def learning_curve_figure(groups: Groups, metrics: Sequence[str] = ("AP", "AP50"
     spread."""
     figure, axes = subplots(len(metrics), height=4.0)
     for ax, metric in zip(axes, metrics, strict=True):
-        for name, (colour, marker) in colours(groups).items():
+        for name, (color, marker) in colors(groups).items():
             x, values = learning_curves(groups[name], metric)
             if not len(x):
                 continue
             mean, low, high = spread(100 * values, how)
             label = run_label(name, len(values), how)
-            ax.plot(x, mean, color=colour, marker=marker, markersize=4, linewidth=1.8, label=label)
+            ax.plot(x, mean, color=color, marker=marker, markersize=4, linewidth=1.8, label=label)
             if len(values) > 1:
-                ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+                ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
         finish(ax, f"{metric} while training", "epoch", f"{metric} (%)", legend=False)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_ylim(0)
@@ -42,12 +42,12 @@ def loss_figure(groups: Groups) -> Figure:
     not comparable in height)."""
     figure, axes = subplots(2, height=3.8)
     for ax, metric, label in zip(axes, ("loss", "grad_norm"), ("loss", "gradient norm before clipping"), strict=True):
-        for name, (colour, _) in colours(groups).items():
+        for name, (color, _) in colors(groups).items():
             for i, run in enumerate(groups[name]):
                 x = [line["step"] for line in run.steps]
                 y = [line[metric] for line in run.steps]
                 legend = f"{safe(name)} ({len(groups[name])} run{'s' * (len(groups[name]) > 1)})" if i == 0 else None
-                ax.plot(x, y, color=colour, linewidth=0.9, alpha=0.85, label=legend)
+                ax.plot(x, y, color=color, linewidth=0.9, alpha=0.85, label=legend)
         finish(ax, label.capitalize(), "step", metric.replace("grad_norm", "gradient norm"), legend=False)
         ax.set_ylim(0)
     _legend_below(figure, axes[0])
@@ -58,21 +58,21 @@ def comparison_figure(groups: Groups, metrics: Sequence[str] = METRICS) -> Figur
     """Final numbers: one dot per run, a bar at the mean of each group, whiskers for ± one sample standard deviation."""
     rows = compare(groups, metrics)
     figure, (ax,) = subplots(height=4.2)
-    palette = colours([row.name for row in rows])
+    palette = colors([row.name for row in rows])
     width = 0.8 / max(len(rows), 1)
     for i, row in enumerate(rows):
-        colour, marker = palette[row.name]
+        color, marker = palette[row.name]
         place = np.arange(len(metrics)) + (i - (len(rows) - 1) / 2) * width
         ax.bar(
             place,
             [100 * (row.metrics[m].mean or 0) for m in metrics],
             0.9 * width,
-            color=colour,
+            color=color,
             alpha=0.35,
             label=run_label(row.name, len(row.seeds)),
         )
         for x, metric in zip(place, metrics, strict=True):
-            _dots(ax, x, row.metrics[metric], colour, marker, width)
+            _dots(ax, x, row.metrics[metric], color, marker, width)
     ax.set_xticks(np.arange(len(metrics)), metrics)
     finish(ax, "Results at the end of training (COCO metrics)", "", "%", legend=False)
     ax.set_ylim(0)
@@ -85,7 +85,7 @@ def cost_figure(groups: Groups) -> Figure:
     rows: list[Row] = compare(groups)
     figure, (left, right) = subplots(2, height=1.4 + 0.45 * len(rows))
     place = np.arange(len(rows))[::-1]
-    shades = [colour for colour, _ in colours([row.name for row in rows]).values()]
+    shades = [color for color, _ in colors([row.name for row in rows]).values()]
     millions = [(row.parameters or 0) / 1e6 for row in rows]
     minutes = [(row.seconds.mean or 0) / 60 for row in rows]
     left.bar_label(left.barh(place, millions, color=shades, alpha=0.6), fmt="%.2f", padding=3, fontsize=9)
@@ -105,9 +105,9 @@ def class_figure(groups: Groups) -> Figure:
     """AP of every class at the end of training: one dot per run."""
     classes = sorted({name for runs in groups.values() for run in runs for name in run.results.get("per_class", {})})
     figure, (ax,) = subplots(height=1.6 + 0.28 * len(classes))
-    palette = colours(groups)
+    palette = colors(groups)
     for i, (name, runs) in enumerate(groups.items()):
-        colour, marker = palette[name]
+        color, marker = palette[name]
         shift = ((len(groups) - 1) / 2 - i) * 0.7 / max(len(groups), 1)
         points = [
             (100 * ap, classes.index(label) + shift)
@@ -117,7 +117,7 @@ def class_figure(groups: Groups) -> Figure:
         ]
         x, y = zip(*points, strict=True) if points else ((), ())
         label = safe(name) if len(runs) == 1 else f"{safe(name)}, one mark per run"
-        ax.plot(x, y, marker, color=colour, markersize=5, alpha=0.8, label=label)
+        ax.plot(x, y, marker, color=color, markersize=5, alpha=0.8, label=label)
     ax.set_yticks(range(len(classes)), [safe(name) for name in classes])
     ax.invert_yaxis()
     finish(ax, "AP per class", "AP (%)", "", legend=False)
@@ -126,13 +126,13 @@ def class_figure(groups: Groups) -> Figure:
     return figure
 
 
-def _dots(ax, x: float, value: Statistic, colour: str, marker: str, width: float) -> None:
+def _dots(ax, x: float, value: Statistic, color: str, marker: str, width: float) -> None:
     if value.mean is None:
         at_the_foot = {"transform": ax.get_xaxis_transform(), "va": "bottom"}  # whatever the scale of the others
         ax.text(x, 0.02, "undefined", rotation=90, ha="center", fontsize=8, **at_the_foot)
         return
     spots = x + width * 0.12 * (np.arange(len(value.values)) - (len(value.values) - 1) / 2)
-    ax.plot(spots, 100 * np.array(value.values), marker, color=colour, markersize=4, markeredgecolor="white", zorder=3)
+    ax.plot(spots, 100 * np.array(value.values), marker, color=color, markersize=4, markeredgecolor="white", zorder=3)
     if value.std is not None:
         ax.errorbar(
             x, 100 * value.mean, 100 * value.std, fmt="none", ecolor="#2b2b2b", capsize=3, linewidth=1, zorder=2

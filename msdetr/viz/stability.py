@@ -17,7 +17,7 @@ from msdetr.analysis.stability import FlipRates, MatchHistory
 from msdetr.viz.matching import BRANCH, canvas, draw_assignments
 from msdetr.viz.style import DARK, MARKERS, PALETTE, finish, subplots
 
-LAYER_COLOURS = ("#fde0a8", "#f6b48f", "#e8766b", "#c03a76", "#7d2482", "#3b0f70")  # light (first) to dark (last layer)
+LAYER_COLORS = ("#fde0a8", "#f6b48f", "#e8766b", "#c03a76", "#7d2482", "#3b0f70")  # light (first) to dark (last layer)
 
 
 def flip_figure(rates: FlipRates) -> Figure:
@@ -29,10 +29,10 @@ def flip_figure(rates: FlipRates) -> Figure:
         epochs, means = rates.per_epoch(name)
         layers = values.shape[1]
         for layer in range(layers):
-            colour = LAYER_COLOURS[round((layer + 1) * (len(LAYER_COLOURS) - 1) / max(layers, 1))]
-            ax.plot(rates.epochs, values[:, layer], color=colour, linewidth=0.7, alpha=0.5)
+            color = LAYER_COLORS[round((layer + 1) * (len(LAYER_COLORS) - 1) / max(layers, 1))]
+            ax.plot(rates.epochs, values[:, layer], color=color, linewidth=0.7, alpha=0.5)
             ax.plot(
-                epochs, means[:, layer], MARKERS[layer % len(MARKERS)], linestyle="-", color=colour, markersize=4,
+                epochs, means[:, layer], MARKERS[layer % len(MARKERS)], linestyle="-", color=color, markersize=4,
                 label=f"layer {layer + 1}",
             )  # fmt: skip
         what = "objects whose query changed" if name == "one_to_one" else "queries of an object that changed"
@@ -89,7 +89,7 @@ def animate(
 
 
 def _palette() -> Image.Image:
-    """The colours of all frames: greys, and those of the objects in three strengths. With the same ones in every frame only
+    """The colors of all frames: greys, and those of the objects in three strengths. With the same ones in every frame only
     what changes takes space."""
     greys = [(shade, shade, shade) for shade in range(0, 256, 15)]
     strengths = [tuple(round(255 * (1 - w * (1 - part))) for part in to_rgb(c)) for c in PALETTE for w in (1, 0.7, 0.4)]

@@ -1,4 +1,4 @@
-"""How figures look: a colour-blind-safe palette, sizes for a notebook's width, and names made safe to draw."""
+"""How figures look: a color-blind-safe palette, sizes for a notebook's width, and names made safe to draw."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.ft2font import FT2Font
 
 from ..errors import InputError
 
-# The ten colours of seaborn's "colorblind" palette, in its order; figures also differ in marker or line style.
+# The ten colors of seaborn's "colorblind" palette, in its order; figures also differ in marker or line style.
 PALETTE = (
     "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9",
 )  # fmt: skip
@@ -104,6 +104,6 @@ def run_label(name: str, number: int, how: str = "std") -> str:
     return f"{safe(name)} ({number} runs, {'mean ± std' if how == 'std' else 'mean, min to max'})"
 
 
-def colours(names: Sequence[str] | Mapping[str, object]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for each name, in order."""
+def colors(names: Sequence[str] | Mapping[str, object]) -> dict[str, tuple[str, str]]:
+    """A color and a marker for each name, in order."""
     return {name: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}

@@ -89,7 +89,7 @@ def test_cmyk_is_converted_and_noted(folder, content):
     assert not dataset.remarks()
     dataset[0], dataset[1]
     (note,) = dataset.remarks().notes
-    assert note.ids == (3,) and "colour space" in note.kind
+    assert note.ids == (3,) and "color space" in note.kind
 
 
 @pytest.mark.fault("F25")

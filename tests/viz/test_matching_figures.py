@@ -14,7 +14,7 @@ from msdetr.viz.explorer import Explorer
 from msdetr.viz.matching import (
     assignment_figure,
     candidate_figure,
-    object_colour,
+    object_color,
     outcome_figure,
     query_figure,
     why_not_figure,
@@ -57,7 +57,7 @@ def test_every_figure_draws_with_hostile_names_and_without_overlapping_text(spec
 
 
 def test_boxes_are_drawn_where_they_are(specimen):
-    """The pixels of an object's outline have the object's colour."""
+    """The pixels of an object's outline have the object's color."""
     found = specimen.explain(k=1)
     white = Specimen(specimen.output, specimen.targets, specimen.matching, np.full((100, 100, 3), 255, np.uint8))
     ax = assignment_figure(white.explain(k=1), white.picture, branches=["one_to_many"]).axes[0]
@@ -68,7 +68,7 @@ def test_boxes_are_drawn_where_they_are(specimen):
     dashed = [p for p in ax.patches if p.get_linestyle() == "--"]
     assert len(dashed) == int(found.one_to_many.matched[0].sum())
     assert {tuple(p.get_edgecolor()) for p in dashed} <= {tuple(p.get_edgecolor()) for p in solid}
-    assert object_colour(0) != object_colour(1)
+    assert object_color(0) != object_color(1)
 
 
 def test_the_legend_of_a_path_names_what_is_drawn(specimen):

@@ -39,7 +39,7 @@ from msdetr.viz import algorithm, architecture, candidates, gradients, matching,
 PICTURES = Path(__file__).parent / "pictures"
 RENEW = "RENEW_PICTURES=1 python -m pytest tests/viz/test_pictures.py"
 # Root mean square over all pixels, of 255. The same figure drawn by matplotlib 3.11.0 and 3.11.2 differs by less than
-# 0.1, one without a single pale number of a table by 0.5, with a thin box moved or two lines' colours swapped by 0.6
+# 0.1, one without a single pale number of a table by 0.5, with a thin box moved or two lines' colors swapped by 0.6
 # and more, without its legend by 6 and more. Another minor release of matplotlib sets text otherwise: 14 and more.
 TOLERANCE = 0.3
 DRAWN_BY = "matplotlib {}.{}, FreeType {}.{}".format(
@@ -223,11 +223,11 @@ def without_legend(figure):
     figure.legends[0].set_visible(False)
 
 
-def colours_swapped(figure):
+def colors_swapped(figure):
     first, second = figure.axes[0].lines[:2]
-    colours = first.get_color(), second.get_color()
-    second.set_color(colours[0])
-    first.set_color(colours[1])
+    colors = first.get_color(), second.get_color()
+    second.set_color(colors[0])
+    first.set_color(colors[1])
 
 
 def box_moved(figure):
@@ -243,7 +243,7 @@ def label_dropped(figure):
 
 @pytest.mark.parametrize(
     ("draw", "damage"),
-    [(learning_curves, without_legend), (learning_curves, colours_swapped), (assignments, box_moved),
+    [(learning_curves, without_legend), (learning_curves, colors_swapped), (assignments, box_moved),
      (algorithm_steps, label_dropped)],
     ids=lambda function: function.__name__,
 )  # fmt: skip

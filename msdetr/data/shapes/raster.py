@@ -114,7 +114,7 @@ def sample_at(coordinate):
 
 
 def paint(image: np.ndarray, mask: np.ndarray, color: np.ndarray, opacity: int = 100) -> None:
-    """Lays a colour [3] or [128, 128, 3] over the image through a sub-sampled mask; opacity in percent."""
+    """Lays a color [3] or [128, 128, 3] over the image through a sub-sampled mask; opacity in percent."""
     parts = mask.view(np.int8)
     coverage = sum(parts[i::SAMPLES, j::SAMPLES] for i in range(SAMPLES) for j in range(SAMPLES))
     touched = coverage > 0

@@ -52,7 +52,7 @@ def _mottle(dice: Dice, cells: int, amplitude: int) -> np.ndarray:
 
 
 def _background(dice: Dice) -> np.ndarray:
-    """A gradient between two muted colours, mottled: [128, 128, 3] int64."""
+    """A gradient between two muted colors, mottled: [128, 128, 3] int64."""
     tones = _PALETTE[dice.integers(0, len(_PALETTE), (2,))]
     tones = (tones + 2 * dice.integers(50, 210, (2, 1))) // 3  # two thirds grey
     dx, dy = dice.integers(-16, 17, (2,))
@@ -91,7 +91,7 @@ def _clutter(dice: Dice, image: np.ndarray) -> None:
 
 
 def _texture(dice: Dice, color: np.ndarray) -> np.ndarray:
-    """The colour plain, shaded or striped: [3] or [128, 128, 3]."""
+    """The color plain, shaded or striped: [3] or [128, 128, 3]."""
     kind = dice.integer(0, 3)
     if kind == 0:
         return color
@@ -170,7 +170,7 @@ def render_scene(dice: Dice) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
 
 
 def _contrasting(dice: Dice, under: np.ndarray) -> np.ndarray:
-    """A palette colour, varied, that can be told from what lies under it."""
+    """A palette color, varied, that can be told from what lies under it."""
     while True:
         color = np.clip(_PALETTE[dice.integer(0, len(_PALETTE))] + dice.integers(-20, 21, (3,)), 0, 255)
         if int(np.abs(color - under).sum()) >= 100:
