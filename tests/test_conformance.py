@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import comparison
 import conformance
 import golden
 import numpy as np
@@ -16,21 +17,24 @@ from msdetr.methods import build_criterion
 from msdetr.structures import DetectorOutput, Predictions, Targets
 
 HERE = Path(__file__).parent
-FULL = Path(os.environ.get("MSDETR_GOLDEN", HERE.parent.parent / "shared" / "golden"))
+SHARED = HERE.parent.parent / "shared"
+FULL = Path(os.environ.get("MSDETR_GOLDEN", SHARED / "golden"))
+FAMILY = Path(os.environ.get("MSDETR_GOLDEN_FAMILY", SHARED / "golden_family"))
 
 
-@pytest.mark.parametrize("item", [item for item in conformance.ITEMS if (HERE / "golden_small" / item).is_dir()])
+@pytest.mark.parametrize("item", [item for item in conformance.CASES if (HERE / "golden_small" / item).is_dir()])
 def test_small_cases(item, capsys):
     passed, failed = conformance.run(HERE / "golden_small", [item])
     assert failed == 0, capsys.readouterr().out
     assert passed > 0
 
 
-@pytest.mark.parametrize("item", conformance.ITEMS)
+@pytest.mark.parametrize("item", conformance.CASES)
 def test_full_directory(item, capsys):
-    if not (FULL / item).is_dir():
-        pytest.skip(f"no conformance data at {FULL / item}; set MSDETR_GOLDEN to a directory that has it")
-    passed, failed = conformance.run(FULL, [item])
+    directory, variable = (FULL, "MSDETR_GOLDEN") if item in conformance.ITEMS else (FAMILY, "MSDETR_GOLDEN_FAMILY")
+    if not (directory / item).is_dir():
+        pytest.skip(f"no conformance data at {directory / item}; set {variable} to a directory that has it")
+    passed, failed = conformance.run(directory, [item])
     assert failed == 0, capsys.readouterr().out
     assert passed > 0
 
@@ -278,6 +282,6 @@ def test_a_difference_that_is_no_tie_fails(kind, wrong):
 def test_tied_tokens_may_change_places():
     """Unusable tokens all propose the same; which of them come first among the queries is nobody's decision."""
     made = torch.tensor([[1.0], [2.0], [2.0], [3.0]])
-    assert conformance.same_but_for_ties([(3, 0), (1, 1), (2, 2)], [(3, 0), (2, 1), (1, 2)], made)
-    assert not conformance.same_but_for_ties([(3, 0), (1, 1)], [(1, 0), (3, 1)], made)
-    assert not conformance.same_but_for_ties([(3, 0)], [(9, 0)], made)
+    assert comparison.same_but_for_ties([(3, 0), (1, 1), (2, 2)], [(3, 0), (2, 1), (1, 2)], made)
+    assert not comparison.same_but_for_ties([(3, 0), (1, 1)], [(1, 0), (3, 1)], made)
+    assert not comparison.same_but_for_ties([(3, 0)], [(9, 0)], made)
