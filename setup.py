@@ -18,10 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-SOURCES = Path(__file__).parent / "csrc"
+ROOT = Path(__file__).parent
+SOURCES = ROOT / "csrc"
 LIBRARY = "libms_deform_attn.so"
 SEAL = b"msdetr library, SHA-256 of what is before: "  # with the digest at the file's end, checked by msdetr/ops/cpu.py
 FLAGS = [
@@ -103,20 +105,47 @@ class BuildLibrary(build_ext):
             self.warn(f"the CPU library was not built, deformable attention runs in plain PyTorch: {error}")
 
 
-class CopyKernels(build_py):
-    """Takes the CUDA sources along: NVRTC compiles them on the user's machine."""
+COURSE = (
+    "notebooks/*.ipynb",
+    "data/README.md",
+    "data/samples/**/*",
+    "docs/*.md",
+)  # as in the repository, under msdetr/course
+
+
+class CopyResources(build_py):
+    """Takes along what the package reads beside its modules: the CUDA sources, which NVRTC compiles on the user's machine,
+    and the course."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            for name in ("sampling.h", "ms_deform_attn.cu"):
-                target = Path(self.build_lib) / "msdetr" / "ops" / "csrc" / name
+            for target, source in self._resources().items():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(SOURCES / name, target)
+                shutil.copyfile(source, target)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        resources = [] if self.editable_mode else map(str, self._resources())
+        return [*super().get_outputs(include_bytecode), *resources]
+
+    def _resources(self) -> dict[Path, Path]:
+        package = Path(self.build_lib) / "msdetr"
+        kernels = {package / "ops" / "csrc" / name: SOURCES / name for name in ("sampling.h", "ms_deform_attn.cu")}
+        course = (path for pattern in COURSE for path in sorted(ROOT.glob(pattern)) if path.is_file())
+        return kernels | {package / "course" / path.relative_to(ROOT): path for path in course}
+
+
+class PlatformWheel(bdist_wheel):
+    """Tags the wheel by what is in it: the library knows the platform but nothing of Python, so one wheel serves every
+    Python 3; without the library, every platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        built = self.get_finalized_command("build_ext").get_outputs()
+        return "py3", "none", super().get_tag()[2] if built else "any"
 
 
 if __name__ == "__main__":
     setup(
         ext_modules=[Extension("msdetr.ops.libms_deform_attn", sources=[], optional=True)],
-        cmdclass={"build_ext": BuildLibrary, "build_py": CopyKernels},
+        cmdclass={"build_ext": BuildLibrary, "build_py": CopyResources, "bdist_wheel": PlatformWheel},
     )

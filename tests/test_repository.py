@@ -35,6 +35,7 @@ LAYERS = {
     "analysis": DETECTOR | {"data", "recipes", "engine", "predictor"},
     "viz": DETECTOR | {"data", "recipes", "engine", "predictor", "analysis"},
     "notebook": {"config", "recipes", "engine"},
+    "course": set(),
 }
 
 

@@ -1,4 +1,4 @@
-"""Notebooks as runs: ``msdetr notebook | demo``."""
+"""Notebooks: ``msdetr course | notebook | demo``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,23 @@ from typing import Annotated, Any
 
 import tyro
 
+from .. import course
 from ..config import parse_overrides
 from ..files import parse_scalar
 from ..notebook import run_notebook
 from .app import Argument, Index, command
 from .output import require_file, require_folder
+
+
+@command("course")
+def copy_course(folder: Argument[Path] = Path("msdetr-course")) -> None:
+    """Copy the course's notebooks, with the samples they use, into a folder to work in.
+
+    Args:
+        folder: Where to; files that were changed there are never overwritten.
+    """
+    copied = course.copy(folder)
+    print(f"{len(copied)} notebooks in {folder / 'notebooks'}; open them with: jupyter lab {folder / 'notebooks'}")
 
 
 @command("notebook")
@@ -25,10 +37,10 @@ def notebook(
     """Execute a notebook with papermill: parameters checked first, success only if every cell ran to its end.
 
     For example:
-        msdetr notebook notebooks/05_train.ipynb -p recipe=shapes/ms-detr-c epochs=2 --output runs/first/05_train.ipynb
+        msdetr notebook 05_train -p recipe=shapes/ms-detr-c epochs=2 --output runs/first/05_train.ipynb
 
     Args:
-        path: The notebook.
+        path: The notebook: a file, or one of the course by its name.
         output: The executed notebook; runs/NAME.ipynb by default.
         parameters: Values for its parameters cell.
         kernel: Jupyter kernel; the notebook's own by default.
@@ -36,25 +48,26 @@ def notebook(
     """
     require_file(output, "--output")
     values = {name: _literal(value) for name, value in parse_overrides(parameters).items()}
-    print(f"executed: {run_notebook(path, output, values, progress=not quiet, kernel=kernel)}")
+    print(f"executed: {run_notebook(course.find(path), output, values, progress=not quiet, kernel=kernel)}")
 
 
 DEMO = ("shapes/baseline", "shapes/ms-detr-c")
 
 
 @command("demo")
-def demo(runs: Path = Path("runs"), notebooks: Path = Path("notebooks"), overrides: str = "", seed: Index = 0) -> None:
+def demo(runs: Path = Path("runs"), notebooks: Path | None = None, overrides: str = "", seed: Index = 0) -> None:
     """Train the baseline and MS-DETR (c) on the embedded data set through their notebooks, compare them, draw the figures.
 
     Goes on where an earlier call was interrupted. Under 15 minutes on two CPU cores.
 
     Args:
         runs: Where to leave everything.
-        notebooks: The folder of the notebooks.
+        notebooks: The folder of the notebooks; those of the course by default.
         overrides: Any settings of both recipes, e.g. "train.epochs=1".
         seed: Seed of both runs.
     """
     require_folder(runs, "--runs")
+    notebooks = notebooks or course.root() / "notebooks"
     runs, folders = runs.absolute(), []  # a relative path in a notebook is one of the project, not of this folder
     for recipe in DEMO:
         folders.append(runs / f"{recipe.replace('/', '-')}-seed{seed}")

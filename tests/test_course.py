@@ -1,0 +1,76 @@
+"""The course as files: found by name, copied to work in, never overwritten, and brought along by a wheel."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from msdetr import course
+from msdetr.errors import ConfigError, NotebookError
+from msdetr.notebook import project_root
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", ["05_train", "05_train.ipynb", "5", "05"])
+def test_a_notebook_is_found_by_name_from_anywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert course.find(name) == course.root() / "notebooks" / "05_train.ipynb"
+
+
+def test_a_file_at_hand_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("05_train.ipynb").write_text("{}")
+    assert course.find("05_train.ipynb") == Path("05_train.ipynb")
+
+
+def test_an_unknown_notebook_is_named_with_those_there_are():
+    with pytest.raises(NotebookError, match=r"06_train: there is no such file.*05_train, 06_compare_runs"):
+        course.find("06_train")
+
+
+def test_a_copy_is_a_project_of_its_own(tmp_path, monkeypatch):
+    copied = course.copy(tmp_path / "mine")
+    assert len(copied) >= 10 and all(path.is_file() for path in copied)
+    assert (tmp_path / "mine" / "data" / "samples" / "annotations" / "instances_train.json").is_file()
+    monkeypatch.chdir(tmp_path / "mine" / "notebooks")
+    assert project_root() == tmp_path / "mine"
+    course.copy(tmp_path / "mine")  # once more changes nothing
+
+
+def test_work_in_a_copy_is_never_overwritten(tmp_path):
+    edited = course.copy(tmp_path)[3]
+    edited.write_text("my answers")
+    other = tmp_path / "notebooks" / "01_deformable_attention.ipynb"
+    other.unlink()
+    with pytest.raises(ConfigError, match=f"{edited.name}: there already, with other contents"):
+        course.copy(tmp_path)
+    assert edited.read_text() == "my answers" and not other.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        course.copy(tmp_path / "file")
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_wheel_serves_every_python_and_brings_the_course(compiled, tmp_path):
+    """Built from a copy, so that the checkout's own build files do not matter."""
+    pytest.importorskip("setuptools", minversion="77")
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".*", "build", "runs", "*.egg-info", "tests", "*.so", "shapes", "benchmarks")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    command = [sys.executable, "setup.py", "bdist_wheel", "-q", "-d", str(tmp_path)]
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "MSDETR_BUILD": str(int(compiled))}
+    subprocess.run(command, cwd=source, env=environment, check=True, capture_output=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert ("-py3-none-any" in wheel.name) == (not compiled) and "-py3-none-" in wheel.name
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for notebook in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
+        assert f"msdetr/course/notebooks/{notebook.name}" in names
+    assert {"msdetr/ops/csrc/ms_deform_attn.cu", "msdetr/course/data/samples/manifest.json"} <= names
+    assert ("msdetr/ops/libms_deform_attn.so" in names) == compiled
