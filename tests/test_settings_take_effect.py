@@ -29,6 +29,11 @@ CHANGED = {
     "model.num_points": 2,
     "model.box_refine": False,
     "model.look_forward_twice": True,
+    "model.shared_heads": True,
+    "model.query_positions": "references",
+    "model.output_norm": True,
+    "model.reference_eps": 1e-3,
+    "model.position_temperature": 20.0,
     "ms_detr.variant": "a",
     "ms_detr.heads": "separate",
     "ms_detr.candidate_ffn": "without",
@@ -37,6 +42,7 @@ CHANGED = {
     "ms_detr.k": 2,
     "ms_detr.groups": "all",
     "two_stage.mixed_selection": False,
+    "two_stage.rank_by": "best_class",
 }
 SETTINGS = [path for path in all_paths() if path.startswith(SECTIONS) and path != NO_WEIGHTS_HERE]
 PLAIN = (bool, int, float, str, tuple)

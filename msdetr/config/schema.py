@@ -49,6 +49,13 @@ class ModelConfig:
     num_points: Depth = 4  # sampling points per head and level
     box_refine: bool = True  # every decoder layer refines the boxes of the layer before
     look_forward_twice: bool = True  # Deformable DETR++: a box's gradient reaches the layer before
+    shared_heads: bool = False  # with refinement: one class and one box head for all decoder layers (DINO)
+    query_positions: Literal["once", "references", "scaled_references"] = "once"  # for all decoder layers; or made from
+    # each layer's reference boxes (DINO); that times a factor made from the contents (DAB-DETR, DN-DETR)
+    output_norm: bool = False  # a layer norm of what the predictors of the decoder read (DINO)
+    reference_eps: Annotated[float, Range(1e-7, 0.1)] = 1e-5  # how near to 0 and 1 references come; DN-DETR, DINO: 1e-3
+    position_temperature: Annotated[float, Range(1, 10**6)] = 10000.0  # of the sine embedding of feature maps; DINO: 20
+    position_offset: Annotated[float, Range(-1, 1)] = -0.5  # where a cell lies, from its far edge: its centre; DINO: 0
 
     def check(self, run: RunConfig) -> None:
         """What the fields must be to each other."""
@@ -68,6 +75,13 @@ class ModelConfig:
             )
         if self.look_forward_twice and not self.box_refine:
             raise ConfigError("model.look_forward_twice: needs model.box_refine")
+        if self.shared_heads and not self.box_refine:
+            raise ConfigError("model.shared_heads: without model.box_refine all layers share their heads anyway")
+        if self.query_positions != "once" and not {"two_stage", "dab"} & run.methods.keys():
+            raise ConfigError(
+                f"model.query_positions: {self.query_positions} are made from reference boxes, and a one-stage model has "
+                "points; set two_stage=true, dab=true, or model.query_positions=once"
+            )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from .assembly import build_criterion, build_detector, build_postprocess, methods_of
 from .base import Method
+from .dab import DAB, DABConfig
 from .denoising import Denoising, DenoisingConfig
 from .group import Group, GroupConfig
 from .hybrid import Hybrid, HybridConfig
@@ -11,12 +12,14 @@ from .two_stage import TwoStage, TwoStageConfig
 
 for _method in (MSDETR, TwoStage):
     register(_method, on=True)
-for _method in (Hybrid, Group, Denoising):
+for _method in (DAB, Hybrid, Group, Denoising):
     register(_method)
 
 __all__ = [
+    "DAB",
     "MSDETR",
     "CandidateHeads",
+    "DABConfig",
     "Denoising",
     "DenoisingConfig",
     "Group",

@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from torch import nn
+
 from ..config import RunConfig
 from ..errors import ConfigError
 from ..losses import Branch, Criterion, answer
-from ..model import Decoder, Detector, Encoder, EncoderLayer, LearnedQueries, build_backbone, build_projections
-from ..modules import Baseline
+from ..model import (
+    Decoder,
+    Detector,
+    Encoder,
+    EncoderLayer,
+    LearnedBoxQueries,
+    LearnedQueries,
+    build_backbone,
+    build_projections,
+)
+from ..modules import QUERY_POSITIONS, Baseline, MapPositions
 from .base import Method, Postprocess, hungarian, weighted_terms
 from .registry import registered_methods
 
@@ -33,17 +44,23 @@ def build_detector(run: RunConfig) -> Detector:
     encoder = Encoder([EncoderLayer(*shape) for _ in range(model.encoder_layers)])
     if query_selection is None:
         query_selection = LearnedQueries(model.hidden_dim, model.num_queries)
+    query_positions = QUERY_POSITIONS[model.query_positions]
     decoder = Decoder(
         [layer(*shape) for _ in range(model.decoder_layers)],
         model.hidden_dim,
         model.num_classes,
         model.box_refine,
         model.look_forward_twice,
-        # a one-stage model starts from points without a size, so its first boxes need one
-        first_size_bias=-2.0 if isinstance(query_selection, LearnedQueries) else 0.0,
+        # a one-stage model starts from points without a size, or boxes of any, so its first boxes are given one
+        first_size_bias=-2.0 if isinstance(query_selection, (LearnedQueries, LearnedBoxQueries)) else 0.0,
         one_to_many=_only_one(methods, "candidate predictors", lambda m: m.candidate_heads()),
+        query_positions=query_positions and query_positions(model.hidden_dim),
+        output_norm=nn.LayerNorm(model.hidden_dim) if model.output_norm else None,
+        shared_heads=model.shared_heads,
+        eps=model.reference_eps,
     )
-    detector = Detector(backbone, projections, encoder, query_selection, decoder)
+    map_positions = MapPositions(model.position_temperature, model.position_offset)
+    detector = Detector(backbone, projections, encoder, query_selection, decoder, map_positions=map_positions)
     detector.sources.update(_sources(methods))  # last: a seed gives everything else the weights it has without them
     return detector
 

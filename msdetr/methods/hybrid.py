@@ -47,7 +47,7 @@ class HybridQueries(QuerySource):
         first = earlier["primary"].selected.shape[1]
         selected = proposals.ranking[:, first : first + self.ranked]
         references = proposals.references(selected)
-        positions, contents = proposals.embed(references)
+        positions, contents = proposals.embed(references, selected)
         if self.contents is not None:
             contents = self.contents.weight[: selected.shape[1]].expand(len(selected), -1, -1)
         return QueryGroup(

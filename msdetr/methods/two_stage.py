@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from ..config import Range
 from ..losses import Branch, encoder_proposals
 from ..matching import HungarianMatcher, detection_costs
-from ..model import TwoStageQueries
+from ..model import ProposedQueries, ReferenceQueries, TwoStageQueries
 from .base import Method, weighted_terms
 
 
@@ -19,6 +19,7 @@ class TwoStageConfig:
     """Queries from the encoder's proposals, and the weights of the encoder's losses."""
 
     mixed_selection: bool = True  # Deformable DETR++: positions from proposals, contents learned
+    rank_by: Literal["first_class", "best_class"] = "first_class"  # a token's first class logit, or its largest (DINO)
     class_weight: Annotated[float, Range(0)] = 2.0
     l1_weight: Annotated[float, Range(0)] = 5.0
     giou_weight: Annotated[float, Range(0)] = 2.0
@@ -28,10 +29,11 @@ class TwoStage(Method):
     name = "two_stage"
     Config = TwoStageConfig
 
-    def query_selection(self) -> TwoStageQueries:
-        model = self.run.model
-        return TwoStageQueries(
-            model.hidden_dim, model.num_queries, model.num_classes, self.config.mixed_selection, model.box_refine
+    def query_selection(self) -> ProposedQueries:
+        model, own = self.run.model, self.config
+        kind = TwoStageQueries if model.query_positions == "once" else ReferenceQueries
+        return kind(
+            model.hidden_dim, model.num_queries, model.num_classes, own.mixed_selection, model.box_refine, own.rank_by
         )
 
     def branches(self, groups: Sequence[str]) -> Sequence[Branch]:

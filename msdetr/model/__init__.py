@@ -5,7 +5,16 @@ from .convert import from_released, to_released
 from .decoder import Decoder
 from .detector import Detector, build_projections
 from .encoder import Encoder, EncoderLayer
-from .query_selection import PRIMARY, LearnedQueries, Proposals, QuerySource, TwoStageQueries
+from .query_selection import (
+    PRIMARY,
+    LearnedBoxQueries,
+    LearnedQueries,
+    Proposals,
+    ProposedQueries,
+    QuerySource,
+    ReferenceQueries,
+    TwoStageQueries,
+)
 from .strip import strip, training_only_names
 
 __all__ = [
@@ -14,9 +23,12 @@ __all__ = [
     "Detector",
     "Encoder",
     "EncoderLayer",
+    "LearnedBoxQueries",
     "LearnedQueries",
     "Proposals",
+    "ProposedQueries",
     "QuerySource",
+    "ReferenceQueries",
     "TwoStageQueries",
     "build_backbone",
     "build_projections",

@@ -16,15 +16,16 @@ from ..structures import GroupOutput, Predictions, QueryGroup
 class Decoder(nn.Module):
     """Layers, predictors, and predictors of the candidates inside each layer (None for a baseline, or after stripping).
 
-    With refinement each layer has its own predictors and predicts boxes relative to those of the layer before; without,
-    all layers share them and the reference stays. Look forward twice (Deformable DETR++): a layer's box loss also
-    reaches the layer before, through the reference.
+    With refinement each layer predicts boxes relative to those of the layer before, and has its own predictors unless
+    ``shared_heads``; without, all layers share them and the reference stays. Look forward twice (Deformable DETR++): a
+    layer's box loss also reaches the layer before, through the reference.
 
     one_to_many: predicts from candidates: ``(layer index, candidates, one-to-one offsets, class head, box head) ->
     (logits, offsets)``, where the heads are those of the one-to-one branch.
-    query_positions: makes the positions of every layer from its references, ``(references, memory) -> [B, Q, C]``; None:
-    the groups' own positions serve all layers.
+    query_positions: makes the positions of every layer, ``(layer index, queries, references, memory) -> [B, Q, C]`` (see
+    ``ReferencePositions``); None: the groups' own positions serve all layers.
     output_norm: applied to what the predictors read, not to what the next layer gets or its references are made from.
+    eps: how near to 0 and 1 a reference's numbers come before their logit is taken.
     """
 
     def __init__(
@@ -38,13 +39,16 @@ class Decoder(nn.Module):
         one_to_many: nn.Module | None = None,
         query_positions: nn.Module | None = None,
         output_norm: nn.Module | None = None,
+        shared_heads: bool = False,
+        eps: float = 1e-5,
     ):
         super().__init__()
         self.box_refine = box_refine
         self.look_forward_twice = look_forward_twice
+        self.eps = eps
         self.gradient_checkpointing = False
         self.layers = nn.ModuleList(layers)
-        num_heads = len(layers) if box_refine else 1
+        num_heads = len(layers) if box_refine and not shared_heads else 1
         self.class_heads = nn.ModuleList(class_head(dim, num_classes) for _ in range(num_heads))
         self.box_heads = nn.ModuleList(BoxHead(dim, 0.0 if i else first_size_bias) for i in range(num_heads))
         self.one_to_many = one_to_many
@@ -61,21 +65,21 @@ class Decoder(nn.Module):
         results = []
         for i, layer in enumerate(self.layers):
             if self.query_positions is not None:
-                positions = self.query_positions(references, memory)
+                positions = self.query_positions(i, queries, references, memory)
             queries, collected = self._run(layer, queries, Context(positions, references, memory, layout))
-            head = i if self.box_refine else 0
+            head = min(i, len(self.class_heads) - 1)
             read = queries if self.output_norm is None else self.output_norm(queries)
             logits, offsets = self.class_heads[head](read), self.box_heads[head](read)
-            boxes = shift(anchor, offsets)
+            boxes = shift(anchor, offsets, self.eps)
             result = [logits, boxes, _as_boxes(references.detach())]
             if candidates:
                 heads = self.class_heads[head], self.box_heads[head]
                 extra_logits, extra_offsets = self.one_to_many(i, collected, offsets, *heads)
-                result += [extra_logits, shift(anchor, extra_offsets)]
+                result += [extra_logits, shift(anchor, extra_offsets, self.eps)]
             results.append(result)
             if self.box_refine:
                 step = offsets if self.output_norm is None else self.box_heads[head](queries)
-                refined = shift(references.detach(), step)
+                refined = shift(references.detach(), step, self.eps)
                 anchor = refined if self.look_forward_twice else refined.detach()
                 references = refined.detach()
         stacked = [torch.stack(column) for column in zip(*results)]
@@ -93,13 +97,13 @@ def _output(group: QueryGroup, stacked: Sequence[Tensor], where: slice) -> Group
         Predictions(logits, boxes),
         Predictions(*extra) if extra else None,
         references,
-        **{name: getattr(group, name) for name in ("parts", "targets", "pairs", "divisor", "selected", "objects")},
+        **{name: getattr(group, name) for name in ("parts", "targets", "pairs", "divisor", "selected")},
     )
 
 
-def shift(reference: Tensor, offsets: Tensor) -> Tensor:
-    """A box from a reference box or point [B, Q, 4 or 2] and offsets in logits [B, Q, 4]."""
-    base = logit(reference)
+def shift(reference: Tensor, offsets: Tensor, eps: float = 1e-5) -> Tensor:
+    """A box from a reference box or point [B, Q, 4 or 2] and offsets in logits [B, Q, 4]; eps: see ``logit``."""
+    base = logit(reference, eps)
     if base.shape[-1] == 2:
         base = torch.cat([base, torch.zeros_like(base)], dim=-1)
     return (base + offsets).sigmoid()

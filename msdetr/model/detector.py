@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..modules import Pyramid, sine_embedding_2d
+from ..modules import MapPositions, Pyramid
 from ..modules.norm import GroupNorm
 from ..modules.precision import in_half_where_parameters_are
 from ..structures import DetectorOutput, ImageBatch, QueryGroup, Targets
@@ -25,6 +25,7 @@ class Detector(nn.Module):
     projections: one per pyramid level, the backbone's maps to ``dim`` channels (see ``build_projections``).
     query_selection: the source of the primary group, the detector's answer.
     sources: of further groups, by name, which only training runs.
+    map_positions: the position embedding of the feature maps.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Detector(nn.Module):
         query_selection: QuerySource,
         decoder: Decoder,
         sources: Mapping[str, QuerySource] | None = None,
+        map_positions: MapPositions | None = None,
     ):
         super().__init__()
         dim = projections[0][0].out_channels
@@ -45,6 +47,7 @@ class Detector(nn.Module):
         self.query_selection = query_selection
         self.decoder = decoder
         self.sources = nn.ModuleDict(sources or {})
+        self.map_positions = map_positions or MapPositions()
         nn.init.normal_(self.level_embedding)
 
     @in_half_where_parameters_are
@@ -104,7 +107,7 @@ class Detector(nn.Module):
         tokens, positions, masks, ratios = [], [], [], []
         for level, x in enumerate(projected):
             mask = F.interpolate(batch.mask[None].float(), size=x.shape[-2:])[0].bool()  # [B, h, w]
-            position = sine_embedding_2d(mask, x.shape[1], x.dtype if x.dtype == torch.float64 else torch.float32)
+            position = self.map_positions(mask, x.shape[1], x.dtype if x.dtype == torch.float64 else torch.float32)
             tokens.append(x.flatten(2).transpose(1, 2))
             positions.append((position + self.level_embedding[level]).flatten(1, 2))
             masks.append(mask.flatten(1))

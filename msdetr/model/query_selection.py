@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +25,15 @@ class Proposals:
     memory: the encoded image.   encoder: every token's proposal, None for a one-stage model; the rest too:
     box_logits: [B, S, 4] the proposed boxes, with gradient.
     ranking: [B, R] tokens, most object-like first, as many as all sources together ask for or there are.
-    embed: reference boxes [B, Q, 4] -> positions and contents [B, Q, C], as the primary source makes them.
+    embed: reference boxes [B, Q, 4] and, where they are proposals, their tokens [B, Q] -> positions and contents
+    [B, Q, C], as the primary source makes them.
     """
 
     memory: Pyramid
     encoder: EncoderOutput | None = None
     box_logits: Tensor | None = None
     ranking: Tensor | None = None
-    embed: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    embed: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]] | None = None
 
     def references(self, selected: Tensor) -> Tensor:
         """[B, Q, 4]: the proposed boxes of tokens [B, Q], without gradient."""
@@ -78,7 +80,34 @@ class LearnedQueries(QuerySource):
         return QueryGroup(PRIMARY, contents, positions, self.reference_points(positions).sigmoid())
 
 
-class TwoStageQueries(QuerySource):
+class LearnedBoxQueries(QuerySource):
+    """One-stage, DAB-DETR: contents and reference boxes are learned; the decoder makes positions in every layer.
+
+    indicator: contents have a last channel of 0, for denoising queries that have a 1 there (DN-DETR, Section 4.3).
+    """
+
+    training_only = False
+
+    def __init__(self, dim: int, num_queries: int, indicator: bool = False):
+        super().__init__()
+        self.indicator = indicator
+        self.contents = nn.Embedding(num_queries, dim - indicator)
+        self.references = nn.Embedding(num_queries, 4)  # logits
+
+    def propose(self, memory: Pyramid, ranked: int, class_head: nn.Module, box_head: nn.Module) -> Proposals:
+        if ranked:
+            raise InputError("a one-stage model has no proposals to rank; use a two-stage model with this method")
+        return Proposals(memory, embed=lambda references, selected=None: (_no_positions(references, memory), None))
+
+    def forward(self, proposals, targets=None, earlier=None) -> QueryGroup:
+        batch = len(proposals.memory.tokens)
+        contents = nn.functional.pad(self.contents.weight, (0, int(self.indicator)))
+        references = self.references.weight.sigmoid().expand(batch, -1, -1)
+        positions, _ = proposals.embed(references)
+        return QueryGroup(PRIMARY, contents.expand(batch, -1, -1), positions, references)
+
+
+class ProposedQueries(QuerySource):
     """Two-stage: every token proposes a box around its own anchor; the most object-like become queries.
 
     A token's anchor is centred on it, with sides of 5 % of the image on the first level, doubling per level. Tokens on
@@ -86,45 +115,52 @@ class TwoStageQueries(QuerySource):
     they keep their place in the ranking.
     Mixed selection (Deformable DETR++): only positions come from proposals, contents are learned.
     own_heads: whether it predicts with heads of its own (a model with refinement) or the decoder's.
+    rank_by: what makes a token object-like: its first class logit, or the largest of them.
     """
 
     training_only = False
 
-    def __init__(self, dim: int, num_queries: int, num_classes: int, mixed: bool, own_heads: bool = True):
+    def __init__(
+        self,
+        dim: int,
+        num_queries: int,
+        num_classes: int,
+        own_heads: bool = True,
+        rank_by: Literal["first_class", "best_class"] = "first_class",
+    ):
         super().__init__()
         self.num_queries = self.ranked = num_queries
+        self.rank_by = rank_by
         self.memory_projection = nn.Linear(dim, dim)
         self.memory_norm = nn.LayerNorm(dim)
         self.class_head = class_head(dim, num_classes) if own_heads else None
         self.box_head = BoxHead(dim) if own_heads else None
-        self.position_projection = nn.Linear(2 * dim, 2 * dim)
-        self.position_norm = nn.LayerNorm(2 * dim)
-        self.contents = nn.Embedding(num_queries, dim) if mixed else None
-        nn.init.xavier_uniform_(self.memory_projection.weight)
-        nn.init.xavier_uniform_(self.position_projection.weight)
 
     def propose(self, memory: Pyramid, ranked: int, class_head: nn.Module, box_head: nn.Module) -> Proposals:
         """Every token's proposal, and the ``ranked`` most object-like tokens; of an image so small that there are fewer, all
         of them. class_head, box_head: the decoder's, used where this module has none of its own."""
-        _, num_tokens, dim = memory.tokens.shape
-        ranked = min(ranked, num_tokens)
+        ranked = min(ranked, memory.tokens.shape[1])
         anchors, usable = self.anchors(memory)
         features = memory.tokens.masked_fill(~usable[..., None], 0)
         features = self.memory_norm(self.memory_projection(features))
-        logits = (self.class_head or class_head)(features)  # [B, S, C]; channel 0 is objectness
+        logits = (self.class_head or class_head)(features)  # [B, S, C]
         box_logits = (self.box_head or box_head)(features) + anchors  # [B, S, 4]
 
-        def embed(references: Tensor) -> tuple[Tensor, Tensor]:
-            embedding = self.position_norm(self.position_projection(sine_embedding_of_boxes(references, dim)))
-            return embedding.chunk(2, dim=-1)
-
         output = EncoderOutput(Predictions(logits[None], box_logits.sigmoid()[None]), anchors.sigmoid())
-        return Proposals(memory, output, box_logits, logits[..., 0].topk(ranked, dim=1).indices, embed)
+        scores = logits[..., 0] if self.rank_by == "first_class" else logits.amax(-1)
+        ranking = scores.topk(ranked, dim=1).indices
+        return Proposals(memory, output, box_logits, ranking, partial(self.embed, memory, features))
+
+    def embed(
+        self, memory: Pyramid, features: Tensor, references: Tensor, selected: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Positions and contents of queries, see ``Proposals``. features: [B, S, C] of all tokens."""
+        raise NotImplementedError
 
     def forward(self, proposals, targets=None, earlier=None) -> QueryGroup:
         selected = proposals.ranking[:, : self.num_queries]
         references = proposals.references(selected)
-        positions, contents = proposals.embed(references)
+        positions, contents = proposals.embed(references, selected)
         if self.contents is not None:
             contents = self.contents.weight[: selected.shape[1]].expand(len(selected), -1, -1)
         return QueryGroup(PRIMARY, contents, positions, references, selected=selected)
@@ -136,3 +172,57 @@ class TwoStageQueries(QuerySource):
         boxes = torch.cat([centers, side[None, :, None].expand(len(centers), -1, 2)], dim=-1)
         usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~memory.mask
         return torch.log(boxes / (1 - boxes)).masked_fill(~usable[..., None], torch.inf), usable
+
+
+class TwoStageQueries(ProposedQueries):
+    """As in Deformable DETR: positions and, without mixed selection, contents are made from the proposed boxes, once for
+    all layers."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_queries: int,
+        num_classes: int,
+        mixed: bool,
+        own_heads: bool = True,
+        rank_by: Literal["first_class", "best_class"] = "first_class",
+    ):
+        super().__init__(dim, num_queries, num_classes, own_heads, rank_by)
+        self.position_projection = nn.Linear(2 * dim, 2 * dim)
+        self.position_norm = nn.LayerNorm(2 * dim)
+        self.contents = nn.Embedding(num_queries, dim) if mixed else None
+        nn.init.xavier_uniform_(self.memory_projection.weight)
+        nn.init.xavier_uniform_(self.position_projection.weight)
+
+    def embed(self, memory, features, references, selected=None):
+        sines = sine_embedding_of_boxes(references, features.shape[-1])
+        return self.position_norm(self.position_projection(sines)).chunk(2, dim=-1)
+
+
+class ReferenceQueries(ProposedQueries):
+    """As in DINO: the decoder makes positions in every layer; without mixed selection contents are the features of the
+    chosen tokens, without gradient."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_queries: int,
+        num_classes: int,
+        mixed: bool,
+        own_heads: bool = True,
+        rank_by: Literal["first_class", "best_class"] = "first_class",
+    ):
+        super().__init__(dim, num_queries, num_classes, own_heads, rank_by)
+        self.contents = nn.Embedding(num_queries, dim) if mixed else None
+        nn.init.xavier_uniform_(self.memory_projection.weight)
+
+    def embed(self, memory, features, references, selected=None):
+        contents = None
+        if selected is not None:
+            contents = features.gather(1, selected[..., None].expand(-1, -1, features.shape[-1])).detach()
+        return _no_positions(references, memory), contents
+
+
+def _no_positions(references: Tensor, memory: Pyramid) -> Tensor:
+    """Zeros [B, Q, C] in the place of positions that the decoder makes itself."""
+    return references.new_zeros(1).expand(*references.shape[:2], memory.tokens.shape[-1])

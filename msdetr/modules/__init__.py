@@ -4,13 +4,22 @@ from .attention import MultiScaleDeformableAttention, SelfAttention
 from .context import Context, Layout, concatenated
 from .decoder_layer import VARIANTS, Baseline, CrossAttention, DecoderLayer, VariantA, VariantB, VariantC, VariantD
 from .ffn import FFN
-from .heads import BoxHead, class_head
-from .positional import sine_embedding_2d, sine_embedding_of_boxes
+from .heads import MLP, BoxHead, class_head
+from .positional import (
+    QUERY_POSITIONS,
+    MapPositions,
+    ReferencePositions,
+    ScaledReferencePositions,
+    sine_embedding_2d,
+    sine_embedding_of_boxes,
+)
 from .pyramid import Pyramid
 from .residual import Residual
 
 __all__ = [
     "FFN",
+    "MLP",
+    "QUERY_POSITIONS",
     "VARIANTS",
     "Baseline",
     "BoxHead",
@@ -18,9 +27,12 @@ __all__ = [
     "CrossAttention",
     "DecoderLayer",
     "Layout",
+    "MapPositions",
     "MultiScaleDeformableAttention",
     "Pyramid",
+    "ReferencePositions",
     "Residual",
+    "ScaledReferencePositions",
     "SelfAttention",
     "VariantA",
     "VariantB",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from torch import Tensor, nn
@@ -17,16 +18,25 @@ def class_head(dim: int, num_classes: int) -> nn.Linear:
     return head
 
 
-class BoxHead(nn.Module):
+class MLP(nn.Module):
+    """Linear layers with ReLU in between, [..., widths[0]] -> [..., widths[-1]]."""
+
+    def __init__(self, *widths: int):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = relu(layer(x))
+        return self.layers[-1](x)
+
+
+class BoxHead(MLP):
     """Three-layer MLP [..., dim] -> [..., 4]: offsets to a reference, in logits. Starts as zero, or with boxes whose
     sides are sigmoid(-2), about 12 % of the image, where ``size_bias`` is -2."""
 
     def __init__(self, dim: int, size_bias: float = 0.0):
-        super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, 4)])
+        super().__init__(dim, dim, dim, 4)
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
         nn.init.constant_(self.layers[-1].bias[2:], size_bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers[2](relu(self.layers[1](relu(self.layers[0](x)))))

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from msdetr.model import Decoder
-from msdetr.modules import Baseline, Pyramid
+from msdetr.modules import Baseline, Pyramid, ReferencePositions, ScaledReferencePositions
 from msdetr.structures import QueryGroup
 
 DIM, LAYERS = 32, 3
@@ -32,7 +32,7 @@ def test_positions_are_made_from_the_references_of_every_layer():
     seen = []
 
     class Positions(nn.Module):
-        def forward(self, references, memory):
+        def forward(self, layer, queries, references, memory):
             seen.append(references)
             return references.repeat(1, 1, DIM // 4)
 
@@ -50,3 +50,21 @@ def test_the_norm_is_for_the_predictors_alone():
     torch.testing.assert_close(plain.references, normed.references)
     assert not torch.allclose(plain.predictions.logits, normed.predictions.logits)
     assert not torch.allclose(plain.predictions.boxes, normed.predictions.boxes)
+
+
+def test_positions_of_boxes_are_scaled_by_contents_after_the_first_layer():
+    (group,), memory = inputs()
+    torch.manual_seed(0)
+    plain, scaled = ReferencePositions(DIM), ScaledReferencePositions(DIM)
+    scaled.mlp.load_state_dict(plain.mlp.state_dict())
+    given = group.contents, group.references, memory
+    torch.testing.assert_close(plain(0, *given), plain(1, *given))
+    torch.testing.assert_close(scaled(0, *given), plain(0, *given))
+    torch.testing.assert_close(scaled(1, *given), plain(1, *given) * scaled.scale(group.contents))
+
+
+def test_heads_may_be_shared_by_layers_that_refine():
+    shared = decoder(shared_heads=True)
+    assert len(shared.class_heads) == len(shared.box_heads) == 1
+    references = shared(*inputs())["primary"].references
+    assert not torch.allclose(references[0], references[1])
