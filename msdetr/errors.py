@@ -59,6 +59,10 @@ class RunError(MSDETRError, RuntimeError):
     """A run directory that cannot be read or compared."""
 
 
+class RecordsError(RunError, FileNotFoundError):
+    """A run without recorded matches."""
+
+
 class NotebookError(MSDETRError, RuntimeError):
     """A notebook that did not run to its end; the message names the cell."""
 

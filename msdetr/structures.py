@@ -100,6 +100,7 @@ class Targets(_Movable):
     num_images: B.   image_ids: the B ids of the data set (empty where there are none), for messages and evaluation.
     sizes: [B, 2] int64, original (height, width) in pixels, for post-processing; None where it is not known.
     host: the same objects on the CPU, kept when they are moved to a device, so that nothing waits to read them back.
+    original: [T] int64, which object of the batch each is a copy of, where objects are repeated; else None.
     """
 
     labels: Tensor
@@ -109,6 +110,7 @@ class Targets(_Movable):
     image_ids: tuple[int, ...] = ()
     sizes: Tensor | None = None
     host: Targets | None = None
+    original: Tensor | None = None
 
     @classmethod
     def from_list(
@@ -137,9 +139,12 @@ class Targets(_Movable):
         moved = {name: getattr(self, name).to(*args, **kwargs) for name in ("labels", "boxes", "image")}
         moved["labels"], moved["image"] = moved["labels"].long(), moved["image"].long()
         non_blocking = kwargs.get("non_blocking", False)
-        sizes = None if self.sizes is None else self.sizes.to(moved["boxes"].device, non_blocking=non_blocking)
+        device = moved["boxes"].device
+        for name in ("sizes", "original"):
+            value = getattr(self, name)
+            moved[name] = None if value is None else value.to(device, non_blocking=non_blocking)
         host = self if self.labels.device.type == "cpu" else self.host
-        return replace(self, **moved, sizes=sizes, host=None if moved["labels"].device.type == "cpu" else host)
+        return replace(self, **moved, host=None if moved["labels"].device.type == "cpu" else host)
 
     @property
     def on_host(self) -> Targets:
@@ -155,11 +160,13 @@ class Targets(_Movable):
 
     def repeated(self, times: int) -> Targets:
         """Every object ``times`` times in a row, as hybrid matching supervises it (H-DETR, Section 3)."""
+        original = torch.arange(len(self), device=self.labels.device) if self.original is None else self.original
         return replace(
             self,
             labels=self.labels.repeat_interleave(times),
             boxes=self.boxes.repeat_interleave(times, dim=0),
             image=self.image.repeat_interleave(times),
+            original=original.repeat_interleave(times),
             host=None if self.host is None else self.host.repeated(times),
         )
 
@@ -253,6 +260,8 @@ class QueryGroup:
     pairs: a known assignment, as matches of one layer; None: it is matched.
     divisor: what sums are divided by, beyond the number of objects.
     selected: [B, Q] token each query was made from, where it was made from one.
+    objects: [B, Q] object each query was made from, an index into the batch's targets; -1 for a query that fills up. None
+    where they are not made from objects.
     """
 
     name: str
@@ -266,6 +275,7 @@ class QueryGroup:
     pairs: Matches | None = None
     divisor: float = 1.0
     selected: Tensor | None = None
+    objects: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -284,6 +294,7 @@ class GroupOutput(_Movable):
     pairs: Matches | None = None
     divisor: float = 1.0
     selected: Tensor | None = None
+    objects: Tensor | None = None
 
     def layer(self, index: int) -> GroupOutput:
         """The predictions of one decoder layer (K = 1)."""

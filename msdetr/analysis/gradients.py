@@ -27,13 +27,17 @@ DECODER_PARTS = {
 def part_of(parameter: str) -> str:
     """The part of a detector that a parameter belongs to: 'backbone', 'encoder layer 1', 'layer 2: self-attention'."""
     names = parameter.split(".")
+    if names[0] == "sources":
+        return f"{names[1].replace('_', ' ')} queries"
     if names[0] == "encoder":
         return f"encoder layer {int(names[2]) + 1}"
     if names[0] == "decoder":
         if names[1] == "layers":
-            return f"layer {int(names[2]) + 1}: {DECODER_PARTS[names[3]]}"
-        number = next(int(name) for name in names if name.isdigit())
-        return f"layer {number + 1}: {DECODER_PARTS['.'.join(names[1 : names.index(str(number))])]}"
+            return f"layer {int(names[2]) + 1}: {DECODER_PARTS.get(names[3], names[3].replace('_', ' '))}"
+        number = next((i for i, name in enumerate(names) if name.isdigit()), 2)
+        kind = ".".join(names[1:number])
+        kind = DECODER_PARTS.get(kind, kind.replace("_", " "))
+        return f"layer {int(names[number]) + 1}: {kind}" if names[number].isdigit() else kind
     return {"query_selection": "query selection"}.get(names[0], "backbone" if names[0] == "backbone" else "projections")
 
 
@@ -129,13 +133,13 @@ def pulls(
 
 
 def branch_pulls(
-    criterion: Criterion, output: DetectorOutput, targets: Targets, names: Sequence[str] = ("one_to_one", "one_to_many")
+    criterion: Criterion, output: DetectorOutput, targets: Targets, names: Sequence[str] | None = None
 ) -> dict[str, tuple[Matches, dict[str, Predictions]]]:
-    """Branch -> its matches, and what each of its terms pulls at."""
+    """Branch -> its matches, and what each of its terms pulls at. names: of the branches; None: all that the output has."""
     supervised = criterion.supervised(output, targets)
     matches = criterion.match(supervised)
     return {
         branch.name: (matches[branch.name], pulls(given.predictions, given.targets, matches[branch.name], branch.terms))
         for branch in criterion.branches
-        if branch.name in names and (given := supervised.get(branch.name)) is not None
+        if (names is None or branch.name in names) and (given := supervised.get(branch.name)) is not None
     }

@@ -1,7 +1,8 @@
 """Run health: what looks wrong in the metrics of a run, and what usually causes it.
 
 Every check looks at numbers of metrics.jsonl and results.json and says what it found, also where all is well, so that a
-reader sees which questions were asked. The limits are rules of thumb and part of each finding's words.
+reader sees which questions were asked. Losses and matches are looked at in every branch of the run's criterion. The limits
+are rules of thumb and part of each finding's words.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from msdetr import files
+from msdetr.analysis.branches import branch_title
 from msdetr.analysis.runs import Run, read_run
 from msdetr.errors import FileError
-from msdetr.methods import matching_rules, variant_of
+from msdetr.losses import Branch
+from msdetr.methods import build_criterion, matching_rules
 
 ENOUGH_STEPS = 500  # rule of thumb: before, classes that are not found yet say nothing
 
@@ -78,22 +81,25 @@ def _finite(run: Run) -> Iterator[Finding]:
 
 
 def _loss_falls(run: Run) -> Iterator[Finding]:
-    weights = run.config.loss
-    weights = {"class": weights.class_weight, "l1": weights.l1_weight, "giou": weights.giou_weight}
-    values = [
-        sum(weight * sum(line["terms"][f"one_to_one/{term}"]) for term, weight in weights.items()) for line in run.steps
-    ]
-    first, last, ratio = _trend(values)
-    if ratio is None:
-        yield _unknown("loss falls", run)
-        return
-    # not the total: that of one-to-many supervision grows with the number of its positives, which is good news
-    text = f"the one-to-one loss went from {first:.2f} to {last:.2f} (x {ratio:.2f})"
+    # not of branches whose number of positives is free: their loss grows with it, which is good news
+    graded = []
+    for branch in _branches(run):
+        if not _is_fixed(branch):
+            continue
+        values = [
+            sum(weight * sum(line["terms"][f"{branch.name}/{term}"]) for term, weight in branch.weights.items())
+            for line in run.steps
+            if all(f"{branch.name}/{term}" in line["terms"] for term in branch.weights)
+        ]
+        first, last, ratio = _trend(values)
+        if ratio is not None:
+            text = f"the {branch_title(branch.name)} loss went from {first:.2f} to {last:.2f} (x {ratio:.2f})"
+            graded.append((_grade(ratio, 0.9, 1.0), text))
     cause = (
         "a learning rate that is far too low or too high, labels shifted by one, boxes in another format than cxcywh in "
         "[0, 1], or images that are not normalised as the backbone expects"
     )
-    yield Finding("loss falls", *_graded(ratio, 0.9, 1.0, text, cause))
+    yield _worst("loss falls", graded, cause, run)
 
 
 def _loss_scale(run: Run) -> Iterator[Finding]:
@@ -135,76 +141,88 @@ def _gradients(run: Run) -> Iterator[Finding]:
 
 
 def _boxes_move(run: Run) -> Iterator[Finding]:
-    values = [line["terms"].get("one_to_one/l1") for line in run.steps]
-    first, last, ratio = _trend([v[-1] for v in values if v])
-    if ratio is None:
-        yield _unknown("boxes learn", run)
-        return
-    giou = run.steps[-1]["terms"]["one_to_one/giou"][-1]
-    text = (
-        f"last layer's L1 per object went from {first:.3f} to {last:.3f} (x {ratio:.2f}), its GIoU loss is {giou:.2f}"
-    )
+    graded = []
+    for branch in _branches(run):
+        lines = [line["terms"] for line in run.steps if f"{branch.name}/l1" in line["terms"]]
+        first, last, ratio = _trend([terms[f"{branch.name}/l1"][-1] for terms in lines])
+        if not _is_fixed(branch) or ratio is None:
+            continue
+        text = f"{branch_title(branch.name)}: last layer's L1 per object went from {first:.3f} to {last:.3f} (x {ratio:.2f})"
+        if f"{branch.name}/giou" in lines[-1]:
+            text += f", its GIoU loss is {lines[-1][f'{branch.name}/giou'][-1]:.2f}"
+        # a branch with known pairs starts from boxes that are nearly right
+        graded.append((_grade(ratio, *((1.0, 1.2) if branch.matcher is None else (0.8, 0.97))), text))
     cause = (
         "boxes are stuck: targets in pixels instead of [0, 1] or in another format than cxcywh, reference points without "
         "gradient, or a learning rate that is too low"
     )
-    yield Finding("boxes learn", *_graded(ratio, 0.8, 0.97, text, cause))
+    yield _worst("boxes learn", graded, cause, run)
 
 
-def _one_to_one_complete(run: Run) -> Iterator[Finding]:
-    values = [line["positives_per_object"].get("one_to_one") for line in run.steps]
-    values = [v for v in values if v is not None]
-    if not values:
-        yield _unknown("every object has a query", run)
+def _objects_have_queries(run: Run) -> Iterator[Finding]:
+    graded = []
+    for branch in _branches(run):
+        if branch.each_object is None:
+            continue
+        shares = _logged(run, "matched_share", branch.name)
+        if not shares and branch.name == "one_to_one":  # version 0.1 did not log the share
+            shares = _logged(run, "positives_per_object", branch.name)
+        if shares:
+            level = Level.WARN if min(shares) < 0.999 else Level.FINE
+            graded.append((level, f"{min(shares):.3f} of the {branch_title(branch.name)} pairs at least"))
+    cause = "images with more objects than the branch has queries: the rest goes unsupervised; raise model.num_queries"
+    yield _worst("every object has a query", graded, cause, run)
+
+
+def _positives(run: Run) -> Iterator[Finding]:
+    free = [branch for branch in _branches(run) if not _is_fixed(branch)]
+    if not free:
         return
-    least = min(values)
-    text = f"{least:.3f} one-to-one pairs per object at least"
-    if least < 0.999:
-        cause = "images with more objects than model.num_queries: the rest goes unsupervised; raise it"
-        yield Finding("every object has a query", Level.WARN, text, cause)
-    else:
-        yield Finding("every object has a query", Level.FINE, text)
-
-
-def _one_to_many_positives(run: Run) -> Iterator[Finding]:
-    if variant_of(run.config) == "baseline":
-        return
-    values = [line["positives_per_object"].get("one_to_many") for line in run.steps]
-    values = [v for v in values if v is not None]
-    if not values:
-        yield _unknown("one-to-many positives", run)
-        return
-    m, tail = matching_rules(run.config), float(np.mean(values[-max(1, len(values) // 5) :]))
-    share = tail * np.mean([line["objects_per_image"] for line in run.steps]) / run.config.model.num_queries
-    text = f"{tail:.2f} positives per object lately (k = {m.k}), {share:.0%} of the queries"
-    if tail < min(1.5, 0.5 * m.k):
-        cause = (
-            f"few predictions score above tau = {m.threshold:g}: early in training wait; later lower ms_detr.threshold, "
-            "or look whether the boxes learn at all"
-        )
-        yield Finding("one-to-many positives", Level.WARN, text, cause)
-    elif share > 0.4:
-        cause = (
-            "most queries are positives, so one-to-one supervision has little to tell apart: fewer per object "
-            "(ms_detr.k), or more queries (about 15 % are positive on COCO)"
-        )
-        yield Finding("one-to-many positives", Level.WARN, text, cause)
-    else:
-        yield Finding("one-to-many positives", Level.FINE, text)
+    m, graded, causes = matching_rules(run.config), [], []
+    for branch in free:
+        values = _logged(run, "positives_per_object", branch.name)
+        if not values:
+            continue
+        tail = _lately(values)
+        shares = _logged(run, "positives_per_query", branch.name)
+        if not shares and branch.name == "one_to_many":  # version 0.1 did not log the share
+            objects = np.mean([line["objects_per_image"] for line in run.steps])
+            shares = [tail * objects / run.config.model.num_queries]
+        most = branch.matcher.most
+        limit = "" if most is None else f" (at most {most})"
+        text = f"{branch_title(branch.name)}: {tail:.2f} positives per object lately{limit}"
+        text += f", {_lately(shares):.0%} of the queries" if shares else ""
+        level = Level.FINE
+        if most is not None and tail < min(1.5, 0.5 * most):
+            level = Level.WARN
+            causes.append(
+                f"few predictions score above tau = {m.threshold:g}: early in training wait; later lower "
+                "ms_detr.threshold, or look whether the boxes learn at all"
+            )
+        elif shares and _lately(shares) > 0.4:
+            level = Level.WARN
+            causes.append(
+                "most queries are positives, so one-to-one supervision has little to tell apart: fewer per object "
+                "(ms_detr.k), or more queries (about 15 % are positive on COCO)"
+            )
+        graded.append((level, text))
+    yield _worst("one-to-many positives", graded, "; ".join(dict.fromkeys(causes)), run)
 
 
 def _layers_refine(run: Run) -> Iterator[Finding]:
     tail = run.steps[-max(1, len(run.steps) // 5) :]
-    rows = [line["terms"]["one_to_one/giou"] for line in tail if "one_to_one/giou" in line["terms"]]
-    if not rows or len(rows[0]) < 2:
-        return
-    layers = np.mean(rows, axis=0)
-    text = f"GIoU loss per decoder layer: {', '.join(f'{v:.2f}' for v in layers)}"
-    if layers[-1] > 1.05 * layers[0]:
-        cause = "later layers make boxes worse: references passed on in the wrong format, or too short a training"
-        yield Finding("layers refine", Level.WARN, text, cause)
-    else:
-        yield Finding("layers refine", Level.FINE, text)
+    graded = []
+    for branch in _branches(run):
+        name = f"{branch.name}/giou"
+        rows = [line["terms"][name] for line in tail if name in line["terms"]]
+        if not _is_fixed(branch) or not rows or len(rows[0]) < 2:
+            continue
+        layers = np.mean(rows, axis=0)
+        text = f"{branch_title(branch.name)} GIoU loss per decoder layer: {', '.join(f'{v:.2f}' for v in layers)}"
+        graded.append((Level.WARN if layers[-1] > 1.05 * layers[0] else Level.FINE, text))
+    cause = "later layers make boxes worse: references passed on in the wrong format, or too short a training"
+    if graded:
+        yield _worst("layers refine", graded, cause, run)
 
 
 def _classes(run: Run) -> Iterator[Finding]:
@@ -268,7 +286,7 @@ def _data_keeps_up(run: Run) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Run], Iterator[Finding]], ...] = (
-    _finite, _loss_falls, _loss_scale, _gradients, _boxes_move, _one_to_one_complete, _one_to_many_positives,
+    _finite, _loss_falls, _loss_scale, _gradients, _boxes_move, _objects_have_queries, _positives,
     _layers_refine, _classes, _holds_its_best, _data_keeps_up,
 )  # fmt: skip
 
@@ -282,9 +300,35 @@ def _trend(values: list[float]) -> tuple[float, float, float | None]:
     return first, last, last / first if first > 0 and math.isfinite(last / first) else None
 
 
-def _graded(ratio: float, fine: float, warn: float, text: str, cause: str) -> tuple[Level, str, str]:
-    level = Level.FINE if ratio <= fine else Level.WARN if ratio <= warn else Level.BAD
-    return level, text, "" if level is Level.FINE else cause
+def _branches(run: Run) -> list[Branch]:
+    return build_criterion(run.config).branches
+
+
+def _is_fixed(branch: Branch) -> bool:
+    """Whether the number of a branch's pairs is given, and does not depend on what is predicted."""
+    return branch.matcher is None or branch.each_object is not None
+
+
+def _logged(run: Run, key: str, branch: str) -> list[float]:
+    values = [line.get(key, {}).get(branch) for line in run.steps]
+    return [value for value in values if value is not None]
+
+
+def _lately(values: list[float]) -> float:
+    """Mean of the last fifth."""
+    return float(np.mean(values[-max(1, len(values) // 5) :]))
+
+
+def _grade(ratio: float, fine: float, warn: float) -> Level:
+    return Level.FINE if ratio <= fine else Level.WARN if ratio <= warn else Level.BAD
+
+
+def _worst(check: str, graded: list[tuple[Level, str]], cause: str, run: Run) -> Finding:
+    """One finding about several branches, as bad as the worst of them; without any, the numbers are not there."""
+    if not graded:
+        return _unknown(check, run)
+    level = next(level for level in (Level.BAD, Level.WARN, Level.FINE) if level in dict(graded))
+    return Finding(check, level, "; ".join(text for _, text in graded), "" if level is Level.FINE else cause)
 
 
 def _unknown(check: str, run: Run) -> Finding:

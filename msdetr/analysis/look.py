@@ -1,4 +1,4 @@
-"""Looking inside a detector: both branches in eval mode, and where the queries sample the image."""
+"""Looking inside a detector: everything that it predicts, in eval mode, and where the queries sample the image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from msdetr.structures import DetectorOutput, ImageBatch
+from msdetr.structures import DetectorOutput, ImageBatch, Targets
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,15 @@ def both_branches(detector: nn.Module, batch: ImageBatch) -> DetectorOutput:
     """Predictions in eval mode, with the one-to-many branch where the detector has one. Draws no random number."""
     with evaluating(detector):
         return detector(batch, one_to_many=detector.decoder.one_to_many is not None)
+
+
+def training_output(detector: nn.Module, batch: ImageBatch, targets: Targets) -> DetectorOutput:
+    """As ``both_branches``, with the query groups that only training has. What they draw at random (noised objects) is the
+    same at every look, and torch's generators are left as they were."""
+    devices = [batch.images.device] if batch.images.is_cuda else []
+    with evaluating(detector), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        return detector(batch, targets, one_to_many=detector.decoder.one_to_many is not None)
 
 
 def sampling_points(detector: nn.Module, batch: ImageBatch, image: int = 0) -> list[SamplingPoints]:

@@ -1,37 +1,41 @@
 """Matching stability: how often objects change their queries while a detector learns.
 
-``MatchRecorder`` looks at a fixed set of images at intervals of a training run and writes down who is matched to whom;
-``load_history`` reads that back and ``flip_rates`` measures the change from one record to the next:
-
-- one-to-one: the share of objects whose query is another one than before;
-- one-to-many: one minus the overlap of the object's old and new set of queries, |A ∩ B| / |A ∪ B| (so an object that
-  swaps its only query flips by 1, as in the one-to-one rate).
+``MatchRecorder`` looks at a fixed set of images at intervals of a training run and writes down who is matched to whom in
+every branch of the criterion; ``load_history`` reads that back and ``flip_rates`` measures the change from one record to the
+next: one minus the overlap of an object's old and new set of queries, |A ∩ B| / |A ∪ B|. An object that swaps its only
+query flips by 1, so in a one-to-one branch the rate is the share of objects whose query is another one than before. Copies
+of an object (hybrid matching) count as the object.
 
 In a two-stage detector query number 7 is a new proposal at every look, so there a query is identified by the encoder
-token that it was made from, not by its number.
+token that it was made from, not by its number. Denoising queries are made from the same noised objects at every look, and a
+record says which.
 
-Shape legend: R records, K layers, T objects, S images kept in full, Q queries.
+Shape legend: R records, K layers, T objects, S images kept in full, B images, Q queries.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from msdetr import files
-from msdetr.analysis.look import both_branches
+from msdetr.analysis.look import training_output
 from msdetr.config import RunConfig
-from msdetr.errors import RunError
-from msdetr.matching import MatchingRules, merge_matches
-from msdetr.methods import matching_rules
+from msdetr.errors import InputError, RecordsError, RunError
+from msdetr.losses import Criterion, Supervised
+from msdetr.matching import MatchingRules
+from msdetr.methods import build_criterion, matching_rules
 from msdetr.structures import DetectorOutput, ImageBatch, Matches, Predictions, Targets
+
+KEPT = ("one_to_one", "one_to_many")  # branches whose predictions are kept, for the microscope
 
 
 class MatchRecorder:
@@ -41,9 +45,9 @@ class MatchRecorder:
     forward pass in eval mode, which draws no random number and leaves the detector as it was, so a recorded run is the
     same run. ``seconds`` is what recording has cost so far.
 
-    batch, targets: the images to watch. every: steps between records. states: of how many images the predictions are
-    kept in full, to look at them step by step afterwards. budget: the share of the time since the first record that
-    recording may take; a record that comes too early for it is left out.
+    batch, targets: the images to watch. config: the run's. every: steps between records. states: of how many images the
+    predictions are kept in full, to look at them step by step afterwards. budget: the share of the time since the first
+    record that recording may take; a record that comes too early for it is left out. Raises InputError for ``every`` < 1.
     """
 
     def __init__(
@@ -51,16 +55,16 @@ class MatchRecorder:
         directory: str | Path,
         batch: ImageBatch,
         targets: Targets,
-        matching: MatchingRules,
+        config: RunConfig,
         every: int = 50,
         states: int = 4,
         class_names: Sequence[str] = (),
         budget: float = 1.0,
     ) -> None:
         if every < 1:
-            raise ValueError(f"every: must be at least 1 step, got {every}")
+            raise InputError(f"every: must be at least 1 step, got {every}")
         self.directory, self.batch, self.targets, self.every = Path(directory), batch, targets, int(every)
-        self.matching, self.states = matching, min(int(states), len(batch))
+        self.criterion, self.states = build_criterion(config), min(int(states), len(batch))
         self.budget, self.seconds, self._began = budget, 0.0, None
         self.directory.mkdir(parents=True, exist_ok=True)
         pictures = {f"picture_{i}": picture for i, picture in enumerate(_pictures(batch, self.states))}
@@ -72,7 +76,7 @@ class MatchRecorder:
             "image_ids": list(targets.image_ids),
             "class_names": list(class_names),
         }
-        files.write_json(self.directory / "about.json", about | {"matching": vars(matching)})
+        files.write_json(self.directory / "about.json", about | {"matching": vars(matching_rules(config))})
 
     @classmethod
     def of_run(
@@ -96,7 +100,7 @@ class MatchRecorder:
         batch, targets = collate([dataset[i] for i in range(min(images, len(dataset)))])
         every = max(total_steps // 40, 50 * len(batch) // config.train.batch_size, 1)
         directory, names = Path(run_dir) / "matching", dataset.class_names
-        return cls(directory, batch, targets, matching_rules(config), every, class_names=names, budget=0.03)
+        return cls(directory, batch, targets, config, every, class_names=names, budget=0.03)
 
     def __call__(self, detector: nn.Module, step: int, epoch: float) -> bool:
         """Records if a record is due at this step; returns whether it did."""
@@ -105,8 +109,8 @@ class MatchRecorder:
         if step % self.every or self.seconds > self.budget * max(start - self._began, 1e-9):
             return False
         device = next(detector.parameters()).device
-        output = both_branches(detector, self.batch.to(device)).to("cpu")
-        arrays = record(output, self.targets, self.matching, self.states)
+        output = training_output(detector, self.batch.to(device), self.targets.to(device)).to("cpu")
+        arrays = record(output, self.targets, self.criterion, self.states)
         path = self.directory / f"step_{step:08d}.npz"
         with files.replacing(path) as staging:
             np.savez_compressed(staging, step=step, epoch=epoch, **arrays)
@@ -114,19 +118,26 @@ class MatchRecorder:
         return True
 
 
-def record(output: DetectorOutput, targets: Targets, matching: MatchingRules, states: int = 0) -> dict[str, np.ndarray]:
-    """One record: ``one_to_one`` and ``one_to_many`` as [pairs, 3] rows (layer, object, query identity), and the
-    predictions of the first ``states`` images."""
-    pairs = matching.hungarian()(output.one_to_one, targets)
-    arrays = {"layers": np.asarray(len(output.one_to_one.logits)), "one_to_one": _rows(pairs, output.selected)}
-    if output.one_to_many is not None:
-        with torch.random.fork_rng(devices=[]):  # the released rule draws random numbers
-            many = matching.one_to_many()(output.one_to_many, targets)
-        if matching.merge:
-            num_images, num_queries = output.one_to_many.logits.shape[1:3]
-            many = merge_matches(many, pairs, num_queries, num_images, matching.rule != "literal")
-        arrays["one_to_many"] = _rows(many, output.selected)
-    for name in ("one_to_one", "one_to_many"):
+def record(output: DetectorOutput, targets: Targets, criterion: Criterion, states: int = 0) -> dict[str, np.ndarray]:
+    """One record, as arrays; everything is on the CPU. ``branches``: names of the criterion's branches, and by each of these
+
+    NAME: [pairs, 3] rows (layer, object, query identity). NAME.layers, NAME.known: K, and whether the pairs were known.
+    NAME.noised: [n, 5] rows (image, query, object, copy, whether it is to find it) of queries made from objects.
+
+    Further, of the first ``states`` images, the predictions of the branches in ``KEPT`` and the references.
+    """
+    with torch.random.fork_rng(devices=[]):  # the released rule draws random numbers
+        torch.manual_seed(0)
+        supervised = criterion.supervised(output, targets)
+        matches = criterion.match(supervised)
+    arrays: dict[str, np.ndarray] = {"branches": np.array(list(supervised), dtype=np.str_)}
+    for name, given in supervised.items():
+        arrays[name] = _rows(matches[name], given)
+        arrays[f"{name}.layers"] = np.asarray(len(given.predictions.logits))
+        arrays[f"{name}.known"] = np.asarray(given.pairs is not None)
+        if given.objects is not None:
+            arrays[f"{name}.noised"] = _noised(given)
+    for name in KEPT:
         predictions = getattr(output, name)
         if states and predictions is not None:
             arrays[f"{name}_logits"] = predictions.logits[:, :states].numpy()
@@ -136,9 +147,21 @@ def record(output: DetectorOutput, targets: Targets, matching: MatchingRules, st
     return arrays
 
 
-def _rows(matches: Matches, selected: Tensor | None) -> np.ndarray:
-    identity = matches.query if selected is None else selected[matches.image, matches.query]
-    return torch.stack([matches.layer, matches.target, identity], -1).numpy().astype(np.int32)
+def _rows(matches: Matches, given: Supervised) -> np.ndarray:
+    original = given.targets.original
+    target = matches.target if original is None else original[matches.target]
+    identity = given.identity[matches.image, matches.query]
+    return torch.stack([matches.layer, target, identity], -1).numpy().astype(np.int32)
+
+
+def _noised(given: Supervised) -> np.ndarray:
+    image, query = (given.objects >= 0).nonzero(as_tuple=True)
+    positive = torch.zeros_like(given.objects, dtype=torch.bool)
+    if given.pairs is not None:
+        positive[given.pairs.image, given.pairs.query] = True
+    copy = query // (given.objects.shape[1] // given.parts)
+    columns = image, query, given.objects[image, query], copy, positive[image, query]
+    return torch.stack([column.long() for column in columns], -1).numpy().astype(np.int32)
 
 
 def _pictures(batch: ImageBatch, count: int, longest: int = 320) -> list[np.ndarray]:
@@ -157,18 +180,39 @@ def _pictures(batch: ImageBatch, count: int, longest: int = 320) -> list[np.ndar
 
 
 @dataclass(frozen=True)
+class NoisedObject:
+    """What a denoising query was made from. object: an index into the recorded targets. copy: which of its noised copies,
+    from 0. positive: whether the query is to find the object; a negative is background."""
+
+    object: int
+    copy: int
+    positive: bool
+
+
+@dataclass(frozen=True)
+class BranchHistory:
+    """One branch of the criterion over a training run.
+
+    rows: per record [pairs, 3] (layer, object, query identity).   known: the pairs were not matched, but known.
+    noised: (image, query) -> the object that the query was made from; empty where queries are not made from objects.
+    """
+
+    rows: list[np.ndarray]
+    num_layers: int
+    known: bool
+    noised: Mapping[tuple[int, int], NoisedObject]
+
+
+@dataclass(frozen=True)
 class MatchHistory:
-    """What a recorder left. steps, epochs: [R]. one_to_one, one_to_many: per record the rows (layer, object, query
-    identity), None for a run without a one-to-many branch. states: per record the output for the first S images, whose
-    objects are ``targets_of(i)`` and pictures ``pictures[i]`` [h, w, 3] uint8."""
+    """What a recorder left. steps, epochs: [R]. branches: by name, in the order of the criterion. states: per record the
+    output for the first S images, whose objects are ``kept_targets()`` and pictures ``pictures[i]`` [h, w, 3] uint8."""
 
     steps: np.ndarray
     epochs: np.ndarray
-    num_layers: int
     targets: Targets
     matching: MatchingRules
-    one_to_one: list[np.ndarray]
-    one_to_many: list[np.ndarray] | None
+    branches: Mapping[str, BranchHistory]
     states: list[DetectorOutput]
     pictures: list[np.ndarray]
     class_names: tuple[str, ...]
@@ -186,39 +230,59 @@ class MatchHistory:
 
 
 def load_history(directory: str | Path) -> MatchHistory:
-    """Reads the records of a run, of its directory or the folder with the records themselves.
+    """Reads the records of a run, of its directory or the folder with the records themselves; also those of version 0.1.
 
-    Raises FileNotFoundError where there are none, naming how to get them.
+    Raises RecordsError (a FileNotFoundError) where there are none, naming how to get them, and RunError where they are
+    damaged.
     """
     directory = Path(directory)
     if (directory / "matching").is_dir():
         directory /= "matching"
     paths = sorted(directory.glob("step_*.npz"))
     if not paths or not (directory / "objects.npz").exists():
-        raise FileNotFoundError(f"{directory}: no recorded matches; train with recording on (MatchRecorder)")
+        raise RecordsError(f"{directory}: no recorded matches; train with recording on (MatchRecorder)")
     about = files.read_json(directory / "about.json", RunError)
-    with np.load(directory / "objects.npz", allow_pickle=False) as file:
-        objects = dict(file)
-    records = []
-    for path in paths:
-        with np.load(path, allow_pickle=False) as file:
-            records.append(dict(file))
+    objects, *records = [_arrays(path) for path in (directory / "objects.npz", *paths)]
     return MatchHistory(
         steps=np.array([int(r["step"]) for r in records]),
         epochs=np.array([float(r["epoch"]) for r in records]),
-        num_layers=int(records[0]["layers"]),
         targets=Targets(
             *(torch.from_numpy(objects[name]) for name in ("labels", "boxes", "image")),
             num_images=about["num_images"],
             image_ids=tuple(about["image_ids"]),
         ),
         matching=MatchingRules(**about["matching"]),
-        one_to_one=[r["one_to_one"] for r in records],
-        one_to_many=[r["one_to_many"] for r in records] if "one_to_many" in records[0] else None,
+        branches=_branches(records),
         states=[_state(r) for r in records if "one_to_one_logits" in r],
         pictures=[objects[f"picture_{i}"] for i in range(sum(name.startswith("picture_") for name in objects))],
         class_names=tuple(about["class_names"]),
     )
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise RunError(f"{path}: is damaged: {error}; remove it, the other records can be read without it") from error
+
+
+def _branches(records: Sequence[Mapping[str, np.ndarray]]) -> dict[str, BranchHistory]:
+    first = records[0]
+    # version 0.1 recorded two branches, without saying so
+    names = first["branches"].tolist() if "branches" in first else [name for name in KEPT if name in first]
+    return {
+        name: BranchHistory(
+            [record[name] for record in records],
+            int(first[f"{name}.layers"] if f"{name}.layers" in first else first["layers"]),
+            bool(first.get(f"{name}.known", False)),
+            {
+                (image, query): NoisedObject(target, copy, bool(positive))
+                for image, query, target, copy, positive in first.get(f"{name}.noised", np.zeros((0, 5))).tolist()
+            },
+        )
+        for name in names
+    }
 
 
 def _state(arrays: dict[str, np.ndarray]) -> DetectorOutput:
@@ -226,7 +290,7 @@ def _state(arrays: dict[str, np.ndarray]) -> DetectorOutput:
         Predictions(torch.from_numpy(arrays[f"{name}_logits"]), torch.from_numpy(arrays[f"{name}_boxes"]))
         if f"{name}_logits" in arrays
         else None
-        for name in ("one_to_one", "one_to_many")
+        for name in KEPT
     ]
     references = torch.from_numpy(arrays["references"]) if "references" in arrays else None
     return DetectorOutput(branches[0], branches[1], references=references)
@@ -234,20 +298,18 @@ def _state(arrays: dict[str, np.ndarray]) -> DetectorOutput:
 
 @dataclass(frozen=True)
 class FlipRates:
-    """Change between consecutive records. steps, epochs: [R - 1], of the later one. one_to_one, one_to_many:
-    [R - 1, K] means over objects, NaN where no object counts. An object counts where it has a query in at least one of
-    the two records; counted_one_to_one and counted_one_to_many [R - 1, K] say how many do."""
+    """Change between consecutive records. steps, epochs: [R - 1], of the later one. rates: branch -> [R - 1, K] means over
+    objects, NaN where no object counts. An object counts where it has a query in at least one of the two records;
+    counted: branch -> [R - 1, K] says how many do."""
 
     steps: np.ndarray
     epochs: np.ndarray
-    one_to_one: np.ndarray
-    counted_one_to_one: np.ndarray
-    one_to_many: np.ndarray | None
-    counted_one_to_many: np.ndarray | None
+    rates: Mapping[str, np.ndarray]
+    counted: Mapping[str, np.ndarray]
 
     def per_epoch(self, branch: str = "one_to_one") -> tuple[np.ndarray, np.ndarray]:
         """Epochs [E] (whole numbers, the last one of a record) and mean flip rate between records [E, K]."""
-        rates = getattr(self, branch)
+        rates = self.rates[branch]
         epoch = np.ceil(np.maximum(self.epochs, 1e-9)).astype(int)
         groups = np.unique(epoch)
         with np.errstate(invalid="ignore"):
@@ -257,13 +319,17 @@ class FlipRates:
 
 
 def flip_rates(history: MatchHistory) -> FlipRates:
-    """How the matches changed from each record to the next, per decoder layer."""
+    """How the matches changed from each record to the next, per branch and layer; branches whose pairs are known have no
+    matches that could change. Raises InputError for fewer than two records."""
     if len(history.steps) < 2:
-        raise ValueError(f"{len(history.steps)} record(s): a flip rate needs two; record more often")
-    sizes = (history.num_layers, len(history.targets))
-    one, counted_one = _changes(history.one_to_one, *sizes)
-    many, counted_many = (None, None) if history.one_to_many is None else _changes(history.one_to_many, *sizes)
-    return FlipRates(history.steps[1:], history.epochs[1:], one, counted_one, many, counted_many)
+        raise InputError(f"{len(history.steps)} record(s): a flip rate needs two; record more often")
+    changes = {
+        name: _changes(branch.rows, branch.num_layers, len(history.targets))
+        for name, branch in history.branches.items()
+        if not branch.known
+    }
+    rates, counted = ({name: pair[i] for name, pair in changes.items()} for i in (0, 1))
+    return FlipRates(history.steps[1:], history.epochs[1:], rates, counted)
 
 
 def _changes(records: Sequence[np.ndarray], num_layers: int, num_objects: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ class Step:
 
     index: number of the step, from 0. image_ids, num_objects, num_images: of this rank.
     loss: 0-d, weighted total. terms: "branch/term" -> [K]. grad_norm: 0-d, before clipping.
-    positives: branch -> matched pairs per layer.
+    positives: branch -> matched pairs per layer. queries: branch -> queries. wanted: branch -> pairs per layer where every
+    object has all its queries, where it is to have a certain number.
     """
 
     index: int
@@ -41,6 +43,8 @@ class Step:
     image_ids: tuple[int, ...]
     num_objects: int
     num_images: int
+    queries: dict[str, int] = field(default_factory=dict)
+    wanted: dict[str, int] = field(default_factory=dict)
 
 
 class Trainer:
@@ -135,6 +139,7 @@ class Trainer:
     def _accumulate(self, micro_batches: Sequence[MicroBatch], num_boxes: float) -> Step:
         """Forward and backward over all micro-batches; ranks exchange gradients during the last backward only."""
         total, terms, positives = torch.zeros((), device=self.world.device), {}, {}
+        queries, wanted = Counter(), Counter()
         image_ids = tuple(image_id for _, targets in micro_batches for image_id in targets.image_ids)
         for i, (batch, targets) in enumerate(micro_batches):
             batch = batch.to(self.world.device, non_blocking=True)
@@ -156,6 +161,8 @@ class Trainer:
             for branch, matches in losses.matches.items():
                 layers = max(len(value) for name, value in losses.terms.items() if name.startswith(branch + "/"))
                 positives[branch] = positives.get(branch, 0) + len(matches) / layers
+            queries.update(losses.queries)
+            wanted.update(losses.wanted)
         return Step(
             index=self.steps_done,
             image_ids=image_ids,
@@ -165,6 +172,8 @@ class Trainer:
             positives=positives,
             num_objects=sum(len(targets) for _, targets in micro_batches),
             num_images=sum(len(batch) for batch, _ in micro_batches),
+            queries=dict(queries),
+            wanted=dict(wanted),
         )
 
     def _no_exchange(self, unless: bool):

@@ -38,18 +38,24 @@ class Window:
         loss, grad_norm = next(values), next(values)
         terms = {name: [next(values) for _ in range(len(self.steps[0].terms[name]))] for name in names}
 
-        branches = list(self.steps[0].positives)
-        sums = self.world.sum(
-            [sum(s.num_objects for s in self.steps), sum(s.num_images for s in self.steps)]
-            + [sum(s.positives[branch] for s in self.steps) for branch in branches]
+        counts = {
+            (kind, branch): sum(getattr(step, kind)[branch] for step in self.steps)
+            for kind in ("positives", "queries", "wanted")
+            for branch in getattr(self.steps[0], kind)
+        }
+        objects, images, *sums = self.world.sum(
+            [sum(s.num_objects for s in self.steps), sum(s.num_images for s in self.steps), *counts.values()]
         )
+        counts = dict(zip(counts, sums))
+        positives = {branch: number for (kind, branch), number in counts.items() if kind == "positives"}
         seconds = time.perf_counter() - self.start
-        objects, images = sums[:2]
         return {
             "loss": loss,
             "terms": terms,
             "grad_norm": grad_norm,
-            "positives_per_object": {branch: n / max(objects, 1) for branch, n in zip(branches, sums[2:])},
+            "positives_per_object": {branch: n / max(objects, 1) for branch, n in positives.items()},
+            "positives_per_query": {b: n / q if (q := counts["queries", b]) else 0.0 for b, n in positives.items()},
+            "matched_share": {b: n / w for b, n in positives.items() if (w := counts.get(("wanted", b)))},
             "objects_per_image": objects / images,
             "seconds_per_step": seconds / len(self.steps),
             "data_seconds_per_step": self.waiting / len(self.steps),

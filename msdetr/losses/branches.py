@@ -25,12 +25,12 @@ def detection_terms(
 
 def answer(output: DetectorOutput, targets: Targets) -> Supervised:
     """The detector's own predictions, for one-to-one supervision."""
-    return Supervised(output.one_to_one, targets)
+    return Supervised(output.one_to_one, targets, selected=output.selected)
 
 
 def candidates(output: DetectorOutput, targets: Targets) -> Supervised | None:
     """What the candidates inside each decoder layer predict, for one-to-many supervision."""
-    return None if output.one_to_many is None else Supervised(output.one_to_many, targets)
+    return None if output.one_to_many is None else Supervised(output.one_to_many, targets, selected=output.selected)
 
 
 def encoder_proposals(output: DetectorOutput, targets: Targets) -> Supervised | None:
@@ -54,7 +54,8 @@ def of_group(name: str, candidates: bool = False):
         predictions = group.candidates if candidates else group.predictions
         own = targets if group.targets is None else group.targets
         pairs = None if group.pairs is None or candidates else in_every_layer(group, predictions)
-        return Supervised(predictions, own, pairs=pairs, divisor=group.divisor)
+        origin = {name: getattr(group, name) for name in ("parts", "selected", "objects")}
+        return Supervised(predictions, own, pairs=pairs, divisor=group.divisor, **origin)
 
     return select
 

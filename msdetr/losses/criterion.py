@@ -21,6 +21,7 @@ class Supervised:
     match_on: what the matcher sees, where that is not what is supervised (anchors for the encoder).
     pairs: a known assignment of all layers; None: the branch's matcher finds it.
     divisor: what the sums are divided by, beyond the number of objects (repetitions, denoising groups).
+    parts, selected, objects: where the queries come from, see ``QueryGroup``; for looking at.
     """
 
     predictions: Predictions
@@ -28,6 +29,20 @@ class Supervised:
     match_on: Predictions | None = None
     pairs: Matches | None = None
     divisor: float = 1.0
+    parts: int = 1
+    selected: Tensor | None = None
+    objects: Tensor | None = None
+
+    @property
+    def identity(self) -> Tensor:
+        """[B, Q] int64: what a query is known by from one step to the next. In a two-stage detector query 7 is another
+        proposal at every look, so it is the token that it was made from (times the number of parts, plus its part); else
+        the query's number."""
+        _, images, queries = self.predictions.logits.shape[:3]
+        number = torch.arange(queries, device=self.predictions.logits.device).expand(images, -1)
+        if self.selected is None:
+            return number
+        return self.selected * self.parts + number // max(queries // self.parts, 1)
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,11 @@ class Branch:
     merge_exclusive: bool = True
 
     @property
+    def each_object(self) -> int | None:
+        """How many queries every object is to get; None where that depends on the predictions, or pairs are known."""
+        return None if self.matcher is None else self.matcher.each_object
+
+    @property
     def weights(self) -> dict[str, float]:
         """Term name -> weight."""
         return {name: weight for name, (weight, _) in self.terms.items()}
@@ -62,11 +82,15 @@ class Branch:
 @dataclass(frozen=True)
 class Losses:
     """What a step learns from. total: 0-d, weighted, with gradient. terms: "branch/term" -> [K] per decoder layer,
-    unweighted, normalised, detached. matches: branch name -> Matches."""
+    unweighted, normalised, detached. matches: branch name -> Matches. queries: branch name -> number of queries of all
+    images in a layer. wanted: branch name -> number of pairs in a layer where every object has all its queries, for
+    branches in which it is to have a certain number."""
 
     total: Tensor
     terms: dict[str, Tensor]
     matches: dict[str, Matches]
+    queries: dict[str, int] = field(default_factory=dict)
+    wanted: dict[str, int] = field(default_factory=dict)
 
 
 class Criterion:
@@ -97,7 +121,13 @@ class Criterion:
                 }
                 total = total + sum(branch.weights[name] * value for name, value in values.items()).sum()
                 terms |= {f"{branch.name}/{name}": value.detach() for name, value in values.items()}
-        return Losses(total, terms, matches)
+        queries = {name: given.predictions.logits.shape[1:3].numel() for name, given in supervised.items()}
+        wanted = {
+            branch.name: branch.each_object * len(supervised[branch.name].targets)
+            for branch in self.branches
+            if branch.name in supervised and branch.each_object is not None
+        }
+        return Losses(total, terms, matches, queries, wanted)
 
     def supervised(self, output: DetectorOutput, targets: Targets) -> dict[str, Supervised]:
         """Branch name -> what it supervises, predictions in fp32; without the branches that the model has no output for."""

@@ -16,7 +16,19 @@ _LARGE_TABLE = 2**19  # entries
 
 class Matcher:
     """Assigns queries to objects. Subclasses define ``prepare`` (on the device, no synchronisation) and ``assign``
-    (on the host), and ``decisions`` where it can be asked for its reasons."""
+    (on the host), and ``decisions`` where it can be asked for its reasons.
+
+    each_object: how many queries every object is to get, 1 in one-to-one matching; None: that depends on the predictions.
+    most: how many queries an object can get; None: there is no limit.
+    """
+
+    @property
+    def each_object(self) -> int | None:
+        return None
+
+    @property
+    def most(self) -> int | None:
+        return self.each_object
 
     def prepare(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, ...]:
         """The tensors ``assign`` needs, each [K, T, ...], row t depending on the image of object t alone."""

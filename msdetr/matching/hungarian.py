@@ -32,6 +32,10 @@ class HungarianMatcher(Matcher):
     costs: Mapping[str, tuple[float, Cost]] = field(default_factory=lambda: detection_costs())
     parts: int = 1
 
+    @property
+    def each_object(self) -> int:
+        return self.parts
+
     def terms(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
         """Name -> weighted cost [K, T, Q], of those with a weight."""
         return {name: weight * cost(predictions, targets) for name, (weight, cost) in self.costs.items() if weight}

@@ -48,6 +48,10 @@ class OneToManyMatcher(Matcher):
         if self.k < 1:
             raise ValueError(f"one-to-many matching: k must be at least 1, got {self.k}")
 
+    @property
+    def most(self) -> int:
+        return self.k
+
     def prepare(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, ...]:
         table = score(predictions, targets, self.alpha)  # [K, T, Q]
         if self.exclusive:

@@ -192,6 +192,7 @@ class DenoisingQueries(QuerySource):
         contents = embedded.new_zeros(*shape, embedded.shape[-1]).index_put((image, slots.slot), embedded)
         boxes = logit(boxes, eps=1e-3).sigmoid().to(proposals.box_logits.dtype)
         references = boxes.new_full((*shape, 4), 0.5).index_put((image, slots.slot), boxes)
+        objects = torch.full(shape, -1, device=image.device).index_put((image, slots.slot), slots.object)
         known = slots.positive
         pairs = Matches(torch.zeros_like(known), image[known], slots.slot[known], slots.object[known])
         return QueryGroup(
@@ -203,6 +204,7 @@ class DenoisingQueries(QuerySource):
             reads=(PRIMARY,),
             pairs=pairs,
             divisor=slots.groups,
+            objects=objects,
         )
 
 

@@ -97,7 +97,7 @@ def _output(group: QueryGroup, stacked: Sequence[Tensor], where: slice) -> Group
         Predictions(logits, boxes),
         Predictions(*extra) if extra else None,
         references,
-        **{name: getattr(group, name) for name in ("parts", "targets", "pairs", "divisor", "selected")},
+        **{name: getattr(group, name) for name in ("parts", "targets", "pairs", "divisor", "selected", "objects")},
     )
 
 

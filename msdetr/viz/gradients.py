@@ -10,14 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from msdetr.analysis.branches import branch_title
 from msdetr.analysis.gradients import BranchGradients
 from msdetr.boxes import cxcywh_to_xyxy
 from msdetr.losses import focal_loss
 from msdetr.structures import Matches, Predictions, Targets
 from msdetr.viz.matching import canvas, object_color
 from msdetr.viz.style import DARK, MARKERS, PALETTE, finish, safe, subplots
-
-BRANCHES = {"one_to_one": "one-to-one", "one_to_many": "one-to-many", "encoder": "encoder"}
 
 
 def reach_figure(
@@ -39,7 +38,7 @@ def reach_figure(
         for row, column in np.argwhere(table == 0):
             ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fc="white", ec="none"))
             ax.text(column, row, "×", ha="center", va="center", fontsize=11, color=PALETTE[3])
-        ax.set_xticks(range(len(branches)), [BRANCHES.get(b, b).replace("to-", "to-\n") for b in branches], fontsize=9)
+        ax.set_xticks(range(len(branches)), [branch_title(b).replace("to-", "to-\n") for b in branches], fontsize=9)
         ax.set_yticks(range(len(parts)), [safe(p) for p in parts], fontsize=9)
         ax.set_xticks(np.arange(len(branches) - 1) + 0.5, minor=True)
         ax.set_yticks(np.arange(len(parts) - 1) + 0.5, minor=True)
@@ -104,7 +103,7 @@ def pull_figure(
     figure, axes = subplots(3, len(branches), width=11.0, height=3.5, width_ratios=(1, 1, 0.95))
     largest = max(float(terms["class"].logits.abs().max()) for _, terms in branches.values())
     for row, (name, (matches, terms)) in enumerate(branches.items()):
-        words = BRANCHES.get(name, name)
+        words = branch_title(name)
         for ax, term, title in zip(axes[3 * row :], ("l1", "giou"), ("L1", "GIoU"), strict=False):
             draw_pulls(ax, predictions, targets, matches, terms[term])
             ax.set_title(f"{words}: {title} on boxes", fontsize=11)

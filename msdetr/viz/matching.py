@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from msdetr.analysis.branches import branch_title
 from msdetr.analysis.look import SamplingPoints
 from msdetr.analysis.matching import BranchExplanation, Explanation, ObjectOutcome, Outcome, Status, object_name
 from msdetr.viz.style import DARK, PALETTE, finish, safe, subplots
@@ -31,7 +32,6 @@ SHORT = {
     Status.TAKEN: "other object",
     Status.COSTLIER: "costs more",
 }
-BRANCH = {"one_to_one": "one-to-one", "one_to_many": "one-to-many"}
 
 
 def assignment_figure(
@@ -50,7 +50,7 @@ def assignment_figure(
             canvas(ax, picture)
             draw_assignments(ax, branch, layer, picture)
             pairs = int(branch.matched[layer].sum())
-            ax.set_title(f"{BRANCH[name]}, layer {layer + 1}: {pairs} pair{'s' * (pairs != 1)}", fontsize=10)
+            ax.set_title(f"{branch_title(name)}, layer {layer + 1}: {pairs} pair{'s' * (pairs != 1)}", fontsize=10)
     handles = [
         *_object_handles(explanation),
         Line2D([], [], color=DARK, linewidth=2.2, label="solid: object"),
@@ -117,7 +117,7 @@ def candidate_figure(
     middle.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, columnspacing=1)
     right.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, frameon=False, columnspacing=1)
     name = object_name(target, branch.targets, branch.class_names)
-    figure.suptitle(f"{safe(name, 60)}: best candidates, {BRANCH[branch.name]}, layer {layer + 1}", fontsize=12)
+    figure.suptitle(f"{safe(name, 60)}: best candidates, {branch_title(branch.name)}, layer {layer + 1}", fontsize=12)
     return figure
 
 
@@ -187,7 +187,7 @@ def why_not_figure(
             handles.append(Line2D([], [], color=object_color(other), linestyle=style, linewidth=2.4, label=name))
     _box(left, branch.predictions.boxes[layer, 0, query].numpy(), picture, DARK, "--", 2.2)
     handles.append(Line2D([], [], color=DARK, linestyle="--", linewidth=2.2, label=f"query {query}"))
-    left.set_title(f"{BRANCH[branch.name]}, layer {layer + 1}", fontsize=10)
+    left.set_title(f"{branch_title(branch.name)}, layer {layer + 1}", fontsize=10)
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=9)
 
     verdict = "yes" if not reason.obstacles else "no: " + ", ".join(status.value for status in reason.obstacles)

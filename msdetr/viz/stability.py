@@ -12,20 +12,20 @@ from matplotlib.lines import Line2D
 from PIL import Image
 from scipy.ndimage import median_filter
 
+from msdetr.analysis.branches import branch_title
 from msdetr.analysis.specimen import recorded
 from msdetr.analysis.stability import FlipRates, MatchHistory
-from msdetr.viz.matching import BRANCH, canvas, draw_assignments
+from msdetr.viz.matching import canvas, draw_assignments
 from msdetr.viz.style import DARK, MARKERS, PALETTE, finish, subplots
 
 LAYER_COLORS = ("#fde0a8", "#f6b48f", "#e8766b", "#c03a76", "#7d2482", "#3b0f70")  # light (first) to dark (last layer)
 
 
 def flip_figure(rates: FlipRates) -> Figure:
-    """Flip rate per decoder layer and epoch, one-to-one and one-to-many side by side; thin lines: every record."""
-    branches = [name for name in ("one_to_one", "one_to_many") if getattr(rates, name) is not None]
-    figure, axes = subplots(len(branches), width=9.0 if len(branches) > 1 else 6.0, height=4.0, sharey=True)
-    for ax, name in zip(axes, branches, strict=True):
-        values = getattr(rates, name)
+    """Flip rate per decoder layer and epoch, the branches side by side; thin lines: every record."""
+    width = max(6.0, 4.5 * len(rates.rates))
+    figure, axes = subplots(len(rates.rates), width=width, height=4.0, sharey=True)
+    for ax, (name, values) in zip(axes, rates.rates.items(), strict=True):
         epochs, means = rates.per_epoch(name)
         layers = values.shape[1]
         for layer in range(layers):
@@ -36,7 +36,7 @@ def flip_figure(rates: FlipRates) -> Figure:
                 label=f"layer {layer + 1}",
             )  # fmt: skip
         what = "objects whose query changed" if name == "one_to_one" else "queries of an object that changed"
-        finish(ax, f"{BRANCH[name]}: {what}", "epoch", "flip rate between records", legend=False)
+        finish(ax, f"{branch_title(name)}: {what}", "epoch", "flip rate between records", legend=False)
         ax.set_ylim(0, 1.02)
         ax.title.set_fontsize(10)
     handles = [
@@ -75,7 +75,9 @@ def animate(
             canvas(ax, picture)
             draw_assignments(ax, found.branch(name), layer, picture)
             would = " (as it would be)" if found.branch(name).hypothetical else ""
-            ax.set_title(f"{BRANCH[name]}{would}: {int(found.branch(name).matched[layer].sum())} pairs", fontsize=9)
+            ax.set_title(
+                f"{branch_title(name)}{would}: {int(found.branch(name).matched[layer].sum())} pairs", fontsize=9
+            )
         figure.suptitle(f"step {history.steps[record]}, epoch {history.epochs[record]:.1f}", fontsize=11)
 
     frames, shades = [], _palette()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msdetr.analysis.branches import branch_title
 from msdetr.analysis.health import Finding
 from msdetr.analysis.matching import BranchExplanation, Explanation, ObjectOutcome, QueryStep, object_name
-from msdetr.viz.matching import BRANCH, SHORT
+from msdetr.viz.matching import SHORT
 from msdetr.viz.style import safe_text
 
 
@@ -29,7 +30,7 @@ def candidate_text(branch: BranchExplanation, target: int, layer: int = -1, top:
     """An object's candidates as a table, best score first."""
     number = range(len(branch.score))[layer] + 1
     name = safe_text(object_name(target, branch.targets, branch.class_names))
-    rows = [f"{name}: {BRANCH[branch.name]}, layer {number}"]
+    rows = [f"{name}: {branch_title(branch.name)}, layer {number}"]
     rows.append(
         f"{'rank':>4} {'query':>5} {'prob.':>6} {'IoU':>6} {'score':>6} | {'class':>6} {'L1':>6} {'GIoU':>6} {'cost':>7} | fate"
     )

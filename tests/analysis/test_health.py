@@ -77,3 +77,35 @@ def test_other_signs(tmp_path):
     assert "step 7 failed on images [3, 4]" in health(failed)[0].text
     spiky = lines(lambda step: {"grad_norm": 5000.0 if step == 30 else 5.0})
     assert report(make_run(tmp_path / "e", lines=spiky))["gradient norm"].level is Level.WARN
+
+
+def test_every_branch_of_the_criterion_is_looked_at(tmp_path):
+    """A further branch that does not learn, whose objects go without queries, or that has too many positives is named."""
+    methods = {"hybrid.queries": 20, "denoising.queries": 4, "ms_detr.groups": "all"}
+
+    def with_branches(step, loss=None, share=1.0, positives=4.0):
+        line = train_line(step, 20 - step / 3)
+        for name in ("hybrid", "denoising", "encoder"):
+            for term in ("class", "l1", "giou"):
+                line["terms"][f"{name}/{term}"] = [
+                    x if loss is None else loss for x in line["terms"][f"one_to_one/{term}"]
+                ]
+        line["positives_per_object"]["one_to_many_hybrid"] = positives
+        line["matched_share"] = {"one_to_one": 1.0, "hybrid": share}
+        return line
+
+    def found(name, **changes):
+        lines = [with_branches(step, **changes) for step in range(1, 41)]
+        return report(make_run(tmp_path / name, lines=lines, per_class={"cat": 0.5}, **methods))
+
+    fine = found("fine")
+    assert {finding.level for finding in fine.values()} == {Level.FINE}
+    for name in ("one-to-one", "hybrid", "denoising", "encoder"):
+        assert f"the {name} loss went from" in fine["loss falls"].text and f"{name}: last" in fine["boxes learn"].text
+    stuck = found("stuck", loss=1.0)
+    assert stuck["loss falls"].level is Level.WARN and "the hybrid loss went from" in stuck["loss falls"].text
+    assert stuck["boxes learn"].level is Level.BAD and "hybrid: last layer's L1" in stuck["boxes learn"].text
+    left = found("left", share=0.7)["every object has a query"]
+    assert left.level is Level.WARN and "0.700 of the hybrid pairs" in left.text
+    few = found("few", positives=0.2)["one-to-many positives"]
+    assert few.level is Level.WARN and "one-to-many (hybrid): 0.20 positives" in few.text

@@ -10,21 +10,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msdetr.analysis.look import both_branches, sampling_points
-from msdetr.analysis.stability import MatchHistory, MatchRecorder, flip_rates, load_history
+from msdetr.analysis.stability import (
+    BranchHistory,
+    MatchHistory,
+    MatchRecorder,
+    NoisedObject,
+    flip_rates,
+    load_history,
+)
 from msdetr.config import RunConfig
 from msdetr.data import Sample
+from msdetr.errors import RunError
 from msdetr.matching import MatchingRules
 from msdetr.methods import build_detector
 from msdetr.structures import ImageBatch, Targets
 
 
+def config(**changes):
+    return small.config("c", **{
+        "model.num_classes": 3, "model.num_queries": 12, "model.num_points": 2, "model.dropout": 0.1, "ms_detr.k": 6,
+        "ms_detr.threshold": 0.1, **changes,
+    })  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def detector():
     torch.manual_seed(0)
-    config = small.config("c", **{
-        "model.num_classes": 3, "model.num_queries": 12, "model.num_points": 2, "model.dropout": 0.1, "ms_detr.k": 6,
-    })  # fmt: skip
-    return build_detector(config)
+    return build_detector(config())
 
 
 @pytest.fixture
@@ -45,21 +57,23 @@ def history_of(one_to_one, one_to_many=None, layers=1, objects=2):
 
     labels = torch.zeros(objects, dtype=torch.long)
     targets = Targets(labels, torch.zeros(objects, 4), labels, num_images=1)
-    many = None if one_to_many is None else [rows(s) for s in one_to_many]
+    recorded = {"one_to_one": one_to_one, "one_to_many": one_to_many}
+    branches = {
+        name: BranchHistory([rows(s) for s in sets], layers, False, {}) for name, sets in recorded.items() if sets
+    }
     number = len(one_to_one)
-    return MatchHistory(
-        np.arange(number) * 10, np.arange(number) / 2, layers, targets, MatchingRules(), [rows(s) for s in one_to_one],
-        many, [], [], (),
-    )  # fmt: skip
+    return MatchHistory(np.arange(number) * 10, np.arange(number) / 2, targets, MatchingRules(), branches, [], [], ())
 
 
 def test_flip_rates_by_hand():
     one = [{(0, 0): {4}, (0, 1): {5}}, {(0, 0): {4}, (0, 1): {6}}, {(0, 0): {5}, (0, 1): {4}}]
     many = [{(0, 0): {1, 2, 3}}, {(0, 0): {2, 3, 4}}, {}]
     rates = flip_rates(history_of(one, many))
-    assert rates.one_to_one.tolist() == [[0.5], [1.0]]
-    np.testing.assert_allclose(rates.one_to_many, [[0.5], [1.0]])  # 1 - 2/4 and 1 - 0/3; the other object never counts
-    assert rates.counted_one_to_many.tolist() == [[1], [1]]
+    assert rates.rates["one_to_one"].tolist() == [[0.5], [1.0]]
+    np.testing.assert_allclose(
+        rates.rates["one_to_many"], [[0.5], [1.0]]
+    )  # 1 - 2/4 and 1 - 0/3; the other object never counts
+    assert rates.counted["one_to_many"].tolist() == [[1], [1]]
     assert rates.per_epoch()[0].tolist() == [1] and rates.per_epoch()[1].tolist() == [[0.75]]
     with pytest.raises(ValueError, match="needs two"):
         flip_rates(history_of(one[:1]))
@@ -81,17 +95,15 @@ def test_flip_rates_are_jaccard_distances(records):
                 a, b = before.get((layer, t), set()), after.get((layer, t), set())
                 if a | b:
                     distances.append(1 - len(a & b) / len(a | b))
-            assert rates.counted_one_to_many[i, layer] == len(distances)
+            assert rates.counted["one_to_many"][i, layer] == len(distances)
             expected = np.mean(distances) if distances else np.nan
-            np.testing.assert_allclose(rates.one_to_many[i, layer], expected)
+            np.testing.assert_allclose(rates.rates["one_to_many"][i, layer], expected)
 
 
 def test_recording_leaves_the_run_as_it_was_and_comes_back(tmp_path, detector, images):
     batch, targets = images
     detector.train()
-    recorder = MatchRecorder(
-        tmp_path, batch, targets, MatchingRules(threshold=0.1), every=2, class_names=["a", "b", "c"]
-    )
+    recorder = MatchRecorder(tmp_path, batch, targets, config(), every=2, class_names=["a", "b", "c"])
     before, weights = torch.random.get_rng_state(), {k: v.clone() for k, v in detector.state_dict().items()}
     assert [recorder(detector, step, step / 4) for step in range(5)] == [True, False, True, False, True]
     assert detector.training and torch.equal(before, torch.random.get_rng_state())
@@ -99,20 +111,24 @@ def test_recording_leaves_the_run_as_it_was_and_comes_back(tmp_path, detector, i
     assert recorder.seconds > 0
 
     history = load_history(tmp_path)
-    assert history.steps.tolist() == [0, 2, 4] and history.num_layers == 2 and history.class_names == ("a", "b", "c")
-    assert (flip_rates(history).one_to_one == 0).all(), "the weights did not move, so nothing flips"
-    assert (flip_rates(history).one_to_many[:, flip_rates(history).counted_one_to_many[0] > 0] == 0).all()
+    assert history.steps.tolist() == [0, 2, 4] and history.class_names == ("a", "b", "c")
+    assert {name: b.num_layers for name, b in history.branches.items()} == {
+        "one_to_one": 2, "one_to_many": 2, "encoder": 1
+    }  # fmt: skip
+    found = flip_rates(history)
+    for name, rates in found.rates.items():
+        assert (rates[:, found.counted[name][0] > 0] == 0).all(), "the weights did not move, so nothing flips"
     output = both_branches(detector, batch)
     torch.testing.assert_close(history.states[1].one_to_many.boxes, output.one_to_many.boxes)
     assert [p.shape for p in history.pictures] == [(64, 64, 3), (48, 64, 3)]
     assert len(history.kept_targets()) == 3 and history.matching.threshold == 0.1
     tokens = output.selected[history.targets.image]  # [T, Q]
-    for _, target, identity in history.one_to_one[0]:
+    for _, target, identity in history.branches["one_to_one"].rows[0]:
         assert identity in tokens[target], "in a two-stage detector a query is known by its token"
 
 
 def test_budget_leaves_records_out(tmp_path, detector, images):
-    recorder = MatchRecorder(tmp_path, *images, MatchingRules(), every=1, budget=0.001)
+    recorder = MatchRecorder(tmp_path, *images, config(), every=1, budget=0.001)
     assert [recorder(detector, step, step) for step in range(4)] == [True, False, False, False]
 
 
@@ -135,15 +151,71 @@ def test_recorder_of_a_run_watches_small_data_only(tmp_path, detector):
                 (32, 32),
             )
 
-    config = RunConfig()
-    recorder = MatchRecorder.of_run(tmp_path, Dataset(20), config, total_steps=4000)
+    recorder = MatchRecorder.of_run(tmp_path, Dataset(20), RunConfig(), total_steps=4000)
     assert recorder.every == 100 and len(recorder.targets) == 16 and recorder.budget == 0.03
     assert recorder(detector, 0, 0.0) and len(load_history(tmp_path).steps) == 1
-    assert MatchRecorder.of_run(tmp_path, Dataset(5001), config, total_steps=4000) is None
+    assert MatchRecorder.of_run(tmp_path, Dataset(5001), RunConfig(), total_steps=4000) is None
 
 
-def test_no_records_is_an_error(tmp_path):
+def test_every_branch_is_recorded_and_a_denoising_query_knows_its_object(tmp_path, images):
+    torch.manual_seed(0)
+    own = config(
+        **{"denoising.queries": 4, "hybrid.queries": 20, "hybrid.k": 2, "group.groups": 3, "ms_detr.groups": "all"}
+    )
+    detector = build_detector(own)
+    recorder = MatchRecorder(tmp_path, *images, own, every=1)
+    for step in (0, 1):
+        assert recorder(detector, step, step)
+        with torch.no_grad():
+            detector.sources["denoising"].label_embedding.weight += 1  # moves denoising queries alone
+    history = load_history(tmp_path)
+    assert list(history.branches) == [branch.name for branch in recorder.criterion.branches]
+    assert set(history.branches) >= {"one_to_many_hybrid", "one_to_many_group", "encoder", "denoising"}
+
+    denoising = history.branches["denoising"]
+    assert (
+        denoising.known and len(denoising.noised) == 2 * (2 + 1) * 2
+    )  # 2 copies of 3 objects and of as many negatives
+    assert (denoising.rows[0] == denoising.rows[1]).all(), "the same noised objects at every look"
+    positives = {key: found for key, found in denoising.noised.items() if found.positive}
+    assert sorted((n.object, n.copy) for n in positives.values()) == [(t, c) for t in range(3) for c in range(2)]
+    for _, target, query in denoising.rows[0]:
+        image = int(history.targets.image[target])
+        assert denoising.noised[image, query] == NoisedObject(target, denoising.noised[image, query].copy, True)
+
+    hybrid = history.branches["hybrid"].rows[0]
+    assert np.bincount(hybrid[:, 1]).tolist() == [4, 4, 4], "copies count as the object: 2 layers x 2 copies each"
+    group = history.branches["group"].rows[0]
+    assert np.bincount(group[:, 1]).tolist() == [4, 4, 4] and set(group[:, 2] % 2) == {0, 1}, "both parts, told apart"
+    rates = flip_rates(history)
+    assert "denoising" not in rates.rates and all((r == 0).all() for n, r in rates.rates.items() if "many" not in n)
+
+
+def test_records_of_version_0_1_are_read(tmp_path, detector, images):
+    """They have two branches, without their names, and one number of layers."""
+    recorder = MatchRecorder(tmp_path, *images, config(), every=1)
+    for step in (0, 1):
+        recorder(detector, step, step)
+    expected = load_history(tmp_path)
+    for path in tmp_path.glob("step_*.npz"):
+        with np.load(path) as file:
+            arrays = dict(file)
+        old = {k: v for k, v in arrays.items() if "." not in k and k not in ("branches", "encoder")}
+        np.savez_compressed(path, layers=arrays["one_to_one.layers"], **old)
+    history = load_history(tmp_path)
+    assert list(history.branches) == ["one_to_one", "one_to_many"] and len(history.states) == 2
+    for name, branch in history.branches.items():
+        assert branch.num_layers == 2 and not branch.known
+        assert all((a == b).all() for a, b in zip(branch.rows, expected.branches[name].rows, strict=True))
+
+
+def test_no_records_or_damaged_ones_are_errors(tmp_path, detector, images):
     with pytest.raises(FileNotFoundError, match="recording"):
+        load_history(tmp_path)
+    MatchRecorder(tmp_path, *images, config(), every=1)(detector, 0, 0)
+    path = tmp_path / "step_00000000.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(RunError, match="step_00000000.npz: is damaged"):
         load_history(tmp_path)
 
 

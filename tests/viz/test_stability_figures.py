@@ -8,7 +8,6 @@ from PIL import Image
 
 from msdetr.analysis.specimen import recorded
 from msdetr.analysis.stability import FlipRates, MatchRecorder, load_history
-from msdetr.matching import MatchingRules
 from msdetr.methods import build_detector
 from msdetr.structures import ImageBatch, Targets
 from msdetr.viz.explorer import Explorer
@@ -18,7 +17,9 @@ from msdetr.viz.stability import animate, flip_figure
 @pytest.mark.filterwarnings("error")
 def test_flip_rates_are_drawn_per_layer_and_epoch():
     rates = np.array([[0.9, 0.8], [0.5, np.nan], [0.1, 0.2]])
-    figure = flip_figure(FlipRates(np.arange(3), np.array([0.5, 1.0, 2.0]), rates, rates > 0, None, None))
+    figure = flip_figure(
+        FlipRates(np.arange(3), np.array([0.5, 1.0, 2.0]), {"one_to_one": rates}, {"one_to_one": rates > 0})
+    )
     (ax,) = figure.axes
     np.testing.assert_allclose(ax.lines[1].get_ydata(), [0.7, 0.1])
     np.testing.assert_allclose(ax.lines[3].get_ydata(), [0.8, 0.2])
@@ -28,13 +29,15 @@ def test_flip_rates_are_drawn_per_layer_and_epoch():
 @pytest.fixture(scope="module")
 def history(tmp_path_factory):
     torch.manual_seed(0)
-    detector = build_detector(small.config("c", **{
+    config = small.config("c", **{
         "model.num_classes": 3, "model.num_queries": 12, "model.num_points": 2, "model.dropout": 0.0, "ms_detr.k": 6,
-    }))  # fmt: skip
+        "ms_detr.threshold": 0.0,
+    })  # fmt: skip
+    detector = build_detector(config)
     folder = tmp_path_factory.mktemp("matching")
     targets = Targets.from_list([torch.tensor([0])], [torch.tensor([[0.5, 0.5, 0.5, 0.5]])], image_ids=[7])
     batch = ImageBatch.from_images([torch.randn(3, 64, 64)])
-    recorder = MatchRecorder(folder, batch, targets, MatchingRules(threshold=0.0), every=1)
+    recorder = MatchRecorder(folder, batch, targets, config, every=1)
     for step in range(3):
         recorder(detector, step, step / 2)
         with torch.no_grad():
