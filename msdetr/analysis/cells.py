@@ -39,7 +39,7 @@ MEASURES = {
 class Cell:
     """A finished run in a few kilobytes.
 
-    config: the whole configuration, nested. metrics: COCO's numbers in [0, 1] of the last evaluation. candidates: of the
+    config: the whole configuration, nested; of the data's place only the last folder. metrics: COCO's numbers in [0, 1] of the last evaluation. candidates: of the
     same weights, last decoder layer, see ``analysis.candidates``. evaluations: one entry per evaluation, with step and epoch.
     parameters: "training" and "inference". seconds: of training and its evaluations. code: the commit that trained it,
     with "+" where files were changed.
@@ -65,7 +65,7 @@ class Cell:
         last = latest(path).directory
         detector = load(last, device).detector
         return cls(
-            config=run.config.to_dict(),
+            config=run.config.override({"data.root": Path(run.config.data.root).name}).to_dict(),
             seed=run.config.seed,
             metrics=run.results["metrics"],
             candidates=measure_run(last, device=device).result().summary(),

@@ -1,0 +1,128 @@
+"""A study: rows of cells that differ in nothing but the seed, their numbers, and how far they are from a reference row.
+
+The same seed means the same images in the same order and, as far as the models allow, the same first weights, so rows are compared seed by seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from msdetr.errors import RunError
+
+from .cells import MEASURES, Cell
+from .runs import Statistic
+
+Rows = Mapping[str, Sequence[Cell]]
+PERCENT = ("AP", "AP50", "AP75")  # given in percent points
+LEVEL, RESAMPLES = 0.95, 10_000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row minus the reference, seed by seed, for the seeds that both have.
+
+    low, high: bootstrap interval of the mean over seeds, None for fewer than two. With three seeds it is
+    about their range, and too narrow for what it says; five are better.
+    """
+
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+def bootstrap_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of the mean; the same numbers give the same interval. None for fewer than two."""
+    if len(values) < 2:
+        return None
+    samples = np.asarray(values, dtype=np.float64)
+    found = bootstrap(
+        (samples,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def paired_difference(cells: Sequence[Cell], reference: Sequence[Cell], measure: str) -> Difference:
+    """``measure`` (of ``MEASURES``) of cells minus that of the reference's cells with the same seeds."""
+    theirs = {cell.seed: cell.value(measure) for cell in reference}
+    pairs = {c.seed: (c.value(measure), theirs[c.seed]) for c in cells if c.seed in theirs}
+    known = {seed: a - b for seed, (a, b) in sorted(pairs.items()) if a is not None and b is not None}
+    values = tuple(known.values())
+    low, high = bootstrap_interval(values) or (None, None)
+    return Difference(tuple(known), values, float(np.mean(values)) if values else None, low, high)
+
+
+def check_rows(rows: Rows) -> None:
+    """Raises RunError where a row has a seed twice: that is one result, not two."""
+    for name, cells in rows.items():
+        seeds = [cell.seed for cell in cells]
+        if len(set(seeds)) < len(seeds):
+            raise RunError(f"{name}: a seed appears twice among {sorted(seeds)}; give each cell once")
+
+
+def summary(
+    rows: Rows, reference: str | None = None, measures: Sequence[str] = tuple(MEASURES)
+) -> list[dict[str, Any]]:
+    """One entry per row, JSON-ready: seeds, measures, learning curves, parameters, seconds, code, and what it is from the
+    reference."""
+    check_rows(rows)
+    entries = []
+    for name, cells in rows.items():
+        entry: dict[str, Any] = {
+            "name": name,
+            "recipe": cells[0].config["recipe"],
+            "seeds": [cell.seed for cell in cells],
+            "measures": {m: Statistic.of(cell.value(m) for cell in cells).to_dict() for m in measures},
+            "AP over epochs": [[(e["epoch"], e["AP"]) for e in cell.evaluations] for cell in cells],
+            "parameters": cells[0].parameters,
+            "seconds": [round(cell.seconds, 1) for cell in cells],
+            "code": sorted({cell.code for cell in cells}),
+        }
+        if reference is not None and name != reference:
+            entry["minus the reference"] = {m: asdict(paired_difference(cells, rows[reference], m)) for m in measures}
+        entries.append(entry)
+    return entries
+
+
+def markdown_table(rows: Rows, reference: str | None = None, measures: Sequence[str] = tuple(MEASURES)) -> str:
+    """The rows as a Markdown table: mean ± sample standard deviation over seeds, AP in percent points. With a reference also
+    the difference in AP, seed by seed, and its interval."""
+    check_rows(rows)
+    compared = reference is not None and len(rows) > 1
+    heads = ["", "seeds", *measures, *([f"AP minus {reference}", "95 % interval"] if compared else [])]
+    lines = [" | ".join(heads), "|".join(["---"] * len(heads))]
+    for name, cells in rows.items():
+        fields = [name, str(len(cells))]
+        fields += [number(Statistic.of(cell.value(m) for cell in cells), m) for m in measures]
+        if compared:
+            fields += _difference(cells, rows[reference]) if name != reference else ["", ""]
+        lines.append(" | ".join(field.replace("|", "\\|") for field in fields))
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def number(value: Statistic, measure: str) -> str:
+    """ "31.2 ± 0.4": mean and, of several, sample standard deviation."""
+    if value.mean is None:
+        return "undefined"
+    factor, digits = (100, 1) if measure in PERCENT else (1, 2 if measure == "over 0.75" else 3)
+    text = f"{value.mean * factor:.{digits}f}"
+    return text if value.std is None else f"{text} ± {value.std * factor:.{digits}f}"
+
+
+def _difference(cells: Sequence[Cell], reference: Sequence[Cell]) -> list[str]:
+    found = paired_difference(cells, reference, "AP")
+    if found.mean is None:
+        return ["no seed in common", ""]
+    mean = f"{100 * found.mean:+.1f} ({len(found.values)})"
+    return [mean, "" if found.low is None else f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"]

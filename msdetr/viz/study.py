@@ -1,0 +1,73 @@
+"""A study in pictures: rows of cells in, Figures out (see ``msdetr.analysis.study``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from msdetr.analysis.runs import Statistic
+from msdetr.analysis.study import PERCENT, Rows, paired_difference
+
+from .style import DARK, PALETTE, finish, safe, subplots
+
+
+def study_figure(
+    rows: Rows, measures: Sequence[str] = ("AP", "top-5 IoU", "duplicate gap"), paired: bool = False
+) -> Figure:
+    """A panel per measure, a line per row: a dot per seed, a bar at their mean.
+
+    paired: rows come in pairs, without something and with it, and share a color; the second is filled.
+    """
+    figure, axes = subplots(len(measures), width=10.5, height=1.3 + 0.3 * len(rows), sharey=True)
+    names = list(rows)
+    for ax, measure in zip(axes, measures, strict=True):
+        factor = 100 if measure in PERCENT else 1
+        for i, name in enumerate(names):
+            found = Statistic.of(cell.value(measure) for cell in rows[name])
+            if found.mean is None:
+                continue
+            color = PALETTE[(i // 2 if paired else i) % len(PALETTE)]
+            ax.plot([factor * found.mean] * 2, [i - 0.32, i + 0.32], color=color, linewidth=2.5)
+            face = "white" if paired and i % 2 == 0 else color
+            dots = factor * np.array(found.values)
+            ax.plot(dots, np.full(len(dots), i), "o", color=color, markerfacecolor=face, markersize=6)
+        ax.set_yticks(range(len(names)), [f"{safe(n)} ({_runs(len(rows[n]))})" for n in names])
+        finish(ax, measure, "%" if measure in PERCENT else "", "", legend=False)
+        ax.margins(x=0.12)
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    return figure
+
+
+def difference_figure(rows: Rows, reference: str, measure: str = "AP") -> Figure:
+    """Every row minus the reference, seed by seed: a dot per seed, the mean, and its bootstrap interval."""
+    figure, (ax,) = subplots(height=1.4 + 0.34 * len(rows))
+    factor = 100 if measure in PERCENT else 1
+    others = [name for name in rows if name != reference]
+    for i, name in enumerate(others):
+        found = paired_difference(rows[name], rows[reference], measure)
+        if found.mean is None:
+            continue
+        color = PALETTE[i % len(PALETTE)]
+        if found.low is not None:
+            ax.plot([factor * found.low, factor * found.high], [i, i], color=color, linewidth=6, alpha=0.3)
+        dots = factor * np.array(found.values)
+        ax.plot(dots, np.full(len(dots), i), "o", color=color, markersize=4)
+        ax.plot(factor * found.mean, i, "|", color=color, markersize=18, markeredgewidth=2.5)
+    ax.axvline(0, color=DARK, linewidth=0.8)
+    ax.set_yticks(range(len(others)), [f"{safe(n)} ({_runs(len(rows[n]))})" for n in others])
+    ax.set_ylim(len(others) - 0.5, -0.5)
+    unit = "percent points" if measure in PERCENT else ""
+    finish(
+        ax,
+        f"{measure} minus that of {safe(reference)}, same seeds (band: 95 % bootstrap interval)",
+        unit,
+        "",
+        legend=False,
+    )
+    return figure
+
+
+def _runs(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"

@@ -1,0 +1,83 @@
+"""Rows of cells: paired differences, intervals, tables and figures, and what becomes of what is undefined."""
+
+import numpy as np
+import pytest
+
+from msdetr import recipes
+from msdetr.analysis.cells import Cell
+from msdetr.analysis.study import bootstrap_interval, markdown_table, paired_difference, summary
+from msdetr.errors import RunError
+from msdetr.viz.study import difference_figure, study_figure
+
+
+def cell(seed: int, ap: float | None, gap: float | None = 0.3) -> Cell:
+    return Cell(
+        recipes.get("shapes/baseline").override({"seed": seed}).to_dict(),
+        seed,
+        {"AP": ap, "AP50": ap, "AP75": ap},
+        {"mean IoU of the top 5": 0.7, "candidates over IoU 0.75": 4.0, "duplicate gap": gap},
+        [{"step": 10, "epoch": 1.0, "AP": ap}],
+        {"training": 2, "inference": 1},
+        steps=10,
+        seconds=1.0,
+        device="cpu",
+        torch="2",
+        code="abc",
+        date="2026-01-01",
+    )
+
+
+ROWS = {
+    "baseline": [cell(0, 0.30), cell(1, 0.32), cell(2, 0.31)],
+    "ours | mine": [cell(2, 0.33), cell(0, 0.31), cell(3, 0.9)],
+}
+
+
+def test_differences_are_taken_seed_by_seed():
+    found = paired_difference(ROWS["ours | mine"], ROWS["baseline"], "AP")
+    assert found.seeds == (0, 2)
+    np.testing.assert_allclose(found.values, [0.01, 0.02], atol=1e-12)
+    assert found.mean == pytest.approx(0.015) and found.low == pytest.approx(0.01) and found.high == pytest.approx(0.02)
+
+
+def test_what_is_undefined_is_in_no_difference():
+    found = paired_difference([cell(0, 0.3), cell(1, None)], ROWS["baseline"], "AP")
+    assert found.seeds == (0,) and found.low is None
+    assert paired_difference([cell(7, 0.3)], ROWS["baseline"], "AP").mean is None
+
+
+def test_the_interval_holds_the_mean_repeats_and_covers():
+    values = np.random.default_rng(0).normal(1.0, 0.5, (200, 12))
+    intervals = np.array([bootstrap_interval(row) for row in values[:40]])
+    assert ((intervals[:, 0] <= values[:40].mean(1)) & (values[:40].mean(1) <= intervals[:, 1])).all()
+    assert bootstrap_interval(values[0]) == bootstrap_interval(values[0])
+    assert ((intervals[:, 0] < 1) & (1 < intervals[:, 1])).mean() > 0.8
+    assert bootstrap_interval([0.2]) is None and bootstrap_interval([0.2, 0.2]) == (0.2, 0.2)
+
+
+def test_a_table_says_how_many_seeds_and_against_what():
+    table = markdown_table(ROWS, "baseline")
+    assert table.splitlines()[0].endswith("| AP minus baseline | 95 % interval |")
+    assert r"| ours \| mine | 3 |" in table and "+1.5 (2) | +1.0 to +2.0" in table
+    assert "undefined" in markdown_table({"a": [cell(0, 0.1, gap=None)]})
+
+
+def test_a_summary_is_json_ready():
+    from msdetr.files import json_text
+
+    entries = summary(ROWS, "baseline")
+    assert "minus the reference" not in entries[0] and entries[1]["minus the reference"]["AP"]["seeds"] == (0, 2)
+    assert json_text(entries)
+
+
+def test_a_seed_twice_is_an_error():
+    with pytest.raises(RunError, match="baseline: a seed appears twice"):
+        summary({"baseline": [cell(0, 0.3), cell(0, 0.3)]})
+
+
+def test_figures_have_a_line_per_row():
+    assert [t.get_text() for t in study_figure(ROWS).axes[0].get_yticklabels()] == [
+        "baseline (3 seeds)",
+        "ours | mine (3 seeds)",
+    ]
+    assert len(difference_figure(ROWS, "baseline").axes[0].get_yticklabels()) == 1
