@@ -14,14 +14,14 @@ from msdetr.boxes import cxcywh_to_xyxy, logit
 from msdetr.engine import checkpoint as checkpoints
 from msdetr.engine.trainer import Trainer
 from msdetr.errors import ConfigError, InputError
-from msdetr.methods import build_criterion, build_detector
-from msdetr.methods.denoising import (
-    DenoisingConfig,
+from msdetr.methods import DenoisingConfig, build_criterion, build_detector
+from msdetr.methods.denoising_queries import (
     DenoisingQueries,
     Draws,
     Slots,
     move_centers_and_sizes,
     move_corners,
+    move_corners_both_ways,
     noised_labels,
     number_of_groups,
 )
@@ -70,8 +70,7 @@ def test_noise_and_slots_are_those_of_the_published_code(name):
     elif case["contrastive"]:
         boxes = move_corners(boxes, draws, case["box_scale"], slots.negative)
     else:  # DN-DETR's two-stage model: corners, both ways at once
-        both_ways = Draws(draws.label, draws.new_label, 2 * draws.box - 1, torch.ones_like(draws.box))
-        boxes = move_corners(boxes, both_ways, case["box_scale"], slots.negative)
+        boxes = move_corners_both_ways(boxes, draws, case["box_scale"])
     torch.testing.assert_close(boxes, arrays["noised_boxes"], rtol=0, atol=1e-12)
 
     logits = torch.zeros(len(case["objects"]), case["padded"], 4, dtype=torch.float64)
@@ -89,8 +88,14 @@ def queries_of(name):
     source = DenoisingQueries(dim, case["num_classes"], config).double()
     with torch.no_grad():
         source.label_embedding.weight.copy_(arrays["label_enc"][: case["num_classes"]])
-    proposals = Proposals(None, box_logits=torch.zeros(1, dtype=torch.float64), embed=lambda r: (r, r))
-    return arrays, targets, source(proposals, targets, {}, draws)
+    return arrays, targets, source(PROPOSALS, targets, primary(torch.zeros(1, 1, 4, dtype=torch.float64)), draws)
+
+
+PROPOSALS = Proposals(None, embed=lambda references: (references, None))
+
+
+def primary(references):
+    return {"primary": QueryGroup("primary", references, references, references)}
 
 
 @pytest.mark.parametrize("name", [n for n in BY_OBJECTS if n.startswith("dino")])
@@ -300,8 +305,7 @@ def test_settings_that_do_not_go_together(changes, message):
 def test_nothing_waits_for_the_device():
     """Its numbers are never read back: tensors without any stand for those of a device."""
     source = DenoisingQueries(8, 8, DenoisingConfig(queries=6)).to("meta")
-    proposals = Proposals(None, box_logits=torch.zeros(1, device="meta"), embed=lambda r: (r, r))
-    group = source(proposals, batch(1, 3)[1].to("meta"), {})
+    group = source(PROPOSALS, batch(1, 3)[1].to("meta"), primary(torch.zeros(1, 1, 4, device="meta")))
     assert group.contents.shape == (2, 12, 8) and group.contents.device.type == "meta"
     assert len(group.pairs) == 8
 
