@@ -1,4 +1,4 @@
-"""Which query learns which object: Hungarian (one-to-one) and Algorithm 1 (one-to-many).
+"""Which query learns which object: Hungarian (one-to-one), Algorithm 1 and by IoU (one-to-many).
 
 A matcher works in two phases, so that a training step waits for the device once, whatever the number of branches:
 ``prepare`` runs on the device, over all layers and images at once, and returns the tensors the host needs;
@@ -8,11 +8,13 @@ A matcher works in two phases, so that a training step waits for the device once
 from .base import Matcher, match_all, to_device
 from .explain import STATUSES, Decisions, Status
 from .hungarian import Cost, HungarianMatcher, detection_costs
+from .iou import IoUMatcher, ReleasedIoUMatcher
 from .one_to_many import OneToManyMatcher, merge_matches
 from .partwise import PartwiseMatcher
 from .released import ReleasedOneToMany
 from .rules import MatchingRules
 from .score import CostTerms, class_probability, cost_terms, pair_iou, score
+from .shared import SharedMatcher
 
 __all__ = [
     "STATUSES",
@@ -20,11 +22,14 @@ __all__ = [
     "CostTerms",
     "Decisions",
     "HungarianMatcher",
+    "IoUMatcher",
     "Matcher",
     "MatchingRules",
     "OneToManyMatcher",
     "PartwiseMatcher",
+    "ReleasedIoUMatcher",
     "ReleasedOneToMany",
+    "SharedMatcher",
     "Status",
     "class_probability",
     "cost_terms",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,38 +50,47 @@ class ReleasedOneToMany(OneToManyMatcher):
     def assign(self, host: Sequence[Tensor], predictions: Predictions, targets: Targets) -> Matches:
         best, query, positive = host
         self.check_k(predictions)
-        votes = self._capped(positive, targets.image, targets.num_images).sum(-1)  # [K, T]
+        limit = int(positive.shape[-1] * self.positive_fraction)
+        votes = capped(positive, targets, limit).sum(-1)  # [K, T]
         rank = torch.arange(best.shape[-1])
         return chosen_pairs(rank < votes[..., None], best, query, targets)
 
     def decisions(self, matches: Matches, predictions: Predictions, targets: Targets) -> Decisions:
         """k others come before a query, or as many as the object has votes; how many these are, the matches say."""
-        place = places(score(predictions, targets, self.alpha))
-        matched = pair_table(matches, place.shape)
-        votes = matched.sum(-1)  # of the one random draw that made the matches
-        return Decisions(
-            matches,
-            matched,
-            {
-                Status.LOST: torch.zeros_like(matched),
-                Status.BEYOND: place > self.k,
-                Status.UNVOTED: (place > votes[..., None]) & (place <= self.k),
-            },
-            place,
-            limit=votes,
-            rival=torch.full_like(place, -1),
-            added=torch.zeros_like(matched),
-        )
+        return voted_decisions(matches, score(predictions, targets, self.alpha), self.k)
 
-    def _capped(self, positive: Tensor, image: Tensor, num_images: int) -> Tensor:
-        """At most positive_fraction of the queries of each layer and image, a random subset where there are more."""
-        limit = int(positive.shape[-1] * self.positive_fraction)
-        kept = positive.clone()
-        for layer in range(len(positive)):
-            for b in range(num_images):
-                rows = (image == b).nonzero().flatten()
-                chosen = positive[layer, rows].any(0).nonzero().flatten()
-                if len(chosen) > limit:
-                    dropped = chosen[torch.randperm(len(chosen))[limit:]]
-                    kept[layer, rows[:, None], dropped] = False
-        return kept
+
+def capped(
+    positive: Tensor, targets: Targets, limit: int, permutation: Callable[[int], Tensor] = torch.randperm
+) -> Tensor:
+    """[K, T, Q] bool: the votes of at most ``limit`` queries of each layer and image, a random subset where there are
+    more: the first of them in the order that ``permutation`` gives so many."""
+    kept = positive.clone()
+    for layer in range(len(positive)):
+        for b in range(targets.num_images):
+            rows = (targets.image == b).nonzero().flatten()
+            chosen = positive[layer, rows].any(0).nonzero().flatten()
+            if len(chosen) > limit:
+                dropped = chosen[permutation(len(chosen))[limit:]]
+                kept[layer, rows[:, None], dropped] = False
+    return kept
+
+
+def voted_decisions(matches: Matches, table: Tensor, k: int) -> Decisions:
+    """Where an object takes as many of its k best queries as voted for it. table: [K, T, Q] what is compared."""
+    place = places(table)
+    matched = pair_table(matches, place.shape)
+    votes = matched.sum(-1)  # of the one random draw that made the matches
+    return Decisions(
+        matches,
+        matched,
+        {
+            Status.LOST: torch.zeros_like(matched),
+            Status.BEYOND: place > k,
+            Status.UNVOTED: (place > votes[..., None]) & (place <= k),
+        },
+        place,
+        limit=votes,
+        rival=torch.full_like(place, -1),
+        added=torch.zeros_like(matched),
+    )

@@ -4,6 +4,7 @@ from .assembly import build_criterion, build_detector, build_postprocess, method
 from .base import Method
 from .dab import DAB, DABConfig
 from .denoising import Denoising, DenoisingConfig
+from .deta import DETA, DETAConfig
 from .group import Group, GroupConfig
 from .hybrid import Hybrid, HybridConfig
 from .ms_detr import MSDETR, CandidateHeads, MSDETRConfig, matching_rules, variant_of
@@ -12,14 +13,16 @@ from .two_stage import TwoStage, TwoStageConfig
 
 for _method in (MSDETR, TwoStage):
     register(_method, on=True)
-for _method in (DAB, Hybrid, Group, Denoising):
+for _method in (DAB, Hybrid, Group, DETA, Denoising):
     register(_method)
 
 __all__ = [
     "DAB",
+    "DETA",
     "MSDETR",
     "CandidateHeads",
     "DABConfig",
+    "DETAConfig",
     "Denoising",
     "DenoisingConfig",
     "Group",

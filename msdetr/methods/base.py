@@ -53,6 +53,10 @@ class Method:
         """The source of the primary query group, where it is not learned queries; one method of a run may."""
         return None
 
+    def extend_selection(self, source: QuerySource) -> None:
+        """Changes how the primary group's source ranks proposals, whichever method it comes from (see
+        ``TwoStageQueries``)."""
+
     def sources(self) -> Mapping[str, QuerySource]:
         """Further query groups, by name."""
         return {}

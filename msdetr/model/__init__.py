@@ -15,6 +15,7 @@ from .query_selection import (
     ReferenceQueries,
     TwoStageQueries,
 )
+from .ranking import without_duplicates
 from .strip import strip, training_only_names
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
     "strip",
     "to_released",
     "training_only_names",
+    "without_duplicates",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..modules import BoxHead, Pyramid, class_head, sine_embedding_of_boxes
 from ..structures import EncoderOutput, Predictions, QueryGroup, Targets
+from .ranking import Ranking, most_object_like
 
 PRIMARY = "primary"  # the group whose predictions are the detector's answer
 
@@ -116,6 +117,7 @@ class ProposedQueries(QuerySource):
     Mixed selection (Deformable DETR++): only positions come from proposals, contents are learned.
     own_heads: whether it predicts with heads of its own (a model with refinement) or the decoder's.
     rank_by: what makes a token object-like: its first class logit, or the largest of them.
+    ranking: in which order proposals become queries; by that score unless a method sets another.
     """
 
     training_only = False
@@ -131,6 +133,7 @@ class ProposedQueries(QuerySource):
         super().__init__()
         self.num_queries = self.ranked = num_queries
         self.rank_by = rank_by
+        self.ranking: Ranking = most_object_like
         self.memory_projection = nn.Linear(dim, dim)
         self.memory_norm = nn.LayerNorm(dim)
         self.class_head = class_head(dim, num_classes) if own_heads else None
@@ -139,7 +142,6 @@ class ProposedQueries(QuerySource):
     def propose(self, memory: Pyramid, ranked: int, class_head: nn.Module, box_head: nn.Module) -> Proposals:
         """Every token's proposal, and the ``ranked`` most object-like tokens; of an image so small that there are fewer, all
         of them. class_head, box_head: the decoder's, used where this module has none of its own."""
-        ranked = min(ranked, memory.tokens.shape[1])
         anchors, usable = self.anchors(memory)
         features = memory.tokens.masked_fill(~usable[..., None], 0)
         features = self.memory_norm(self.memory_projection(features))
@@ -148,7 +150,7 @@ class ProposedQueries(QuerySource):
 
         output = EncoderOutput(Predictions(logits[None], box_logits.sigmoid()[None]), anchors.sigmoid())
         scores = logits[..., 0] if self.rank_by == "first_class" else logits.amax(-1)
-        ranking = scores.topk(ranked, dim=1).indices
+        ranking = self.ranking(scores, output.predictions.boxes[0], memory.shapes, ranked)
         return Proposals(memory, output, box_logits, ranking, partial(self.embed, memory, features))
 
     def embed(

@@ -10,7 +10,15 @@ import torch
 from pretend_cuda import DEVICE, Waits, fetch, pretend_cuda, put
 
 from msdetr.losses import Branch, Criterion, Supervised, detection_terms, focal_loss, giou_loss, l1_loss, of_group
-from msdetr.matching import HungarianMatcher, OneToManyMatcher, ReleasedOneToMany, match_all
+from msdetr.matching import (
+    HungarianMatcher,
+    IoUMatcher,
+    OneToManyMatcher,
+    ReleasedIoUMatcher,
+    ReleasedOneToMany,
+    SharedMatcher,
+    match_all,
+)
 from msdetr.matching.base import all_finite
 from msdetr.methods import build_criterion
 from msdetr.structures import DetectorOutput, EncoderOutput, GroupOutput, Matches, Predictions, Targets
@@ -22,6 +30,9 @@ MATCHERS = {
     "exclusive": OneToManyMatcher(threshold=0.1),
     "literal": OneToManyMatcher(threshold=0.1, exclusive=False),
     "released": ReleasedOneToMany(threshold=0.1),
+    "iou": IoUMatcher(),
+    "released_iou": ReleasedIoUMatcher(cap=20),
+    "shared": SharedMatcher(IoUMatcher()),
 }
 TERMS = {"class": focal_loss, "l1": l1_loss, "giou": giou_loss}
 

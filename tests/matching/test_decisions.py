@@ -6,9 +6,12 @@ import torch
 from msdetr.matching import (
     STATUSES,
     HungarianMatcher,
+    IoUMatcher,
     Matcher,
     OneToManyMatcher,
+    ReleasedIoUMatcher,
     ReleasedOneToMany,
+    SharedMatcher,
     Status,
     merge_matches,
 )
@@ -20,6 +23,9 @@ MATCHERS = {
     "exclusive": OneToManyMatcher(threshold=0.2, k=3),
     "literal": OneToManyMatcher(threshold=0.2, k=3, exclusive=False),
     "released": ReleasedOneToMany(k=3),
+    "by IoU": IoUMatcher(k=3),
+    "released by IoU": ReleasedIoUMatcher(k=3, cap=5),
+    "shared by layers": SharedMatcher(IoUMatcher(k=3)),
 }
 
 
