@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import family
 import golden
 from comparison import Case
+from published import DTYPES, as_pairs, made_by, per_image, recorded_errors
 
 from msdetr.boxes import iou  # noqa: F401  (imported early: a broken installation fails here, not in every case)
 from msdetr.config import RunConfig
@@ -49,9 +50,6 @@ from msdetr.modules import MultiScaleDeformableAttention
 from msdetr.ops import ms_deform_attn
 from msdetr.ops.reference import ms_deform_attn_loop
 from msdetr.structures import DetectorOutput, EncoderOutput, Matches, Predictions, Targets
-
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
-
 
 # ---------------------------------------------------------------- operator and module
 
@@ -104,27 +102,6 @@ def module_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict,
 
 
 # ---------------------------------------------------------------- matching
-
-
-def per_image(matches: Matches, targets: Targets, layer: int = 0) -> list[list[tuple[int, int]]]:
-    """(query, object of the image) pairs of each image, sorted."""
-    starts = np.cumsum([0, *targets.counts.tolist()])
-    pairs = [[] for _ in range(targets.num_images)]
-    for k, image, query, target in zip(
-        *(x.tolist() for x in (matches.layer, matches.image, matches.query, matches.target))
-    ):
-        if k == layer:
-            pairs[image].append((query, target - int(starts[image])))
-    return [sorted(p) for p in pairs]
-
-
-def as_pairs(array: np.ndarray) -> list[tuple[int, int]]:
-    return sorted(tuple(row) for row in array.tolist())
-
-
-def made_by(predictions: Predictions, layer: int, image: int) -> Tensor:
-    """[Q, C + 4]: what each query of a layer and image predicts."""
-    return torch.cat([predictions.logits[layer, image], predictions.boxes[layer, image]], -1)
 
 
 def matching_inputs(arrays: dict, dtype: str) -> tuple[Predictions, Targets]:
@@ -208,17 +185,11 @@ def loss_entries(output: DetectorOutput, targets: Targets, losses) -> dict[str, 
         for layer, value in enumerate(values.tolist()):
             entries[loss_name(branch, term, layer, len(values) - 1)] = value
     for branch, matches in losses.matches.items():
-        logits = predictions[branch].logits
-        for layer in range(len(logits)):
-            named = (logits[layer].argmax(-1) != logits.shape[-1] - 1).sum(1)
-            entries[loss_name(branch, "cardinality_error", layer, len(logits) - 1)] = (
-                (named - targets.counts).abs().double().mean().item()
-            )
-        if branch != "encoder":
-            pairs = matches.select(matches.layer == len(logits) - 1)
-            hit = logits[pairs.layer, pairs.image, pairs.query].argmax(-1) == targets.labels[pairs.target]
-            name = loss_name(branch, "class_error", len(logits) - 1, len(logits) - 1)
-            entries[name] = 100 - 100 * hit.double().mean().item() if len(hit) else 100.0
+        last = len(predictions[branch].logits) - 1
+        for error, values in recorded_errors(predictions[branch], matches, targets).items():
+            layers = range(last + 1) if error == "cardinality_error" else [last] if branch != "encoder" else []
+            for layer in layers:
+                entries[loss_name(branch, error, layer, last)] = values[layer]
     return entries
 
 

@@ -41,8 +41,10 @@ CHANGED = {
     "ms_detr.merge": True,
     "ms_detr.k": 2,
     "ms_detr.groups": "all",
+    "loss.floor": "product",
     "two_stage.mixed_selection": False,
     "two_stage.rank_by": "best_class",
+    "two_stage.match_on": "boxes",
 }
 SETTINGS = [path for path in all_paths() if path.startswith(SECTIONS) and path != NO_WEIGHTS_HERE]
 PLAIN = (bool, int, float, str, tuple)
@@ -58,8 +60,11 @@ def built(**changes) -> tuple:
         for name, module in detector.named_modules()
     ]
     weights = [(name, weight.shape, weight.requires_grad) for name, weight in detector.named_parameters()]
-    branches = build_criterion(config).branches
-    objective = [(b.name, repr(b.matcher), repr(b.terms), b.merge_from, b.merge_exclusive) for b in branches]
+    criterion = build_criterion(config)
+    objective = [
+        (b.name, repr(b.matcher), repr(b.terms), b.merge_from, b.merge_exclusive, criterion.floor)
+        for b in criterion.branches
+    ]
     return settings, weights, objective
 
 

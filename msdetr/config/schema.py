@@ -102,6 +102,10 @@ class LossConfig:
     giou_weight: Weight = 2.0
     focal_alpha: Fraction = 0.25
     focal_gamma: Annotated[float, Range(0, 100)] = 2.0
+    floor: Literal["objects", "product"] = (
+        "objects"  # what sums are divided by is at least 1: the number of objects, or
+    )
+    # its product with repetitions and groups (as published for H-DETR, Group DETR, DN-DETR and DINO)
 
 
 @dataclass(frozen=True)

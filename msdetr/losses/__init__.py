@@ -1,6 +1,6 @@
 """The training objective: a list of branches, each a set of predictions with its own matcher and terms."""
 
-from .branches import answer, candidates, detection_terms, encoder_proposals, of_group
+from .branches import answer, candidates, detection_terms, encoder_boxes, encoder_proposals, of_group
 from .criterion import Branch, Criterion, Losses, Supervised, Term
 from .terms import focal_loss, giou_loss, l1_loss
 
@@ -13,6 +13,7 @@ __all__ = [
     "answer",
     "candidates",
     "detection_terms",
+    "encoder_boxes",
     "encoder_proposals",
     "focal_loss",
     "giou_loss",

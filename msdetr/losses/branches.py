@@ -44,6 +44,11 @@ def encoder_proposals(output: DetectorOutput, targets: Targets) -> Supervised | 
     return Supervised(output.encoder.predictions, targets.class_agnostic(), match_on=anchors)
 
 
+def encoder_boxes(output: DetectorOutput, targets: Targets) -> Supervised | None:
+    """The two-stage encoder's proposals: class-agnostic, matched as they are predicted (Deformable DETR, H-DETR)."""
+    return None if output.encoder is None else Supervised(output.encoder.predictions, targets.class_agnostic())
+
+
 def of_group(name: str, candidates: bool = False):
     """Selects the predictions of a query group (or those of its candidates) with its own targets, pairs and divisor."""
 

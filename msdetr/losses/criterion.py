@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -96,8 +97,9 @@ class Losses:
 class Criterion:
     """Sums the weighted terms of all branches. A new kind of supervision is a new entry of the list."""
 
-    def __init__(self, branches: Sequence[Branch]):
+    def __init__(self, branches: Sequence[Branch], floor: Literal["objects", "product"] = "objects"):
         self.branches = list(branches)
+        self.floor = floor
 
     def __call__(self, output: DetectorOutput, targets: Targets, num_boxes: float | None = None) -> Losses:
         """Losses of a batch, in fp32 also under autocast.
@@ -105,8 +107,9 @@ class Criterion:
         num_boxes: what sums are divided by, at least 1: the objects of the global batch divided by the number of
         ranks (gradients are averaged over ranks, summed over micro-batches). None: the objects of ``targets``.
         Paper: silent.  Released: number of objects for every branch, also one-to-many.  Here: as released.
+        A branch's ``divisor`` multiplies it; with ``floor="product"`` their product is at least 1, not the number of objects.
         """
-        num_boxes = max(float(len(targets) if num_boxes is None else num_boxes), 1.0)
+        num_boxes = float(len(targets) if num_boxes is None else num_boxes)
         with torch.autocast(targets.boxes.device.type, enabled=False):
             supervised = self.supervised(output, targets)
             matches = self.match(supervised)
@@ -114,7 +117,7 @@ class Criterion:
             for branch in self.branches:
                 if (given := supervised.get(branch.name)) is None:
                     continue
-                divisor = num_boxes * given.divisor
+                divisor = self.divisor(num_boxes, given)
                 values = {
                     name: term(given.predictions, given.targets, matches[branch.name]) / divisor
                     for name, (_, term) in branch.terms.items()
@@ -128,6 +131,12 @@ class Criterion:
             if branch.name in supervised and branch.each_object is not None
         }
         return Losses(total, terms, matches, queries, wanted)
+
+    def divisor(self, num_boxes: float, given: Supervised) -> float:
+        """What a branch's sums are divided by, in a step of ``num_boxes`` objects."""
+        if self.floor == "product":
+            return max(num_boxes * given.divisor, 1.0)
+        return max(num_boxes, 1.0) * given.divisor
 
     def supervised(self, output: DetectorOutput, targets: Targets) -> dict[str, Supervised]:
         """Branch name -> what it supervises, predictions in fp32; without the branches that the model has no output for."""

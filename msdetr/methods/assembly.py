@@ -79,7 +79,7 @@ def build_criterion(run: RunConfig) -> Criterion:
     names = [branch.name for branch in branches]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"methods: two branches are called {', '.join(sorted(repeated))}")
-    return Criterion(branches)
+    return Criterion(branches, run.loss.floor)
 
 
 def build_postprocess(run: RunConfig) -> Postprocess | None:

@@ -26,10 +26,10 @@ class HybridConfig:
     weight: Annotated[float, Range(0, 10**6)] = 1.0  # lambda: of the group's losses beside the primary group's
 
     def check(self, run: RunConfig) -> None:
-        if run.two_stage is None:
+        if "dab" in run.methods:
             raise ConfigError(
-                "hybrid: its queries are encoder proposals, which a one-stage model does not have; switch two_stage on "
-                "(two_stage=true) or this method off (hybrid=null)"
+                "hybrid: learns where its queries start as Deformable DETR does, from points, and dab has boxes; switch one "
+                "of them off (hybrid=null or dab=null)"
             )
 
 
@@ -50,27 +50,47 @@ class HybridQueries(QuerySource):
         positions, contents = proposals.embed(references, selected)
         if self.contents is not None:
             contents = self.contents.weight[: selected.shape[1]].expand(len(selected), -1, -1)
-        return QueryGroup(
-            Hybrid.name,
-            contents,
-            positions,
-            references,
-            targets=targets.repeated(self.copies),
-            divisor=self.copies,
-            selected=selected,
-        )
+        return _repeating(self.copies, targets, contents, positions, references, selected)
+
+
+class LearnedHybridQueries(QuerySource):
+    """Of a one-stage model: contents and positions are learned, references are read off as those of the primary group."""
+
+    def __init__(self, dim: int, queries: int, copies: int):
+        super().__init__()
+        self.copies = copies
+        self.embedding = nn.Embedding(queries, 2 * dim)
+
+    def forward(self, proposals: Proposals, targets: Targets, earlier: Mapping[str, QueryGroup]) -> QueryGroup:
+        batch = len(proposals.memory.tokens)
+        positions, contents = self.embedding.weight.expand(batch, -1, -1).chunk(2, dim=-1)
+        return _repeating(self.copies, targets, contents, positions, proposals.points(positions))
+
+
+def _repeating(copies: int, targets: Targets, contents, positions, references, selected=None) -> QueryGroup:
+    """The group, supervised with every object so many times."""
+    return QueryGroup(
+        Hybrid.name,
+        contents,
+        positions,
+        references,
+        targets=targets.repeated(copies),
+        divisor=copies,
+        selected=selected,
+    )
 
 
 class Hybrid(Method):
-    """H-DETR, Section 3.2 ("hybrid branch scheme"), on this package's two-stage model.
+    """H-DETR, Section 3.2 ("hybrid branch scheme"), on this package's model.
 
     Both groups pass the same decoder; self-attention is apart both ways, so the primary group's predictions are those
     of a model without the other. Its branch divides by its own number of targets, k times the objects.
 
     Released: at least 1 target after the repetition.   Here: at least 1 object before it, so the divisor of a batch
-    without objects is k.
+    without objects is k; ``loss.floor=product`` is as released.
     Released: the encoder is matched on its predicted boxes with the class cost.   Here: on anchors without it, as in
-    MS-DETR, for every method alike.
+    MS-DETR, for every method alike; ``two_stage.match_on=boxes`` is as released.
+    The recipe coco/h-detr-300 has both as released.
 
     With ``ms_detr.groups=all`` the candidates of this group are supervised one-to-many with the objects as they are,
     not repeated, at the weights of ``ms_detr``.
@@ -80,8 +100,10 @@ class Hybrid(Method):
     Config = HybridConfig
 
     def sources(self) -> Mapping[str, QuerySource]:
-        own, mixed = self.config, self.run.two_stage.mixed_selection
-        return {self.name: HybridQueries(self.run.model.hidden_dim, own.queries, own.k, mixed)}
+        own, dim, two_stage = self.config, self.run.model.hidden_dim, self.run.two_stage
+        if two_stage is None:
+            return {self.name: LearnedHybridQueries(dim, own.queries, own.k)}
+        return {self.name: HybridQueries(dim, own.queries, own.k, two_stage.mixed_selection)}
 
     def branches(self, groups: Sequence[str]) -> Sequence[Branch]:
         terms = weighted_terms(self.run.loss, self.run, self.config.weight)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..config import Range
-from ..losses import Branch, encoder_proposals
+from ..losses import Branch, encoder_boxes, encoder_proposals
 from ..matching import HungarianMatcher, detection_costs
 from ..model import ProposedQueries, ReferenceQueries, TwoStageQueries
-from .base import Method, weighted_terms
+from .base import Method, hungarian, weighted_terms
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,19 @@ class TwoStageConfig:
     class_weight: Annotated[float, Range(0)] = 2.0
     l1_weight: Annotated[float, Range(0)] = 5.0
     giou_weight: Annotated[float, Range(0)] = 2.0
+    match_on: Literal["anchors", "boxes"] = (
+        "anchors"  # objects are matched to the tokens' anchors, by place alone; or to
+    )
+    # the predicted boxes, with the class cost
 
 
 class TwoStage(Method):
+    """Two-stage Deformable DETR.
+
+    Paper: silent on how proposals are matched.   Released: MS-DETR and its baselines on anchors, without the class cost;
+    Deformable DETR and H-DETR on predicted boxes, with it.   Here: as MS-DETR for all methods, unless ``match_on`` is "boxes".
+    """
+
     name = "two_stage"
     Config = TwoStageConfig
 
@@ -37,6 +47,8 @@ class TwoStage(Method):
         )
 
     def branches(self, groups: Sequence[str]) -> Sequence[Branch]:
-        costs = self.run.matching
+        costs, terms = self.run.matching, weighted_terms(self.config, self.run)
+        if self.config.match_on == "boxes":
+            return [Branch("encoder", encoder_boxes, hungarian(self.run), terms)]
         matcher = HungarianMatcher(detection_costs(0.0, costs.cost_l1, costs.cost_giou))
-        return [Branch("encoder", encoder_proposals, matcher, weighted_terms(self.config, self.run))]
+        return [Branch("encoder", encoder_proposals, matcher, terms)]

@@ -47,15 +47,31 @@ RENAMES = [
 REPEATED = ("transformer.decoder.class_embed.", "transformer.decoder.bbox_embed.", "bbox_embed_o2m.")
 
 
+LEARNED_QUERIES = "query_embed.weight"
+
+
 def is_two_stage(config: RunConfig) -> bool:
     return "two_stage" in config.methods
 
 
+def learned_queries(config: RunConfig) -> list[str]:
+    """Names of the learned queries here, which the released code has in one tensor: of the primary group, and H-DETR's."""
+    kind = "contents" if is_two_stage(config) else "embedding"
+    sources = ["query_selection"] + ["sources.hybrid"] * ("hybrid" in config.methods)
+    return [f"{source}.{kind}.weight" for source in sources]
+
+
 def from_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, Tensor]:
-    """The state dict of a detector from a released one. Raises InputError listing names it does not know."""
+    """The state dict of a detector from a released one, of MS-DETR, Deformable DETR or H-DETR. Raises InputError listing
+    names it does not know, or where there are fewer learned queries than the configuration has."""
     renamed, unknown = {}, []
     for name, tensor in state.items():
         if name.startswith(REPEATED):
+            continue
+        if name == LEARNED_QUERIES:
+            names = learned_queries(config)
+            rows = (config.model.num_queries, len(tensor) - config.model.num_queries)[: len(names)]
+            renamed |= dict(zip(names, tensor.split(rows) if len(names) > 1 else [tensor]))
             continue
         new_name = _from_released_name(name, config)
         if new_name is None:
@@ -72,8 +88,12 @@ def from_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, T
 def to_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, Tensor]:
     """A released state dict, repeated names and all, from that of a detector; tensors are shared."""
     released = {}
+    queries = [state[name] for name in learned_queries(config) if name in state]
+    if queries:
+        released[LEARNED_QUERIES] = torch.cat(queries) if len(queries) > 1 else queries[0]
     for name, tensor in state.items():
-        released[_to_released_name(name, config)] = tensor
+        if name not in learned_queries(config):
+            released[_to_released_name(name, config)] = tensor
     layers, box_refine, two_stage = config.model.decoder_layers, config.model.box_refine, is_two_stage(config)
     heads = {name: t for name, t in released.items() if name.startswith(("class_embed.", "bbox_embed."))}
     if not box_refine:  # all layers share the first heads, and so does a two-stage encoder
@@ -133,8 +153,6 @@ def _is_weight(name: object, value: object) -> bool:
 
 def _from_released_name(name: str, config: RunConfig) -> str | None:
     """The name here; '' for a repetition, None for an unknown name."""
-    if name == "query_embed.weight":
-        return "query_selection.contents.weight" if is_two_stage(config) else "query_selection.embedding.weight"
     if match := re.fullmatch(r"(class|bbox)_embed\.(\d+)\.(.*)", name):
         kind, number, rest = match.groups()
         if not config.model.box_refine and number != "0":
@@ -145,8 +163,6 @@ def _from_released_name(name: str, config: RunConfig) -> str | None:
 
 
 def _to_released_name(name: str, config: RunConfig) -> str:
-    if name in ("query_selection.contents.weight", "query_selection.embedding.weight"):
-        return "query_embed.weight"
     if match := re.fullmatch(r"query_selection\.(class|box)_head\.(.*)", name):
         kind = "class_embed" if match[1] == "class" else "bbox_embed"
         return f"{kind}.{config.model.decoder_layers}.{match[2]}"

@@ -23,11 +23,12 @@ PRIMARY = "primary"  # the group whose predictions are the detector's answer
 class Proposals:
     """What query sources choose from.
 
-    memory: the encoded image.   encoder: every token's proposal, None for a one-stage model; the rest too:
+    memory: the encoded image.   encoder: every token's proposal, None for a one-stage model; the next three too:
     box_logits: [B, S, 4] the proposed boxes, with gradient.
     ranking: [B, R] tokens, most object-like first, as many as all sources together ask for or there are.
     embed: reference boxes [B, Q, 4] and, where they are proposals, their tokens [B, Q] -> positions and contents
     [B, Q, C], as the primary source makes them.
+    points: of a one-stage model, positions [B, Q, C] -> reference points [B, Q, 2], as the primary source makes them.
     """
 
     memory: Pyramid
@@ -35,6 +36,7 @@ class Proposals:
     box_logits: Tensor | None = None
     ranking: Tensor | None = None
     embed: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]] | None = None
+    points: Callable[[Tensor], Tensor] | None = None
 
     def references(self, selected: Tensor) -> Tensor:
         """[B, Q, 4]: the proposed boxes of tokens [B, Q], without gradient."""
@@ -73,12 +75,15 @@ class LearnedQueries(QuerySource):
     def propose(self, memory: Pyramid, ranked: int, class_head: nn.Module, box_head: nn.Module) -> Proposals:
         if ranked:
             raise InputError("a one-stage model has no proposals to rank; use a two-stage model with this method")
-        return Proposals(memory)
+        return Proposals(memory, points=self.points)
 
     def forward(self, proposals, targets=None, earlier=None) -> QueryGroup:
         batch = len(proposals.memory.tokens)
         positions, contents = self.embedding.weight.expand(batch, -1, -1).chunk(2, dim=-1)
-        return QueryGroup(PRIMARY, contents, positions, self.reference_points(positions).sigmoid())
+        return QueryGroup(PRIMARY, contents, positions, self.points(positions))
+
+    def points(self, positions: Tensor) -> Tensor:
+        return self.reference_points(positions).sigmoid()
 
 
 class LearnedBoxQueries(QuerySource):

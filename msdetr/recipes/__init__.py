@@ -74,7 +74,9 @@ _COCO: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "h-detr-300": (
         "H-DETR on Deformable DETR++, 300 + 1500 queries, every object 6 times; published: 48.7 AP",
-        _PLUS_PLUS | {"hybrid.queries": 1500, "hybrid.k": 6, "hybrid.weight": 1.0},
+        _PLUS_PLUS
+        | {"hybrid.queries": 1500, "hybrid.k": 6, "hybrid.weight": 1.0}
+        | {"two_stage.match_on": "boxes", "loss.floor": "product"},
     ),
     "group-detr-300": (
         "Group DETR on Deformable DETR++, 11 groups of 300 queries",

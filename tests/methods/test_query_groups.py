@@ -9,9 +9,10 @@ import torch
 
 from msdetr import recipes
 from msdetr.config import ConfigError
+from msdetr.losses import focal_loss
 from msdetr.matching import HungarianMatcher, OneToManyMatcher, PartwiseMatcher
 from msdetr.methods import build_criterion, build_detector
-from msdetr.model import training_only_names
+from msdetr.model import from_released, to_released, training_only_names
 from msdetr.structures import ImageBatch, Matches, Predictions, Targets
 
 HYBRID = {"hybrid.queries": 8, "hybrid.k": 3, "hybrid.weight": 0.5}
@@ -216,6 +217,54 @@ def test_both_methods_at_once():
     assert build_criterion(config)(output, targets).total.isfinite()
 
 
+def test_hybrid_queries_of_a_one_stage_model_are_learned():
+    detector, criterion, images = run_of("hybrid", two_stage=None)
+    targets = objects(2, 1)
+    output = detector.train()(images, targets)
+    group = output.groups["hybrid"]
+    assert group.predictions.boxes.shape[2] == 8 and len(group.targets) == 3 * 3 and group.selected is None
+    criterion(output, targets).total.backward()
+    assert detector.sources["hybrid"].embedding.weight.grad.abs().sum(1).gt(0).all()
+    detector.eval()
+    with torch.no_grad():
+        beside, alone = detector(images, targets).one_to_one, detector(images).one_to_one
+    torch.testing.assert_close(beside.boxes, alone.boxes, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("changes", [{}, {"two_stage": None}])
+def test_released_names_of_h_detr_and_back(changes):
+    """There all learned queries are one tensor, those of the primary group first."""
+    config = small.config("baseline", **HYBRID, **{"model.backbone": "resnet18"}, **changes)
+    state = build_detector(config).state_dict()
+    released = to_released(state, config)
+    assert len(released["query_embed.weight"]) == 5 + 8
+    back = from_released(released, config)
+    assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("floor, divisor", [("objects", 3), ("product", 1)])
+def test_what_a_batch_without_objects_is_divided_by(floor, divisor):
+    """One object times its three repetitions; or 1, as published."""
+    detector, criterion, images = run_of("hybrid", **{"loss.floor": floor})
+    targets = objects(0, 0)
+    with torch.no_grad():
+        output = detector.train()(images, targets)
+        losses = criterion(output, targets)
+    undivided = focal_loss(output.groups["hybrid"].predictions, targets, losses.matches["hybrid"])
+    torch.testing.assert_close(losses.terms["hybrid/class"], undivided / divisor)
+
+
+def test_the_encoder_is_matched_on_its_boxes_where_asked_for():
+    """Then with the class cost of the only class there is, as every other branch."""
+    detector, criterion, images = run_of("hybrid", **{"two_stage.match_on": "boxes"})
+    targets = objects(2, 1)
+    with torch.no_grad():
+        output = detector.train()(images, targets)
+        found = criterion(output, targets).matches["encoder"]
+    expected = HungarianMatcher()(output.encoder.predictions, targets.class_agnostic())
+    assert torch.equal(found.query, expected.query) and torch.equal(found.target, expected.target)
+
+
 # ---------------------------------------------------------------- bad input
 
 
@@ -228,10 +277,9 @@ def test_numbers_out_of_range(path, value):
         small.config("c", **{path: value})
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_one_stage_model_is_refused(method):
-    with pytest.raises(ConfigError, match=f"^{method}: .*two_stage=true.*{method}=null"):
-        small.config("c", **METHODS[method], two_stage=None)
+def test_groups_of_a_one_stage_model_are_refused():
+    with pytest.raises(ConfigError, match="^group: .*two_stage=true.*group=null"):
+        small.config("c", **GROUP, two_stage=None)
 
 
 def test_groups_need_contents_to_differ_in():
