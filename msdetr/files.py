@@ -141,8 +141,8 @@ def _finite(value: Any) -> Any:
 # ---------------------------------------------------------------- YAML
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which refuses a key given twice and whole numbers beyond 64 bits."""
+class _OnceOnly:
+    """A PyYAML loader that refuses a key given twice."""
 
     def compose_mapping_node(self, anchor):
         node = super().compose_mapping_node(anchor)
@@ -156,6 +156,10 @@ class _Loader(yaml.SafeLoader):
                 seen.add((key.tag, key.value))
         return node
 
+
+class _Loader(_OnceOnly, yaml.SafeLoader):
+    """PyYAML's safe loader, which also refuses whole numbers beyond 64 bits."""
+
     def construct_int64(self, node):
         return _int64(str(self.construct_yaml_int(node)))
 
@@ -163,19 +167,28 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int64)
 
 
+class _TextLoader(_OnceOnly, yaml.BaseLoader):
+    """Every value is the text it was written as: 007 and yes are names of classes, too."""
+
+
 def read_yaml(path: str | Path, error: Error = FileError) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ``error``; see ``parse_yaml``."""
     return parse_yaml(decode(read_bytes(path, error, YAML_BYTES), path, error), path, error)
 
 
-def parse_yaml(text: str, where: str | Path, error: Error = FileError) -> dict[str, Any]:
+def read_yaml_text(path: str | Path, error: Error = FileError) -> dict[str, Any]:
+    """As ``read_yaml``, with every number, word and key as the text it was written as. Raises ``error``."""
+    return parse_yaml(decode(read_bytes(path, error, YAML_BYTES), path, error), path, error, _TextLoader)
+
+
+def parse_yaml(text: str, where: str | Path, error: Error = FileError, loader_class: type = _Loader) -> dict[str, Any]:
     """The mapping that YAML text stands for.
 
     Raises ``error`` for text that is empty or no mapping, a key given twice, aliases that multiply or contain
     themselves, too deep nesting, and values that their tag does not allow.
     """
     try:
-        loader = _Loader(text)
+        loader = loader_class(text)
         node = loader.get_single_node()
         if node is None:
             raise yaml.YAMLError("it is empty; expected settings, one 'name: value' a line")

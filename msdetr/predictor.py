@@ -214,10 +214,9 @@ def evaluate(
     workers: int | None = None,
     progress: bool = True,
 ) -> EvalResult:
-    """The twelve COCO numbers of a predictor, checkpoint or run on a COCO-format folder.
+    """The twelve COCO numbers of a predictor, checkpoint or run on a folder of images and labels.
 
-    data, split: images in ``data/split``, annotations in ``data/annotations/instances_split.json``; the run's own
-    validation set by default. limit: the first images only. Raises ConfigError where the classes are not the same, and
+    data, split: a folder in COCO's, YOLO's or Pascal VOC's layout, and its split; the run's own validation images by default. limit: the first images only. Raises ConfigError where the classes are not the same, and
     InputError for a ``max_detections`` or ``limit`` below 1.
     """
     predictor = model if isinstance(model, Predictor) else load(model, device)

@@ -73,8 +73,8 @@ class Specimen:
 class Microscope:
     """A run, or one of its checkpoints, and images of a data set to look at it with.
 
-    path: run directory (its best checkpoint) or checkpoint directory. data, split: a COCO-format folder; the run's own
-    validation set by default. Unlike ``msdetr.load`` this keeps the one-to-many branch.
+    path: run directory (its best checkpoint) or checkpoint directory. data, split: a folder with images and labels; the
+    run's own validation images by default. Unlike ``msdetr.load`` this keeps the one-to-many branch.
     """
 
     def __init__(

@@ -23,8 +23,8 @@ def check_data(
         msdetr check-data annotations.json --images photos --decode
 
     Args:
-        path: Folder in COCO's layout, or one annotation file.
-        images: The images of an annotation file.
+        path: Folder in COCO's, YOLO's or Pascal VOC's layout, or one COCO annotation file.
+        images: The folder with the images of an annotation file.
         decode: Decode every image, rather than look at its header only.
         thumbnails: Folder for pictures of the most suspicious annotations.
     """

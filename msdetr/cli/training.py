@@ -32,7 +32,7 @@ def train(
     """Train a detector.
 
     For example:
-        msdetr train shapes/ms-detr-c
+        msdetr train photos/ms-detr-c --data my-photographs
         msdetr train shapes/ms-detr-c --run-dir runs/d --set ms_detr.variant=d train.lr=5e-4
         msdetr train coco/ms-detr-pp-300 --data data/coco --nproc 8
         torchrun --nproc-per-node 8 -m msdetr train coco/ms-detr-pp-300 --data data/coco
@@ -45,7 +45,7 @@ def train(
         recipe: Name of a recipe (see `msdetr recipes`), or a .yaml file such as a run's config.yaml.
         run_dir: Where to leave everything; runs/RECIPE-seedN by default.
         set: Any fields of the configuration, e.g. train.lr=1e-4 model.num_queries=100.
-        data: Folder with the data set in COCO's layout; short for --set data.root=...
+        data: Folder with the data set, in COCO's, YOLO's or Pascal VOC's layout; short for --set data.root=...
         epochs: Short for --set train.epochs=...
         seed: Short for --set seed=...
         device: auto, cpu, cuda or cuda:N.

@@ -27,8 +27,8 @@ def evaluate(
 
     Args:
         model: Run directory (its best checkpoint) or checkpoint directory.
-        data: COCO-format folder; the run's own by default.
-        split: Images in DATA/SPLIT, annotations in DATA/annotations/instances_SPLIT.json.
+        data: Folder with another data set, in any layout that `msdetr train` takes; the run's own by default.
+        split: Its split; the run's validation images by default.
         max_detections: Kept per image; the run's own by default (100, or 300 in the 900-query recipes).
         limit: Only so many images, the first; all by default.
         device: auto, cpu, cuda or cuda:N.
@@ -108,7 +108,7 @@ def candidates(
 
     Args:
         runs: Run or checkpoint directories.
-        data: COCO-format folder; each run's own validation set by default.
+        data: Folder with another data set; each run's own validation images by default.
         split: Its split.
         limit: Only so many images, the first; all by default.
         device: auto, cpu, cuda or cuda:N.
@@ -164,7 +164,7 @@ def inspect(
         k: Try another number of queries per object.
         alpha: Try another share of the class probability in the score.
         score_threshold: Detections count from this score on.
-        data: Folder with another data set in COCO's layout.
+        data: Folder with another data set.
         split: Its split; the run's validation split by default.
         device: auto, cpu, cuda or cuda:N.
     """

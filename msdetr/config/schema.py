@@ -110,11 +110,12 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """A COCO-format folder: images in root/SPLIT, annotations in root/annotations/instances_SPLIT.json."""
+    """A folder in COCO's, YOLO's or Pascal VOC's layout. A split that is "auto" is chosen by the names of those there are;
+    where none says that it is for validation, a fifth of the training images is held out."""
 
     root: Annotated[str, NonEmpty(), Harmless(on_resume=False)] = "data/coco"
-    train_split: Text = "train2017"
-    val_split: Text = "val2017"
+    train_split: Text = "train2017"  # or auto
+    val_split: Text = "val2017"  # or auto
     generate: Literal["none", "shapes"] = "none"  # make the embedded data set under root when it is not there
     num_train: Annotated[int, Range(0)] = 0  # use the first N training images, 0 for all; the number to make for a
     # generated set

@@ -1,4 +1,5 @@
-"""Data: COCO-format folders, the generated ``shapes`` set, augmentation, and loaders in a reproducible order."""
+"""Data: folders in COCO's, YOLO's or Pascal VOC's layout, the generated ``shapes`` set, augmentation, and loaders in a
+reproducible order."""
 
 from ..errors import AnnotationError, ImageError
 from . import shapes

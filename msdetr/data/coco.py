@@ -24,6 +24,7 @@ from ..checks import count, machine_memory
 from ..errors import AnnotationError, ConfigError, ImageError
 from ..structures import ImageBatch, Targets
 from .images import Remark, check_files, read_image
+from .parts import Part
 from .transforms import normalized
 from .validate import Annotations, DataWarning, Report, read_annotations
 
@@ -103,6 +104,7 @@ class CocoDetection(Dataset):
     cache:      keep decoded images in memory, shared between forked workers.
     skip_images: how many unreadable images to leave out before it is an error; they are counted in ``remarks()``, and
                 nothing takes their place.
+    read:       reads the annotations, as ``read(on_bad)``, where ``annotation_file`` is not COCO's but names their place.
 
     Raises AnnotationError; ImageError listing all missing images; ConfigError for a cache that does not fit into memory;
     InputError for counts below 0. Warns DataWarning with the report's counts.
@@ -120,10 +122,12 @@ class CocoDetection(Dataset):
         cache: bool = False,
         skip_images: int = 0,
         seed: int = 0,
+        read: Callable[[Literal["error", "drop"]], tuple[Annotations, Report]] | None = None,
     ):
         self.images_dir, self.annotation_file, self.seed = Path(images_dir), Path(annotation_file), seed
         self.transform = transform if transform is not None else normalized()
-        self.annotations, self.report = read_annotations(annotation_file, on_bad)
+        self.part: Part | None = None  # what of a folder it is, where it was made from a configuration
+        self.annotations, self.report = read(on_bad) if read is not None else read_annotations(annotation_file, on_bad)
         if self.report:
             warnings.warn(str(self.report), DataWarning, stacklevel=2)
         self.categories = (Categories.raw if raw_category_ids else Categories.contiguous)(self.annotations)

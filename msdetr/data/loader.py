@@ -7,18 +7,18 @@ ranks, micro-batches or workers, so a run can be stopped at any step and go on e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 from ..checks import count
 from ..config import RunConfig
-from ..errors import ConfigError, ImageError, InputError
+from ..errors import AnnotationError, ImageError, InputError
 from ..structures import ImageBatch, Targets
 from . import shapes
 from .coco import CocoDetection, Sample, _mixed, collate
-from .settings import annotation_file, check_folders, missing_split
+from .parts import Role
+from .settings import check_folders, part
 from .transforms import eval_transform, train_transform
 from .workers import start_worker
 
@@ -199,19 +199,27 @@ def build_datasets(
             data.num_val or DEFAULT_SHAPES["val"],
             on_image=on_image,
         )
-    return build_dataset(config, "train"), build_dataset(config, "val")
+    train_set, val_set = build_dataset(config, "train"), build_dataset(config, "val")
+    if train_set.categories != val_set.categories:
+        differ = sorted(set(zip(*_named(train_set))) ^ set(zip(*_named(val_set))))
+        raise AnnotationError(
+            f"{val_set.annotation_file}: has other categories than {train_set.annotation_file}; only one of them has "
+            f"{', '.join(f'{name!r} (id {i})' for i, name in differ[:5])}. Give both the same list of categories"
+        )
+    return train_set, val_set
 
 
-def build_dataset(config: RunConfig, split: str) -> CocoDetection:
+def _named(dataset: CocoDetection) -> tuple[list[int], list[str]]:
+    return dataset.annotations.category_ids.tolist(), dataset.annotations.category_names
+
+
+def build_dataset(config: RunConfig, role: Role) -> CocoDetection:
     """One of the two, "train" with augmentation or "val" without; nothing is generated. Raises as ``build_datasets``."""
-    data = config.data
-    train = split == "train"
-    if problem := missing_split(config, split):
-        raise ConfigError(problem.text)
-    folder = data.train_split if train else data.val_split
-    return CocoDetection(
-        Path(data.root) / folder,
-        annotation_file(data.root, folder),
+    data, train = config.data, role == "train"
+    chosen = part(data, role)
+    dataset = CocoDetection(
+        chosen.layout.images_dir(chosen.split),
+        chosen.layout.annotation_file(chosen.split),
         train_transform(data) if train else eval_transform(data),
         raw_category_ids=data.raw_category_ids,
         on_bad=data.on_bad_annotation,
@@ -219,4 +227,7 @@ def build_dataset(config: RunConfig, split: str) -> CocoDetection:
         cache=data.cache,
         skip_images=data.skip_images if train else 0,  # an evaluation is of all images or of none
         seed=config.seed,
+        read=chosen.read,
     )
+    dataset.part = chosen
+    return dataset

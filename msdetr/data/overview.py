@@ -1,18 +1,21 @@
-"""Looking over a COCO-format data set before training on it: what ``msdetr check-data`` says."""
+"""Looking over a data set before training on it: what ``msdetr check-data`` says."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import AnnotationError, ImageError
+from ..errors import AnnotationError, DataError, ImageError
 from .images import check_files, open_image, read_image, upright_size
-from .settings import fitting_settings, settings_line
+from .layouts import Layout, find_layout, unknown_layout
+from .parts import AUTO, Role, choose, usual_split
+from .settings import settings_line
 from .validate import Annotations, Report, read_annotations
 
 SMALL, MEDIUM = 32**2, 96**2  # pixels: COCO's limits of small and medium objects
@@ -24,15 +27,15 @@ _BARS = 100  # lines of a histogram
 
 @dataclass(frozen=True)
 class Suspicion:
-    """An annotation worth a look. annotation_id is None where the whole image is meant."""
+    """An annotation worth a look. annotation_id is None where the whole image is meant. place: where it is, in words."""
 
     image_id: int
     annotation_id: int | None
     reason: str
+    place: str
 
     def __str__(self) -> str:
-        which = "" if self.annotation_id is None else f", annotation {self.annotation_id}"
-        return f"image {self.image_id}{which}: {self.reason}"
+        return f"{self.place}: {self.reason}"
 
 
 @dataclass
@@ -58,9 +61,12 @@ class SplitReport:
     sides: tuple[float, ...] = ()
     image_sizes: tuple[int, ...] = ()
     suspicions: list[Suspicion] = field(default_factory=list)
+    split: str = ""
+    table: Annotations | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        lines = [f"{self.file}  (images in {self.images_dir})"]
+        title = f"{self.split}: " if self.split else ""
+        lines = [f"{title}{self.file}  (images in {self.images_dir})"]
         if self.images:
             low_h, low_w, high_h, high_w = self.image_sizes
             lines.append(
@@ -86,12 +92,15 @@ class SplitReport:
 class DataReport:
     """The reports of all splits; ``str`` renders them for a terminal.
 
-    settings: what a configuration needs to be trained on a folder, dotted path -> value.
+    settings: what a recipe for photographs must be told to be trained on a folder, dotted path -> value. layout: of a
+    folder. roles: what would be trained and validated on.
     """
 
     path: Path
     splits: list[SplitReport]
     settings: dict[str, Any] = field(default_factory=dict)
+    layout: str = ""
+    roles: str = ""
 
     @property
     def ok(self) -> bool:
@@ -100,48 +109,70 @@ class DataReport:
 
     def __str__(self) -> str:
         verdict = "ready to train on" if self.ok else "NOT usable as it is: see the errors above"
-        lines = [f"{self.path}: {verdict}"]
-        if self.settings:
-            command = (
-                f"msdetr train photos/ms-detr-c --data {shlex.quote(str(self.path))} {settings_line(self.settings)}"
+        lines = [f"{self.layout or self.path}: {verdict}", *([self.roles] if self.roles else [])]
+        if self.layout and self.ok:
+            needed = f" {settings_line(self.settings)}" if self.settings else ""
+            lines.append(
+                f"to train on it, e.g.: msdetr train photos/ms-detr-c --data {shlex.quote(str(self.path))}{needed}"
             )
-            lines.append(f"to train on it, e.g.: {command}")
         return "\n\n".join([*map(str, self.splits), "\n".join(lines)])
 
 
 def check(path: str | Path, images_dir: str | Path | None = None, *, decode: bool = False) -> DataReport:
-    """Checks a COCO-format folder (every annotations/instances_SPLIT.json with the images in SPLIT), or one annotation file
-    with its ``images_dir``. Opens the header of every image, and with ``decode`` decodes it.
+    """Checks every split of a folder in a layout that is known, or one COCO annotation file with its ``images_dir``. Opens
+    the header of every image, and with ``decode`` decodes it.
 
     Never raises for bad data: the report lists it. Raises FileNotFoundError where there is nothing to check.
     """
     path = Path(path)
-    if path.is_dir():
-        files = sorted(path.glob("annotations/instances_*.json"))
-        if not files:
-            raise FileNotFoundError(
-                f"{path / 'annotations'}: no instances_*.json; name an annotation file, with its image folder"
-            )
-        pairs = [(file, Path(images_dir or path / file.stem.removeprefix("instances_"))) for file in files]
-    elif path.is_file():
+    if path.is_file():
         default = path.parent.parent / path.stem.removeprefix("instances_")
-        pairs = [(path, Path(images_dir or default))]
-    else:
+        return DataReport(
+            path, [_check_split(path, Path(images_dir or default), partial(read_annotations, path), decode)]
+        )
+    if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    settings = fitting_settings(path) if path.is_dir() and images_dir is None else {}
-    return DataReport(path, [_check_split(file, folder, decode) for file, folder in pairs], settings)
-
-
-def _check_split(file: Path, images_dir: Path, decode: bool) -> SplitReport:
-    report = SplitReport(file, images_dir)
     try:
-        table, report.notes = read_annotations(file)
-    except (AnnotationError, OSError) as error:
+        layout = find_layout(path)
+    except DataError as error:
+        return DataReport(path, [SplitReport(path, path, [str(error)])])
+    if layout is None:
+        raise FileNotFoundError(f"{path} {unknown_layout(path)}")
+    splits = [
+        _check_split(
+            layout.annotation_file(split),
+            Path(images_dir or layout.images_dir(split)),
+            partial(layout.read, split),
+            decode,
+            split,
+        )
+        for split in layout.splits
+    ]
+    train = usual_split(layout.splits, "train")
+    settings = {} if train else {"data.train_split": layout.splits[0]}
+    return DataReport(path, splits, settings, str(layout), _roles(layout))
+
+
+def _roles(layout: Layout) -> str:
+    """What would be trained and validated on."""
+    names: dict[Role, str] = {"train": AUTO, "val": AUTO}
+    train, val = choose(layout, names, "train"), choose(layout, names, "val")
+    return f"trained on: {train}; validated on: {val}" if train and val else ""
+
+
+def _check_split(
+    file: Path, images_dir: Path, read: Callable[..., tuple[Annotations, Report]], decode: bool, split: str = ""
+) -> SplitReport:
+    report = SplitReport(file, images_dir, split=split)
+    try:
+        table, report.notes = read()
+    except (DataError, OSError) as error:
         report.errors.append(str(error))
         try:
-            table, report.notes = read_annotations(file, on_bad="drop")
-        except (AnnotationError, OSError):
+            table, report.notes = read(on_bad="drop")
+        except (DataError, OSError):
             return report
+    report.table = table
     _describe(table, report)
     report.suspicions += _suspicions(table)
     try:
@@ -183,7 +214,8 @@ def _suspicions(table: Annotations) -> list[Suspicion]:
     def add(mask: np.ndarray, badness: np.ndarray, describe) -> None:
         rows = np.nonzero(mask & ~table.crowd)[0]
         for row in rows[np.argsort(-badness[rows], kind="stable")].tolist():
-            found.append(Suspicion(int(table.image_ids[table.image[row]]), int(table.ids[row]), describe(row)))
+            image_id, annotation_id = int(table.image_ids[table.image[row]]), int(table.ids[row])
+            found.append(Suspicion(image_id, annotation_id, describe(row), table.place(row)))
 
     width, height = table.boxes[:, 2], table.boxes[:, 3]
     shorter, longer = np.minimum(width, height), np.maximum(width, height)
@@ -200,11 +232,11 @@ def _suspicions(table: Annotations) -> list[Suspicion]:
     _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     original = first[inverse.ravel()]
     copies = original != np.arange(len(keys))
-    add(copies, shorter, lambda i: f"same class and box as annotation {table.ids[original[i]]}")
+    add(copies, shorter, lambda i: f"same class and box as {table.place(original[i])}")
     names: dict[str, int] = {}
     for image_id, name in zip(table.image_ids.tolist(), table.file_names):
         if name in names:
-            found.append(Suspicion(image_id, None, f"same file as image {names[name]}: {name}"))
+            found.append(Suspicion(image_id, None, f"same file as image {names[name]}: {name}", f"image {image_id}"))
         names.setdefault(name, image_id)
     return found
 

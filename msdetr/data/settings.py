@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import RunConfig
-from ..errors import AnnotationError, ConfigError
+from ..config import DataConfig, RunConfig
+from ..errors import AnnotationError, ConfigError, DataError
 from .coco import Categories
-from .validate import Annotations, read_annotations
+from .layouts import Layout, find_layout, unknown_layout
+from .parts import AUTO, Part, Role, choose, usual_split
+from .validate import Annotations
 
 
 @dataclass(frozen=True)
@@ -23,27 +25,56 @@ class Problem:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def annotation_file(root: str | Path, split: str) -> Path:
-    return Path(root) / "annotations" / f"instances_{split}.json"
+def part(data: DataConfig, role: Role) -> Part:
+    """What a configuration trains on ("train") or validates on ("val"). Raises ConfigError where it is not there, DataError
+    where the folder has a fault."""
+    found = _part(data, role)
+    if isinstance(found, Problem):
+        raise ConfigError(found.text)
+    return found
+
+
+def _part(data: DataConfig, role: Role) -> Part | Problem:
+    root = Path(data.root)
+    if not root.is_dir():
+        return Problem(f"data.root: there is no folder {root}; name the folder of the data set (--data)")
+    layout = find_layout(root)
+    if layout is None:
+        return Problem(f"data.root: {root} {unknown_layout(root)}")
+    names: dict[Role, str] = {"train": data.train_split, "val": data.val_split}
+    if (found := choose(layout, names, role)) is not None:
+        return found
+    splits = ", ".join(layout.splits)
+    if names[role] != AUTO:
+        return Problem(
+            f"data.{role}_split: there is no {names[role]!r} in {layout}, which has the splits {splits}; name one of them, or auto"
+        )
+    return Problem(
+        f"data.train_split: none of the splits {splits} of {layout} says that it is for training; name it, e.g. "
+        f"data.train_split={layout.splits[0]}"
+    )
 
 
 def available_splits(root: str | Path) -> list[str]:
-    """Splits of a folder in COCO's layout, by name."""
-    return sorted(file.stem.removeprefix("instances_") for file in Path(root).glob("annotations/instances_*.json"))
+    """Splits of a folder in a layout that is known."""
+    layout = find_layout(root)
+    return layout.splits if layout else []
 
 
 def fitting_settings(root: str | Path) -> dict[str, Any]:
-    """The settings that a folder in COCO's layout needs: splits, number of classes, and contiguous classes where raw category
-    ids would make another number of them. Empty where the folder has no annotation file; without the number of classes
-    where the file cannot be read."""
-    splits = available_splits(root)
-    if not splits:
+    """The settings that a folder needs: splits, number of classes, and contiguous classes where raw category ids would make
+    another number of them. Empty where the folder has no layout that is known; without the number of classes where the
+    labels cannot be read."""
+    layout = find_layout(root)
+    if layout is None:
         return {}
-    train = _first_like(splits, ("train",)) or splits[0]
-    others = [split for split in splits if split != train]
-    val = _first_like(others, ("val", "test")) or (others[0] if others else train)
-    settings: dict[str, Any] = {"data.train_split": train, "data.val_split": val}
-    table = _read(annotation_file(root, train))
+    splits = layout.splits
+    train, val = (usual_split(splits, role) for role in ("train", "val"))
+    settings: dict[str, Any] = {
+        "data.train_split": train or splits[0],
+        "data.val_split": val if val and val != train else AUTO,
+    }
+    table = _read(layout, settings["data.train_split"])
     if table is not None:
         settings["model.num_classes"] = len(table.category_ids)
         if _num_raw(table) != len(table.category_ids):
@@ -71,8 +102,8 @@ def refuse(config: RunConfig, problems: Sequence[Problem]) -> None:
 
 
 def check_folders(config: RunConfig, given_classes: bool = True) -> None:
-    """Raises ConfigError where the folder that a configuration names is not there, or not in COCO's layout with its splits;
-    then also for what else would not fit, as far as the annotations can be read.
+    """Raises ConfigError where the folder that a configuration names is not there, or in no known layout with its splits;
+    then also for what else would not fit, as far as the labels can be read. Raises DataError for a folder with a fault.
 
     given_classes: whether ``model.num_classes`` was asked for, rather than left to follow the data.
     """
@@ -83,36 +114,19 @@ def check_folders(config: RunConfig, given_classes: bool = True) -> None:
             return  # the generator makes or checks the folder
         text = f"data.generate: is shapes, but {data.root} holds another data set; set data.generate=none"
         problems.append(Problem(text, {"data.generate": "none", "data.num_train": 0, "data.num_val": 0}))
-    problems += [problem for split in ("train", "val") if (problem := missing_split(config, split))]
+    found = {role: _part(data, role) for role in ("train", "val")}
+    problems += [problem for problem in found.values() if isinstance(problem, Problem)]
     problems = list({problem.text: problem for problem in problems}.values())
-    if problems and (train := fitting_settings(data.root).get("data.train_split")):
-        chosen = data.train_split if annotation_file(data.root, data.train_split).is_file() else train
-        table = _read(annotation_file(data.root, chosen))
+    if problems and (settings := fitting_settings(data.root)):
+        chosen = found["train"].split if isinstance(found["train"], Part) else settings["data.train_split"]
+        layout = find_layout(data.root)
+        table = None if layout is None else _read(layout, chosen)
         if table is not None:
             raw = data.raw_category_ids and _num_raw(table) is not None
             categories = Categories.raw(table) if raw else Categories.contiguous(table)
             problems += unfit_classes(config.override({"data.train_split": chosen}), categories, given_classes)
             problems += unfit_batch(config, min(data.num_train or len(table), len(table)))
     refuse(config, problems)
-
-
-def missing_split(config: RunConfig, split: str) -> Problem | None:
-    """What is wrong with the place of a split, "train" or "val"."""
-    data = config.data
-    root, setting = Path(data.root), f"data.{split}_split"
-    name = data.train_split if split == "train" else data.val_split
-    file = annotation_file(root, name)
-    if file.is_file():
-        return None
-    if not root.is_dir():
-        return Problem(f"data.root: there is no folder {root}; name the folder of the data set (--data)")
-    splits = available_splits(root)
-    if not splits:
-        return Problem(
-            f"data.root: {root} has no annotations/instances_SPLIT.json; it must be in COCO's layout, with the images of a "
-            "split in a folder of its name beside annotations/"
-        )
-    return Problem(f"{setting}: there is no {file}; {root} has the splits {', '.join(splits)}")
 
 
 def unfit_classes(config: RunConfig, categories: Categories, given: bool) -> list[Problem]:
@@ -162,19 +176,10 @@ def _is_foreign(config: RunConfig) -> bool:
     return bool(available_splits(root)) and not (root / "manifest.json").exists()
 
 
-def _first_like(splits: Sequence[str], words: Sequence[str]) -> str | None:
-    for word in words:
-        exact = [split for split in splits if split.lower() == word]
-        close = exact or [split for split in splits if word in split.lower()]
-        if close:
-            return close[0]
-    return None
-
-
-def _read(file: Path) -> Annotations | None:
+def _read(layout: Layout, split: str) -> Annotations | None:
     try:
-        return read_annotations(file, on_bad="drop")[0]
-    except (AnnotationError, OSError):
+        return layout.read(split, on_bad="drop")[0]
+    except (DataError, OSError):
         return None
 
 

@@ -73,6 +73,7 @@ class Annotations:
     category_ids [C] int64, category_names C strings.
     ids [A] int64, image [A] and category [A] int64 indices,
     boxes [A, 4] float64 (x, y, width, height) in pixels within the image, areas [A] float64, crowd [A] bool.
+    places: where the annotation of id i was read, places[i - 1]; empty where its id says enough.
     """
 
     file: Path
@@ -87,20 +88,34 @@ class Annotations:
     boxes: np.ndarray
     areas: np.ndarray
     crowd: np.ndarray
+    places: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def first(self, count: int) -> Annotations:
         """The first ``count`` images with their annotations; all categories."""
-        last = int(np.searchsorted(self.image, count))
+        return self.of_images(np.arange(len(self)) < count)
+
+    def of_images(self, wanted: np.ndarray) -> Annotations:
+        """Some images, wanted [N] bool, with their annotations; all categories."""
+        rows = wanted[self.image]
+        kept = {name: getattr(self, name)[rows] for name in ("ids", "category", "boxes", "areas", "crowd")}
         return replace(
             self,
-            image_ids=self.image_ids[:count],
-            file_names=self.file_names[:count],
-            sizes=self.sizes[:count],
-            **{name: getattr(self, name)[:last] for name in ("ids", "image", "category", "boxes", "areas", "crowd")},
+            image_ids=self.image_ids[wanted],
+            file_names=[name for name, kept in zip(self.file_names, wanted.tolist()) if kept],
+            sizes=self.sizes[wanted],
+            image=(np.cumsum(wanted) - 1)[self.image[rows]],
+            **kept,
         )
+
+    def place(self, row: int) -> str:
+        """Where an annotation is to be found, in words."""
+        annotation_id = int(self.ids[row])
+        if self.places:
+            return self.places[annotation_id - 1]
+        return f"image {int(self.image_ids[self.image[row]])}, annotation {annotation_id}"
 
     @property
     def ids_fit_pycocotools(self) -> np.ndarray:
@@ -143,15 +158,32 @@ def read_annotations(file: str | Path, on_bad: Literal["error", "drop"] = "error
     """
     if on_bad not in ("error", "drop"):
         raise ValueError(f"on_bad: {on_bad!r} is neither 'error' nor 'drop'")
-    return _Reader(Path(file), on_bad).read()
+    reader = _Reader(Path(file), on_bad)
+    return reader.check(reader.parse())
+
+
+def check_content(
+    content: dict[str, list], file: Path, on_bad: Literal["error", "drop"], places: tuple[str, ...]
+) -> tuple[Annotations, Report]:
+    """As ``read_annotations``, of COCO content that was made from other files. places: of annotation 1, 2, ...; what is
+    reported names them instead of ids."""
+    reader = _Reader(file, on_bad)
+    table, report = reader.check(content)
+    told = ", annotation"
+    report.notes = [
+        Note(note.kind.removesuffix(told) + ":", tuple(places[i - 1] for i in note.ids))
+        if note.kind.endswith(told)
+        else note
+        for note in report.notes
+    ]
+    return replace(table, places=places), report
 
 
 class _Reader:
     def __init__(self, file: Path, on_bad: str):
         self.file, self.on_bad, self.report = file, on_bad, Report(file)
 
-    def read(self) -> tuple[Annotations, Report]:
-        content = self.parse()
+    def check(self, content: dict[str, list]) -> tuple[Annotations, Report]:
         image_ids, file_names, sizes = self.images(content["images"])
         category_ids, category_names = self.categories(content["categories"])
         columns = self.annotations(content["annotations"], image_ids, sizes, category_ids)

@@ -2,19 +2,21 @@
 
 A configuration may say ``data.root: data/shapes``, which means something only to the process that started the run. So a run
 directory keeps ``data.json``: the data set's place seen from the run (a project may be moved as a whole), its absolute place
-(a run may be copied elsewhere), and a digest of the validation annotations, so that another data set that happens to lie at
+(a run may be copied elsewhere), and a digest of the validation labels, so that another data set that happens to lie at
 one of these places is not taken for it.
 """
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from .. import files
-from ..config import RunConfig
-from ..errors import DataError, FileError
+from ..config import DataConfig, RunConfig
+from ..data.settings import part
+from ..errors import ConfigError, DataError, FileError
 
 RECORD = "data.json"
 REMEDY = "name its folder with --data (in Python and in notebooks: data=...)"
@@ -27,8 +29,9 @@ def record(run_dir: str | Path, config: RunConfig, place: str | Path) -> dict[st
         "root": config.data.root,
         "from_run": os.path.relpath(data, run),
         "absolute": str(data),
+        "train_split": config.data.train_split,
         "val_split": config.data.val_split,
-        "val_digest": _digest(data, config.data.val_split) or "",
+        "val_digest": _digest(dataclasses.asdict(config.data), data) or "",
     }
 
 
@@ -91,32 +94,34 @@ def _find(run: Path, record: dict[str, str]) -> Path:
     others = []
     for place in places:
         if place.is_dir():
-            digest = _digest(place, record["val_split"])
+            digest = _digest(record, place)
             if digest == (record["val_digest"] or None):
                 return place
             others.append(place)
     if others:
         raise DataError(
             f"{run}: the data set at {others[0]} is not as it was when this run was trained "
-            f"(annotations of {record['val_split']!r} differ or are missing); to use it all the same, or another, {REMEDY}"
+            f"(labels of {record['val_split']!r} differ or are missing); to use it all the same, or another, {REMEDY}"
         )
     raise DataError(
         f"{run}: its data set is neither at {near} (as seen from the run) nor at {record['absolute']} (where it was); {REMEDY}"
     )
 
 
-def _digest(data: Path, split: str) -> str | None:
+def _digest(splits: Mapping[str, str], data: Path) -> str | None:
+    """Of the labels that validate: of the split named, or, where it is "auto", of what is chosen or held out."""
+    names = {f"{role}_split": splits[f"{role}_split"] for role in ("train", "val")}
     try:
-        with open(data / "annotations" / f"instances_{split}.json", "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+        return part(DataConfig(root=str(data), **names), "val").digest()
+    except (OSError, ConfigError, DataError):
         return None
 
 
 def _read(path: Path) -> dict[str, str]:
     try:
         found = files.read_json(path)
-        values = {name: found[name] for name in ("root", "from_run", "absolute", "val_split", "val_digest")}
+        names = ("root", "from_run", "absolute", "train_split", "val_split", "val_digest")
+        values = {name: found.get(name, "auto") if name == "train_split" else found[name] for name in names}
         if all(isinstance(value, str) for value in values.values()):
             return values
     except (FileError, KeyError, TypeError):

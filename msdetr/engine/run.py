@@ -1,6 +1,7 @@
 """A run directory: one process at a time, plain files that say at any moment how the run stands.
 
-runs/NAME/ config.yaml, data.json, metrics.jsonl, results.json, checkpoints/, figures/, tensorboard/ if asked for
+runs/NAME/ config.yaml, data.json, metrics.jsonl, results.json, checkpoints/, figures/, tensorboard/ if asked for,
+held_out.txt where validation images had to be chosen
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import contextlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -137,6 +138,12 @@ class RunDirectory:
         if self.world.main:
             with self._writing(location.RECORD) as path:
                 files.write_json(path, location.record(self.path, config, place))
+
+    def write_lines(self, name: str, lines: Sequence[str]) -> None:
+        """Writes a text file. Raises WriteError."""
+        if self.world.main:
+            with self._writing(name) as path:
+                files.write_atomically(path, "".join(f"{line}\n" for line in lines))
 
     def results(self) -> dict[str, Any]:
         """What results.json says, {} where there is none. Raises CheckpointError where it is damaged."""

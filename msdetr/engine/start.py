@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..config import RunConfig, harmless_on_resume
+from ..data import CocoDetection
 from ..errors import ConfigError, RunDirectoryError
 from . import checkpoint as checkpoints
 from .classes import resolve_classes
@@ -60,6 +61,7 @@ def build(config: RunConfig, world: World, given_classes: bool):
         world.on_main(lambda: build_datasets(config) and None)  # generates the embedded data once
     train_set, val_set = build_datasets(config)
     config, notes = resolve_classes(config, given_classes, train_set)
+    notes = described(config, train_set, val_set) + notes
     epoch_steps = len(train_set) // config.train.batch_size
     if config.train.batch_size < world.size:
         raise ConfigError(
@@ -72,6 +74,23 @@ def build(config: RunConfig, world: World, given_classes: bool):
     trainer = Trainer(detector, criterion, config.train, total_steps, epoch_steps, world)
     torch.manual_seed(mixed_seed(config.seed, 1, world.rank))  # dropout differs from rank to rank
     return config, notes, train_set, val_set, trainer
+
+
+HELD_OUT = "held_out.txt"
+
+
+def described(config: RunConfig, train_set: CocoDetection, val_set: CocoDetection) -> list[str]:
+    """What to say about a person's own data: the layout that was recognized, and what is trained and validated on."""
+    if config.data.generate != "none" or train_set.part is None or val_set.part is None:
+        return []
+    trained, validated = f"{train_set.part} ({len(train_set)} images)", f"{val_set.part} ({len(val_set)} images)"
+    lines = [f"{train_set.part.layout}: training on {trained}, validating on {validated}"]
+    if val_set.part.held_out:
+        lines.append(
+            f"there is no validation split: a fifth of the images was held out, the same ones in every run ({HELD_OUT} lists "
+            "them)"
+        )
+    return lines
 
 
 def train_loader(dataset, config: RunConfig, trainer: Trainer) -> torch.utils.data.DataLoader:

@@ -27,7 +27,7 @@ from .postprocess import postprocess
 from .progress import Progress, style
 from .run import RunDirectory
 from .signals import StopRequest, StopRequested
-from .start import FINISHED, build, starting_point, train_loader
+from .start import FINISHED, HELD_OUT, build, starting_point, train_loader
 from .tensorboard import require_tensorboard
 from .trainer import MicroBatch
 from .window import Window
@@ -131,6 +131,8 @@ class Training:
         if self.config != config:
             run.write_config(self.config)
         run.write_data_location(config, located.data.root)
+        if self.val_set.part is not None and self.val_set.part.held_out:
+            run.write_lines(HELD_OUT, self.val_set.annotations.file_names)
         self.observers: dict[str, Observer] = {}
         self.result: EvalResult | None = None  # of the last evaluation
         self.evaluations: list[dict[str, Any]] = []

@@ -147,6 +147,8 @@ _PHOTOS = _PLUS_PLUS | {
     "model.ffn_dim": 512,
     "model.num_queries": 100,
     "data.raw_category_ids": False,
+    "data.train_split": "auto",
+    "data.val_split": "auto",
     "data.train_sizes": (224, 256, 288, 320),
     "data.test_size": 320,
     "data.max_size": 480,

@@ -21,7 +21,7 @@ def suspicion_figure(report: SplitReport, count: int = 9) -> Figure:
     chosen = _some_of_every_kind(report.suspicions)[:count]
     if not chosen:
         raise InputError(f"{report.file}: nothing is suspicious, there is nothing to draw")
-    table, _ = read_annotations(report.file, on_bad="drop")
+    table = report.table if report.table is not None else read_annotations(report.file, on_bad="drop")[0]
     image_of = {image_id: i for i, image_id in enumerate(table.image_ids.tolist())}
     row_of = {annotation_id: i for i, annotation_id in enumerate(table.ids.tolist())}
     columns = min(3, len(chosen))
@@ -29,8 +29,8 @@ def suspicion_figure(report: SplitReport, count: int = 9) -> Figure:
     for ax in axes:
         ax.set_axis_off()
     for ax, found in zip(axes, chosen, strict=False):
-        name = "whole image" if found.annotation_id is None else f"annotation {found.annotation_id}"
-        ax.set_title(f"image {found.image_id}, {name}\n{fill(safe(found.reason, 90), 40)}", fontsize=8)
+        place = found.place if found.annotation_id is not None else f"{found.place}, whole image"
+        ax.set_title(f"{fill(safe(place, 90), 40)}\n{fill(safe(found.reason, 90), 40)}", fontsize=8)
         try:
             pixels, _ = read_image(report.images_dir / table.file_names[image_of[found.image_id]])
         except ImageError as error:

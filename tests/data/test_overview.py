@@ -62,7 +62,7 @@ def test_decoding_finds_what_the_header_hides(folder):
 
 
 def test_nothing_to_check(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no instances_"):
+    with pytest.raises(FileNotFoundError, match="holds no data set in a layout that is known"):
         check(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such file"):
         check(tmp_path / "x.json")

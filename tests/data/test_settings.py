@@ -20,6 +20,8 @@ from msdetr.data.coco import Categories
 from msdetr.data.settings import check_folders, fitting_settings, raw_ids_explained, settings_line
 from msdetr.errors import ConfigError, InputError, ShapesError
 
+OF_COCO = {"data.train_split": "train2017", "data.val_split": "val2017"}
+
 
 @pytest.fixture
 def own(tmp_path, folder, content):
@@ -48,7 +50,7 @@ def suggested(error):
 def test_all_that_is_wrong_is_told_at_once_with_a_line_that_works(own, recipe):
     own("training")
     root = own("valid")
-    config = msdetr.resolve(recipe, {"data.root": str(root), "model.num_classes": 7, "train.batch_size": 16})
+    config = msdetr.resolve(recipe, OF_COCO | {"data.root": str(root), "model.num_classes": 7, "train.batch_size": 16})
     with pytest.raises(ConfigError) as error:
         check_folders(config)
     text = str(error.value)
@@ -68,16 +70,25 @@ def test_all_that_is_wrong_is_told_at_once_with_a_line_that_works(own, recipe):
     assert len(train_set) >= mended.train.batch_size
 
 
-def test_check_data_prints_the_same_line(own):
+def test_what_a_recipe_for_coco_needs_for_other_data(own):
     own("train")
     root = own("val")
     line = settings_line(fitting_settings(root))
     assert "data.train_split=train data.val_split=val model.num_classes=3" in line
-    assert f"--data {shlex.quote(str(root))} {line}" in str(check(root))
-    config = msdetr.resolve("photos/ms-detr-c", {"data.root": str(root), "train.batch_size": 2})
+    config = msdetr.resolve("photos/ms-detr-c", OF_COCO | {"data.root": str(root), "train.batch_size": 2})
     with pytest.raises(ConfigError) as error:
         check_folders(config, given_classes=False)
     assert str(error.value).endswith(line) and "num_classes: is" not in str(error.value)
+
+
+def test_check_data_prints_a_line_that_works(own):
+    root = own("train")
+    text = str(check(root))
+    assert text.endswith(f"msdetr train photos/ms-detr-c --data {shlex.quote(str(root))}")
+    own("second")
+    (root / "annotations" / "instances_train.json").rename(root / "annotations" / "instances_first.json")
+    (root / "train").rename(root / "first")
+    assert str(check(root)).endswith("--set data.train_split=first")
 
 
 @pytest.mark.parametrize(
@@ -85,9 +96,9 @@ def test_check_data_prints_the_same_line(own):
     [
         (["train", "val", "test"], ("train", "val")),
         (["test", "train2017", "val2017"], ("train2017", "val2017")),
-        (["Training", "testing"], ("Training", "testing")),
-        (["a", "b"], ("a", "b")),
-        (["all"], ("all", "all")),
+        (["Training", "testing"], ("Training", "auto")),
+        (["a", "b"], ("a", "auto")),
+        (["all"], ("all", "auto")),
     ],
 )
 def test_the_splits_that_are_suggested(own, splits, expected):
@@ -102,7 +113,7 @@ def test_places_without_a_data_set(tmp_path):
     with pytest.raises(ConfigError, match="data.root: there is no folder .*nowhere") as error:
         build_datasets(config)
     assert str(error.value).count("nowhere") == 1
-    with pytest.raises(ConfigError, match="must be in COCO's layout"):
+    with pytest.raises(ConfigError, match="holds no data set in a layout that is known"):
         build_datasets(config.override({"data.root": str(tmp_path)}))
 
 
@@ -110,8 +121,8 @@ def test_a_file_that_cannot_be_read_does_not_hide_the_rest(own):
     root = own("train")
     (root / "annotations" / "instances_train.json").write_text("{")
     with pytest.raises(ConfigError, match="data.train_split.*\n.*data.val_split") as error:
-        check_folders(msdetr.resolve("photos/ms-detr-c", {"data.root": str(root)}))
-    assert suggested(error) == {"data.train_split": "train", "data.val_split": "train"}
+        check_folders(msdetr.resolve("photos/ms-detr-c", OF_COCO | {"data.root": str(root)}))
+    assert suggested(error) == {"data.train_split": "train", "data.val_split": "auto"}
 
 
 def test_raw_ids_are_explained_where_they_change_the_count(folder):
