@@ -232,7 +232,12 @@ def _names(values: dict[str, Any], file: Path) -> dict[int, str]:
             raise AnnotationError(
                 f"{file}: names has {key!r}: {name!r}; expected a class number and a name that is text"
             )
-        names[int(key)] = name
+        try:  # JSON, which many programs write into YAML, has two escapes for one character beyond 16 bits
+            names[int(key)] = name.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise AnnotationError(
+                f"{file}: the name of class {key}, {name!r}, is no text; write it as plain UTF-8"
+            ) from None
     if count is not None and max(names) >= count:
         raise AnnotationError(f"{file}: nc is {count}, but a name is given for class {max(names)}; correct one of them")
     return dict(sorted(names.items()))
