@@ -43,10 +43,11 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(empty, torch.zeros_like(numerator), numerator / torch.where(empty, 1, denominator))
 
 
-def iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of xyxy boxes, elementwise after broadcasting: [..., 4], [..., 4] -> [...]. 0 for two empty boxes."""
+def iou(a: Tensor, b: Tensor, eps: float = 0.0) -> Tensor:
+    """IoU of xyxy boxes, elementwise after broadcasting: [..., 4], [..., 4] -> [...]. 0 for two empty boxes. eps is added to
+    the union."""
     intersection, union = _overlap(a, b)
-    return _ratio(intersection, union)
+    return _ratio(intersection, union + eps if eps else union)
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:

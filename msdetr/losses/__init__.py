@@ -2,6 +2,7 @@
 
 from .branches import answer, candidates, detection_terms, encoder_boxes, encoder_proposals, of_group
 from .criterion import Branch, Criterion, Losses, Supervised, Term
+from .iou_aware import aligned_loss, position_supervised_loss, ranked_giou_loss, ranked_l1_loss, varifocal_loss
 from .terms import focal_loss, giou_loss, l1_loss
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Losses",
     "Supervised",
     "Term",
+    "aligned_loss",
     "answer",
     "candidates",
     "detection_terms",
@@ -19,4 +21,8 @@ __all__ = [
     "giou_loss",
     "l1_loss",
     "of_group",
+    "position_supervised_loss",
+    "ranked_giou_loss",
+    "ranked_l1_loss",
+    "varifocal_loss",
 ]

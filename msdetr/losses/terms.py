@@ -68,14 +68,14 @@ class _AllNegatives(torch.autograd.Function):
 def l1_loss(predictions: Predictions, targets: Targets, matches: Matches) -> Tensor:
     """Sum of |cx|, |cy|, |w|, |h| differences over the matched pairs -> [K]."""
     distance = (matched_boxes(predictions, matches) - targets.boxes[matches.target]).abs().sum(-1)
-    return _per_layer(distance, predictions, matches)
+    return per_layer(distance, predictions, matches)
 
 
 def giou_loss(predictions: Predictions, targets: Targets, matches: Matches) -> Tensor:
     """Sum of 1 - generalised IoU over the matched pairs -> [K]."""
     predicted = box_ops.cxcywh_to_xyxy(matched_boxes(predictions, matches))
     true = box_ops.cxcywh_to_xyxy(targets.boxes[matches.target])
-    return _per_layer(1 - box_ops.giou(predicted, true), predictions, matches)
+    return per_layer(1 - box_ops.giou(predicted, true), predictions, matches)
 
 
 def matched_boxes(predictions: Predictions, matches: Matches) -> Tensor:
@@ -95,5 +95,6 @@ def gives_class(matches: Matches, shape: torch.Size) -> Tensor:
     return last[slot] == number
 
 
-def _per_layer(values: Tensor, predictions: Predictions, matches: Matches) -> Tensor:
+def per_layer(values: Tensor, predictions: Predictions, matches: Matches) -> Tensor:
+    """[K]: values of pairs [M], summed per layer."""
     return values.new_zeros(len(predictions.boxes)).index_add(0, matches.layer, values)

@@ -11,7 +11,9 @@ from .hungarian import Cost, HungarianMatcher, detection_costs
 from .iou import IoUMatcher, ReleasedIoUMatcher
 from .one_to_many import OneToManyMatcher, merge_matches
 from .partwise import PartwiseMatcher
+from .position import ReleasedModulatedMatcher, modulated_focal_cost
 from .released import ReleasedOneToMany
+from .repeated import ReleasedRepeatedMatcher, RepeatedHungarianMatcher
 from .rules import MatchingRules
 from .score import CostTerms, class_probability, cost_terms, pair_iou, score
 from .shared import SharedMatcher
@@ -28,7 +30,10 @@ __all__ = [
     "OneToManyMatcher",
     "PartwiseMatcher",
     "ReleasedIoUMatcher",
+    "ReleasedModulatedMatcher",
     "ReleasedOneToMany",
+    "ReleasedRepeatedMatcher",
+    "RepeatedHungarianMatcher",
     "SharedMatcher",
     "Status",
     "class_probability",
@@ -36,6 +41,7 @@ __all__ = [
     "detection_costs",
     "match_all",
     "merge_matches",
+    "modulated_focal_cost",
     "pair_iou",
     "score",
     "to_device",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +21,10 @@ class Matcher:
 
     each_object: how many queries every object is to get, 1 in one-to-one matching; None: that depends on the predictions.
     most: how many queries an object can get; None: there is no limit.
+    image_by_image: whether what is found in an image depends on its own queries and objects alone.
     """
+
+    image_by_image: ClassVar[bool] = True
 
     @property
     def each_object(self) -> int | None:
@@ -103,7 +107,11 @@ def to_device(matches: Matches, device: torch.device) -> Matches:
 def _prepare(matcher: Matcher, predictions: Predictions, targets: Targets) -> tuple[Tensor, ...]:
     """Everything at once, but large tables on the CPU image by image: its caches hold those of one image."""
     depth, _, num_queries, _ = predictions.logits.shape
-    if targets.image.device.type != "cpu" or depth * len(targets) * num_queries < _LARGE_TABLE:
+    if (
+        not matcher.image_by_image
+        or targets.image.device.type != "cpu"
+        or depth * len(targets) * num_queries < _LARGE_TABLE
+    ):
         return matcher.prepare(predictions, targets)
     images = targets.image.unique().tolist()
     parts = [matcher.prepare(predictions.of_image(b), targets.of_image(b)) for b in images]

@@ -72,11 +72,15 @@ def cost_terms(predictions: Predictions, targets: Targets, alpha: float = 0.25, 
 
 def focal_cost(predictions: Predictions, targets: Targets, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
     """[K, T, Q]: focal loss of a positive minus that of a negative."""
-    p = predictions.logits.sigmoid()
+    return class_table(focal_cost_of(predictions.logits.sigmoid(), alpha, gamma), targets)
+
+
+def focal_cost_of(p: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Focal loss of a positive minus that of a negative, elementwise in probabilities."""
     eps = 1e-8
     positive = -alpha * (1 - p) ** gamma * (p + eps).log()
     negative = -(1 - alpha) * p**gamma * (1 - p + eps).log()
-    return class_table(positive - negative, targets)
+    return positive - negative
 
 
 def l1_cost(predictions: Predictions, targets: Targets) -> Tensor:

@@ -9,11 +9,12 @@ from .group import Group, GroupConfig
 from .hybrid import Hybrid, HybridConfig
 from .ms_detr import MSDETR, CandidateHeads, MSDETRConfig, matching_rules, variant_of
 from .registry import register
+from .stable import Stable, StableConfig
 from .two_stage import TwoStage, TwoStageConfig
 
 for _method in (MSDETR, TwoStage):
     register(_method, on=True)
-for _method in (DAB, Hybrid, Group, DETA, Denoising):
+for _method in (DAB, Hybrid, Group, DETA, Denoising, Stable):
     register(_method)
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "HybridConfig",
     "MSDETRConfig",
     "Method",
+    "Stable",
+    "StableConfig",
     "TwoStage",
     "TwoStageConfig",
     "build_criterion",

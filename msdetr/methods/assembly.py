@@ -59,11 +59,12 @@ def build_detector(run: RunConfig) -> Detector:
         shared_heads=model.shared_heads,
         eps=model.reference_eps,
     )
-    for method in methods:
-        method.extend_selection(query_selection)
     map_positions = MapPositions(model.position_temperature, model.position_offset)
     detector = Detector(backbone, projections, encoder, query_selection, decoder, map_positions=map_positions)
-    detector.sources.update(_sources(methods))  # last: a seed gives everything else the weights it has without them
+    # last: a seed gives everything else the weights it has without them
+    detector.sources.update(_sources(methods))
+    for method in methods:
+        method.extend(detector)
     return detector
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from ..config import RunConfig
 from ..losses import Branch, Term, detection_terms
 from ..matching import HungarianMatcher, detection_costs
-from ..model import QuerySource
+from ..model import Detector, QuerySource
 from ..modules import DecoderLayer
 from ..structures import Detections, Predictions
 
@@ -53,9 +53,8 @@ class Method:
         """The source of the primary query group, where it is not learned queries; one method of a run may."""
         return None
 
-    def extend_selection(self, source: QuerySource) -> None:
-        """Changes how the primary group's source ranks proposals, whichever method it comes from (see
-        ``TwoStageQueries``)."""
+    def extend(self, detector: Detector) -> None:
+        """Adds to parts of a detector, whichever method they come from; all else is built by then."""
 
     def sources(self) -> Mapping[str, QuerySource]:
         """Further query groups, by name."""

@@ -12,7 +12,7 @@ from ..config import Range, RunConfig
 from ..errors import ConfigError
 from ..losses import Branch, encoder_proposals
 from ..matching import IoUMatcher, ReleasedIoUMatcher, SharedMatcher
-from ..model import QuerySource, without_duplicates
+from ..model import Detector, without_duplicates
 from ..model.postprocess import nms_postprocess
 from ..structures import DetectorOutput, Predictions, Targets
 from .base import Method, Postprocess
@@ -65,10 +65,10 @@ class DETA(Method):
     name = "deta"
     Config = DETAConfig
 
-    def extend_selection(self, source: QuerySource) -> None:
+    def extend(self, detector: Detector) -> None:
         own = self.config
         if own.encoder:
-            source.ranking = partial(
+            detector.query_selection.ranking = partial(
                 without_duplicates,
                 first=self.run.model.num_queries,
                 iou_threshold=own.proposal_nms,

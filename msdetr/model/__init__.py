@@ -4,7 +4,7 @@ from .backbone import build_backbone
 from .convert import from_released, to_released
 from .decoder import Decoder
 from .detector import Detector, build_projections
-from .encoder import Encoder, EncoderLayer
+from .encoder import DenseFusion, Encoder, EncoderLayer
 from .query_selection import (
     PRIMARY,
     LearnedBoxQueries,
@@ -21,6 +21,7 @@ from .strip import strip, training_only_names
 __all__ = [
     "PRIMARY",
     "Decoder",
+    "DenseFusion",
     "Detector",
     "Encoder",
     "EncoderLayer",

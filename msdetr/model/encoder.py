@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -31,19 +32,37 @@ class EncoderLayer(nn.Module):
         return replace(pyramid, tokens=self.ffn(tokens))
 
 
-class Encoder(nn.Module):
-    """A stack of encoder layers; each token's reference is its own centre."""
+class DenseFusion(nn.Module):
+    """Makes the memory from all stages of the encoder, its input among them (Stable-DINO, Liu et al., ICCV 2023, Section
+    3.4): stages + 1 times [B, S, C], concatenated, projected to [B, S, C], normalised."""
 
-    def __init__(self, layers: Sequence[EncoderLayer]):
+    def __init__(self, stages: int, dim: int):
+        super().__init__()
+        self.projection = nn.Linear((stages + 1) * dim, dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        return self.norm(self.projection(torch.cat(list(stages), dim=-1)))
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers; each token's reference is its own centre. fusion: makes the tokens of the encoded pyramid
+    from those of all stages; None: they are those of the last."""
+
+    def __init__(self, layers: Sequence[EncoderLayer], fusion: nn.Module | None = None):
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self.fusion = fusion
         self.gradient_checkpointing = False
 
     def forward(self, pyramid: Pyramid) -> Pyramid:
         references = pyramid.per_level(pyramid.token_centers())  # [B, S, L, 2]
+        stages = [pyramid.tokens]
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
                 pyramid = checkpoint(layer, pyramid, references, use_reentrant=False)
             else:
                 pyramid = layer(pyramid, references)
-        return pyramid
+            if self.fusion is not None:
+                stages.append(pyramid.tokens)
+        return pyramid if self.fusion is None else replace(pyramid, tokens=self.fusion(stages))

@@ -129,6 +129,8 @@ _SHAPES_K = {"ms_detr.k": 4}
 _HYBRID = {"hybrid.queries": 150, "hybrid.k": 4}
 _GROUP = {"group.groups": 4}
 _DN = {"denoising.contrastive": False, "denoising.label_noise": 0.2}
+_STABLE = {"stable.loss_iou_power": 2.0, "loss.class_weight": 6.0, "two_stage.class_weight": 6.0}
+_BESIDE = {"stable-dino": {"ms_detr.class_weight": 6.0}}  # what a method changes of MS-DETR beside it
 _DINO = {"denoising.contrastive": True}
 
 _RELEASED_WEIGHTS = {"loss.class_weight": 1.0}
@@ -188,6 +190,7 @@ def _all() -> dict[str, Recipe]:
         ("h-detr", "H-DETR's hybrid matching", _HYBRID),
         ("group-detr", "Group DETR's query groups", _GROUP),
         ("deta", "DETA's assignment by IoU and suppression", {"deta.k": 4}),
+        ("stable-dino", "Stable-DINO's class loss and cost", _STABLE),
         ("dn-detr", "DN-DETR's denoising", _DN),
         ("dino", "DINO's contrastive denoising", _DINO),
     ):
@@ -195,7 +198,7 @@ def _all() -> dict[str, Recipe]:
         add(
             f"shapes/{name}-ms-c",
             f"{title} and MS-DETR (c) on the embedded data set",
-            _SHAPES | values | {"ms_detr.variant": "c"} | _SHAPES_K,
+            _SHAPES | values | {"ms_detr.variant": "c"} | _SHAPES_K | _BESIDE.get(name, {}),
         )
     add("photos/baseline", "a small Deformable DETR++ on a folder of photographs, from scratch", _PHOTOS)
     add(

@@ -1,0 +1,156 @@
+"""Stable-DINO's losses and costs as a method: what they replace, alone and beside others, and what inference needs."""
+
+import pytest
+import small
+import torch
+
+from msdetr import recipes
+from msdetr.config import ConfigError
+from msdetr.losses import position_supervised_loss
+from msdetr.matching import HungarianMatcher, OneToManyMatcher, ReleasedModulatedMatcher, modulated_focal_cost
+from msdetr.methods import build_criterion, build_detector
+from msdetr.structures import ImageBatch, Targets
+
+STABLE = {"stable.loss_iou_power": 2.0}
+OTHERS = {
+    "alone": {},
+    "denoising": {"denoising.queries": 10},
+    "hybrid": {"hybrid.queries": 8, "hybrid.k": 2},
+    "group": {"group.groups": 3},
+    "deta": {"deta.k": 2},
+}
+
+
+def objects(*counts):
+    torch.manual_seed(5)
+    return Targets.from_list(
+        [torch.arange(n) % 8 for n in counts], [torch.rand(n, 4, dtype=torch.float64) * 0.3 + 0.3 for n in counts]
+    )
+
+
+def run_of(variant="baseline", **changes):
+    """Detector, criterion, images of 64 x 64 pixels, in float64."""
+    torch.manual_seed(0)
+    config = small.config(variant, **STABLE | changes)
+    detector = build_detector(config).double()
+    for parameter in detector.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return detector, build_criterion(config), ImageBatch.from_images(list(torch.randn(2, 3, 64, 64).double()))
+
+
+@pytest.mark.parametrize("fusion", [False, True])
+@pytest.mark.parametrize("variant", ["baseline", "c"])
+def test_inference_needs_the_fusion_and_no_more(variant, fusion):
+    detector, _, images = run_of(variant, **{"stable.memory_fusion": fusion})
+    detector.eval()
+    with torch.no_grad():
+        whole = detector(images).one_to_one
+        stripped = detector.strip()(images).one_to_one
+    assert torch.equal(whole.logits, stripped.logits) and torch.equal(whole.boxes, stripped.boxes)
+    needed = {n: p.shape for n, p in detector.named_parameters()}
+    plain = {n: p.shape for n, p in build_detector(small.config("baseline")).named_parameters()}
+    extra = {n: shape for n, shape in needed.items() if n not in plain}
+    assert {n: shape for n, shape in needed.items() if n in plain} == plain
+    names = ("projection.weight", "projection.bias", "norm.weight", "norm.bias")
+    assert set(extra) == ({f"encoder.fusion.{name}" for name in names} if fusion else set())
+
+
+def test_a_seed_gives_the_weights_of_the_baseline():
+    torch.manual_seed(3)
+    plain = build_detector(small.config("baseline")).state_dict()
+    torch.manual_seed(3)
+    ours = build_detector(small.config("baseline", **STABLE, **{"stable.memory_fusion": True})).state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in plain.items())
+
+
+def test_fused_memory_depends_on_every_stage():
+    detector, _, images = run_of(**{"stable.memory_fusion": True, "model.encoder_layers": 2})
+    fusion = detector.encoder.fusion
+    memory = detector.encoder(detector.pyramid(images)).tokens
+    stages = []
+    for stage in range(3):
+        with torch.no_grad():
+            kept = fusion.projection.weight.clone()
+            fusion.projection.weight[:, 32 * stage : 32 * stage + 32] = 0
+            stages.append(detector.encoder(detector.pyramid(images)).tokens)
+            fusion.projection.weight.copy_(kept)
+    assert all(not torch.allclose(memory, other) for other in stages)
+
+
+@pytest.mark.parametrize("variant", ["baseline", "c"])
+@pytest.mark.parametrize("other", OTHERS)
+def test_every_class_loss_and_class_cost_is_replaced(variant, other):
+    detector, criterion, images = run_of(
+        variant, **OTHERS[other], **{"ms_detr.groups": "all"} if variant == "c" else {}
+    )
+    for branch in criterion.branches:
+        assert branch.terms["class"][1].func is position_supervised_loss, branch.name
+        if isinstance(branch.matcher, HungarianMatcher) and branch.matcher.costs["class"][0]:
+            assert branch.matcher.costs["class"][1].func is modulated_focal_cost, branch.name
+        assert branch.name != "one_to_many" or isinstance(branch.matcher, OneToManyMatcher)
+    targets = objects(2, 1)
+    losses = criterion(detector.train()(images, targets), targets)
+    losses.total.backward()
+    assert losses.total.isfinite() and len(losses.matches["one_to_one"])
+    weights = build_criterion(small.config(variant, **OTHERS[other])).branches[0].weights
+    assert criterion.branches[0].weights == weights  # the run's
+
+
+def test_focal_parameters_are_those_of_the_run():
+    _, criterion, _ = run_of(**{"loss.focal_alpha": 0.4, "loss.focal_gamma": 1.5, "stable.transform": "exp"})
+    term = criterion.branches[0].terms["class"][1]
+    assert term.keywords == {
+        "alpha": 0.4, "gamma": 1.5, "iou_power": 2.0, "probability_power": 0.0, "transform": "exp"
+    }  # fmt: skip
+
+
+def test_the_released_cost_and_none():
+    _, criterion, _ = run_of(**{"stable.cost": "released", "stable.cost_power": 1.0})
+    assert criterion.branches[0].matcher == ReleasedModulatedMatcher(criterion.branches[0].matcher.costs, power=1.0)
+    _, plain, _ = run_of(**{"stable.cost_power": 0.0})
+    expected = build_criterion(small.config("baseline")).branches[0].matcher
+    assert repr(plain.branches[0].matcher) == repr(expected)
+
+
+@pytest.mark.fault("F44")
+@pytest.mark.parametrize("counts", [(0, 0), (0, 2)])
+def test_images_without_objects(counts):
+    detector, criterion, images = run_of("c", **OTHERS["denoising"])
+    targets = objects(*counts)
+    losses = criterion(detector.train()(images, targets), targets)
+    losses.total.backward()
+    assert losses.total.isfinite() and losses.terms["one_to_one/class"].min() > 0
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("stable.loss_iou_power", -1),
+        ("stable.loss_probability_power", -0.1),
+        ("stable.cost_power", -0.5),
+        ("stable.transform", "cos"),
+        ("stable.cost", "batch"),
+    ],
+)
+def test_numbers_out_of_range(path, value):
+    with pytest.raises(ConfigError, match=path):
+        small.config("c", **{path: value})
+
+
+def test_a_target_that_is_always_1_is_refused():
+    with pytest.raises(ConfigError, match="^stable.loss_iou_power: .*stable=null"):
+        small.config("c", **{"stable.loss_iou_power": 0.0})
+
+
+def test_no_encoder_to_fuse():
+    with pytest.raises(ConfigError, match="^stable.memory_fusion: .*encoder_layers=0"):
+        small.config("c", **{"stable.memory_fusion": True, "model.encoder_layers": 0})
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.names() if "stable" in recipes.get(name).methods])
+def test_recipes_build(name):
+    config = recipes.get(name)
+    with torch.device("meta"):
+        build_detector(config.override({"model.pretrained": "none"}))
+    weights = [b.weights["class"] for b in build_criterion(config).branches if b.name != "denoising"]
+    assert weights == [6.0] * len(weights)
