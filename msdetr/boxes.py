@@ -50,14 +50,15 @@ def iou(a: Tensor, b: Tensor, eps: float = 0.0) -> Tensor:
     return _ratio(intersection, union + eps if eps else union)
 
 
-def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU in [-1, 1] (Rezatofighi et al., 2019) of xyxy boxes, elementwise after broadcasting."""
+def giou(a: Tensor, b: Tensor, eps: float = 0.0) -> Tensor:
+    """Generalised IoU in [-1, 1] (Rezatofighi et al., 2019) of xyxy boxes, elementwise after broadcasting. eps: added to
+    the areas that are divided by."""
     intersection, union = _overlap(a, b)
     (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.unbind(-1), b.unbind(-1)
     width = torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)
     height = torch.maximum(ay1, by1) - torch.minimum(ay0, by0)
     hull = width.clamp(min=0) * height.clamp(min=0)
-    return _ratio(intersection, union) - _ratio(hull - union, hull)
+    return _ratio(intersection, union + eps) - _ratio(hull - union, hull + eps)
 
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:

@@ -45,6 +45,8 @@ CHANGED = {
     "two_stage.mixed_selection": False,
     "two_stage.rank_by": "best_class",
     "two_stage.match_on": "boxes",
+    "two_stage.supervise": "queries",
+    "loss.giou_eps": 1e-6,
 }
 SETTINGS = [path for path in all_paths() if path.startswith(SECTIONS) and path != NO_WEIGHTS_HERE]
 PLAIN = (bool, int, float, str, tuple)
@@ -62,7 +64,15 @@ def built(**changes) -> tuple:
     weights = [(name, weight.shape, weight.requires_grad) for name, weight in detector.named_parameters()]
     criterion = build_criterion(config)
     objective = [
-        (b.name, repr(b.matcher), repr(b.terms), b.merge_from, b.merge_exclusive, criterion.floor)
+        (
+            b.name,
+            b.select.__qualname__,
+            repr(b.matcher),
+            repr(b.terms),
+            b.merge_from,
+            b.merge_exclusive,
+            criterion.floor,
+        )
         for b in criterion.branches
     ]
     return settings, weights, objective

@@ -102,6 +102,9 @@ class LossConfig:
     giou_weight: Weight = 2.0
     focal_alpha: Fraction = 0.25
     focal_gamma: Annotated[float, Range(0, 100)] = 2.0
+    giou_eps: Annotated[float, Range(0, 0.01)] = (
+        0.0  # added to areas that GIoU divides by, in matching, too; DINO: 1e-6
+    )
     floor: Literal["objects", "product"] = (
         "objects"  # what sums are divided by is at least 1: the number of objects, or
     )

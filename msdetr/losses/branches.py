@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,13 +14,18 @@ from .terms import focal_loss, giou_loss, l1_loss
 
 
 def detection_terms(
-    classification: float, l1: float, giou: float, focal_alpha: float = 0.25, focal_gamma: float = 2.0
+    classification: float,
+    l1: float,
+    giou: float,
+    focal_alpha: float = 0.25,
+    focal_gamma: float = 2.0,
+    giou_eps: float = 0.0,
 ) -> Mapping[str, tuple[float, Term]]:
     """Focal loss of the classes, L1 and generalised IoU of the boxes, with their weights."""
     return {
         "class": (classification, partial(focal_loss, alpha=focal_alpha, gamma=focal_gamma)),
         "l1": (l1, l1_loss),
-        "giou": (giou, giou_loss),
+        "giou": (giou, partial(giou_loss, eps=giou_eps) if giou_eps else giou_loss),
     }
 
 
@@ -47,6 +53,26 @@ def encoder_proposals(output: DetectorOutput, targets: Targets) -> Supervised | 
 def encoder_boxes(output: DetectorOutput, targets: Targets) -> Supervised | None:
     """The two-stage encoder's proposals: class-agnostic, matched as they are predicted (Deformable DETR, H-DETR)."""
     return None if output.encoder is None else Supervised(output.encoder.predictions, targets.class_agnostic())
+
+
+def of_queries(select: Callable[[DetectorOutput, Targets], Supervised | None]):
+    """Of what is supervised of the encoder, only the tokens that became queries, with the objects' own classes (DINO)."""
+
+    def selected(output: DetectorOutput, targets: Targets) -> Supervised | None:
+        given = select(output, targets)
+        if given is None or output.selected is None:
+            return None
+        where = output.selected[None, ..., None]
+        taken = {
+            name: Predictions(
+                *(x.gather(2, where.expand(-1, -1, -1, x.shape[-1])) for x in (whole.logits, whole.boxes))
+            )
+            for name in ("predictions", "match_on")
+            if (whole := getattr(given, name)) is not None
+        }
+        return replace(given, targets=targets, selected=output.selected, **taken)
+
+    return selected
 
 
 def of_group(name: str, candidates: bool = False):

@@ -71,11 +71,11 @@ def l1_loss(predictions: Predictions, targets: Targets, matches: Matches) -> Ten
     return per_layer(distance, predictions, matches)
 
 
-def giou_loss(predictions: Predictions, targets: Targets, matches: Matches) -> Tensor:
-    """Sum of 1 - generalised IoU over the matched pairs -> [K]."""
+def giou_loss(predictions: Predictions, targets: Targets, matches: Matches, eps: float = 0.0) -> Tensor:
+    """Sum of 1 - generalised IoU over the matched pairs -> [K]. eps: see ``boxes.giou``."""
     predicted = box_ops.cxcywh_to_xyxy(matched_boxes(predictions, matches))
     true = box_ops.cxcywh_to_xyxy(targets.boxes[matches.target])
-    return per_layer(1 - box_ops.giou(predicted, true), predictions, matches)
+    return per_layer(1 - box_ops.giou(predicted, true, eps), predictions, matches)
 
 
 def matched_boxes(predictions: Predictions, matches: Matches) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -88,7 +89,8 @@ class HungarianMatcher(Matcher):
 
 
 def detection_costs(
-    classification: float = 2.0, l1: float = 5.0, giou: float = 2.0
+    classification: float = 2.0, l1: float = 5.0, giou: float = 2.0, giou_eps: float = 0.0
 ) -> Mapping[str, tuple[float, Cost]]:
     """The weighted costs of Deformable DETR: focal class cost, L1 distance and negative generalised IoU of the boxes."""
-    return {"l1": (l1, l1_cost), "class": (classification, focal_cost), "giou": (giou, giou_cost)}
+    overlap = partial(giou_cost, eps=giou_eps) if giou_eps else giou_cost
+    return {"l1": (l1, l1_cost), "class": (classification, focal_cost), "giou": (giou, overlap)}

@@ -90,9 +90,9 @@ def l1_cost(predictions: Predictions, targets: Targets) -> Tensor:
     return sum(distances[1:], distances[0])
 
 
-def giou_cost(predictions: Predictions, targets: Targets) -> Tensor:
-    """[K, T, Q]: negative generalised IoU."""
-    return -box_ops.giou(*_pair_corners(predictions, targets))
+def giou_cost(predictions: Predictions, targets: Targets, eps: float = 0.0) -> Tensor:
+    """[K, T, Q]: negative generalised IoU. eps: see ``boxes.giou``."""
+    return -box_ops.giou(*_pair_corners(predictions, targets), eps)
 
 
 def largest(table: Tensor, k: int) -> tuple[Tensor, Tensor]:

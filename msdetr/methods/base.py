@@ -22,13 +22,14 @@ def weighted_terms(weights: Any, run: RunConfig, factor: float = 1.0) -> Mapping
     """Class, L1 and GIoU terms with the three weights of a section (``run.loss`` has those of one-to-one supervision) times
     a factor, and the run's focal loss."""
     three = (factor * w for w in (weights.class_weight, weights.l1_weight, weights.giou_weight))
-    return detection_terms(*three, run.loss.focal_alpha, run.loss.focal_gamma)
+    return detection_terms(*three, run.loss.focal_alpha, run.loss.focal_gamma, run.loss.giou_eps)
 
 
 def hungarian(run: RunConfig, parts: int = 1) -> HungarianMatcher:
     """One-to-one matching with the run's costs."""
     costs = run.matching
-    return HungarianMatcher(detection_costs(costs.cost_class, costs.cost_l1, costs.cost_giou), parts)
+    weights = costs.cost_class, costs.cost_l1, costs.cost_giou
+    return HungarianMatcher(detection_costs(*weights, run.loss.giou_eps), parts)
 
 
 class Method:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..config import Range
-from ..losses import Branch, encoder_boxes, encoder_proposals
+from ..losses import Branch, encoder_boxes, encoder_proposals, of_queries
 from ..matching import HungarianMatcher, detection_costs
 from ..model import ProposedQueries, ReferenceQueries, TwoStageQueries
 from .base import Method, hungarian, weighted_terms
@@ -23,17 +23,20 @@ class TwoStageConfig:
     class_weight: Annotated[float, Range(0)] = 2.0
     l1_weight: Annotated[float, Range(0)] = 5.0
     giou_weight: Annotated[float, Range(0)] = 2.0
-    match_on: Literal["anchors", "boxes"] = (
-        "anchors"  # objects are matched to the tokens' anchors, by place alone; or to
-    )
+    match_on: Literal["anchors", "boxes"] = "anchors"  # objects are matched to tokens' anchors, by place alone; or to
     # the predicted boxes, with the class cost
+    supervise: Literal["tokens", "queries"] = (
+        "tokens"  # all tokens, which learn what is an object; or those that become
+    )
+    # queries, which learn the objects' classes (DINO)
 
 
 class TwoStage(Method):
-    """Two-stage Deformable DETR.
+    """Two-stage Deformable DETR, or, where the decoder makes positions from references, two-stage DN-DETR and DINO.
 
     Paper: silent on how proposals are matched.   Released: MS-DETR and its baselines on anchors, without the class cost;
-    Deformable DETR and H-DETR on predicted boxes, with it.   Here: as MS-DETR for all methods, unless ``match_on`` is "boxes".
+    Deformable DETR, H-DETR, DN-DETR and DINO on predicted boxes, with it.   Here: as MS-DETR for all methods, unless
+    ``match_on`` is "boxes".
     """
 
     name = "two_stage"
@@ -47,8 +50,11 @@ class TwoStage(Method):
         )
 
     def branches(self, groups: Sequence[str]) -> Sequence[Branch]:
-        costs, terms = self.run.matching, weighted_terms(self.config, self.run)
-        if self.config.match_on == "boxes":
-            return [Branch("encoder", encoder_boxes, hungarian(self.run), terms)]
-        matcher = HungarianMatcher(detection_costs(0.0, costs.cost_l1, costs.cost_giou))
-        return [Branch("encoder", encoder_proposals, matcher, terms)]
+        own, costs = self.config, self.run.matching
+        select, matcher = encoder_boxes, hungarian(self.run)
+        if own.match_on == "anchors":
+            select = encoder_proposals
+            matcher = HungarianMatcher(detection_costs(0.0, costs.cost_l1, costs.cost_giou))
+        if own.supervise == "queries":
+            select = of_queries(select)
+        return [Branch("encoder", select, matcher, weighted_terms(own, self.run))]

@@ -1,4 +1,5 @@
-"""Released MS-DETR checkpoints <-> this package: one rename table, read in both directions."""
+"""Released checkpoints <-> this package: rename tables, read in both directions. Of MS-DETR, Deformable DETR, H-DETR, DN-DETR
+and DINO."""
 
 from __future__ import annotations
 
@@ -39,15 +40,29 @@ RENAMES = [
     ("transformer.pos_trans.{*}", "query_selection.position_projection.{*}"),
     ("transformer.pos_trans_norm.{*}", "query_selection.position_norm.{*}"),
     ("transformer.reference_points.{*}", "query_selection.reference_points.{*}"),
+    ("transformer.decoder.ref_point_head.{*}", "decoder.query_positions.mlp.{*}"),
+    ("transformer.decoder.query_scale.{*}", "decoder.query_positions.scale.{*}"),
+    ("transformer.decoder.norm.{*}", "decoder.output_norm.{*}"),
     ("class_embed.{i}.{*}", "decoder.class_heads.{i}.{*}"),
     ("bbox_embed.{i}.{*}", "decoder.box_heads.{i}.{*}"),
     ("class_embed_o2m.{i}.{*}", "decoder.one_to_many.class_heads.{i}.{*}"),
+]
+# what models of one kind call otherwise: one-stage DN-DETR; two-stage DN-DETR and DINO; DINO
+OF_DAB = [
+    ("tgt_embed.weight", "query_selection.contents.weight"),
+    ("refpoint_embed.weight", "query_selection.references.weight"),
+]
+OF_REFERENCES = [("transformer.tgt_embed.weight", "query_selection.contents.weight")]
+OF_DINO = [
+    ("transformer.enc_out_class_embed.{*}", "query_selection.class_head.{*}"),
+    ("transformer.enc_out_bbox_embed.{*}", "query_selection.box_head.{*}"),
 ]
 # the released models register shared heads under several names; these repeat others
 REPEATED = ("transformer.decoder.class_embed.", "transformer.decoder.bbox_embed.", "bbox_embed_o2m.")
 
 
 LEARNED_QUERIES = "query_embed.weight"
+LABELS, LABELS_HERE = "label_enc.weight", "sources.denoising.label_embedding.weight"
 
 
 def is_two_stage(config: RunConfig) -> bool:
@@ -55,15 +70,21 @@ def is_two_stage(config: RunConfig) -> bool:
 
 
 def learned_queries(config: RunConfig) -> list[str]:
-    """Names of the learned queries here, which the released code has in one tensor: of the primary group, and H-DETR's."""
+    """Names of the learned queries here, which the released code has in one tensor: of the primary group, and H-DETR's. None
+    where they are called otherwise."""
+    if config.model.query_positions != "once":
+        return []
     kind = "contents" if is_two_stage(config) else "embedding"
     sources = ["query_selection"] + ["sources.hybrid"] * ("hybrid" in config.methods)
     return [f"{source}.{kind}.weight" for source in sources]
 
 
 def from_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, Tensor]:
-    """The state dict of a detector from a released one, of MS-DETR, Deformable DETR or H-DETR. Raises InputError listing
-    names it does not know, or where there are fewer learned queries than the configuration has."""
+    """The state dict of a detector from a released one. Raises InputError listing names it does not know, or where there are
+    fewer learned queries than the configuration has.
+
+    DINO's label embedding has a last row that nothing uses; it is left out.
+    """
     renamed, unknown = {}, []
     for name, tensor in state.items():
         if name.startswith(REPEATED):
@@ -73,15 +94,15 @@ def from_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, T
             rows = (config.model.num_queries, len(tensor) - config.model.num_queries)[: len(names)]
             renamed |= dict(zip(names, tensor.split(rows) if len(names) > 1 else [tensor]))
             continue
+        if name == LABELS and "denoising" in config.methods and config.denoising.style == "plain":
+            tensor = tensor[: config.model.num_classes]
         new_name = _from_released_name(name, config)
         if new_name is None:
             unknown.append(name)
         elif new_name:
             renamed[new_name] = tensor
     if unknown:
-        raise InputError(
-            f"not a released MS-DETR or Deformable DETR checkpoint; unknown names: {', '.join(unknown[:10])}"
-        )
+        raise InputError(f"not a released checkpoint of such a model; unknown names: {', '.join(unknown[:10])}")
     return renamed
 
 
@@ -92,13 +113,15 @@ def to_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, Ten
     if queries:
         released[LEARNED_QUERIES] = torch.cat(queries) if len(queries) > 1 else queries[0]
     for name, tensor in state.items():
+        if name == LABELS_HERE and config.denoising.style == "plain":
+            tensor = torch.cat([tensor, torch.zeros_like(tensor[:1])])
         if name not in learned_queries(config):
             released[_to_released_name(name, config)] = tensor
     layers, box_refine, two_stage = config.model.decoder_layers, config.model.box_refine, is_two_stage(config)
     heads = {name: t for name, t in released.items() if name.startswith(("class_embed.", "bbox_embed."))}
-    if not box_refine:  # all layers share the first heads, and so does a two-stage encoder
+    if not box_refine or config.model.shared_heads:  # and without refinement a two-stage encoder has the same ones, too
         for name, tensor in list(heads.items()):
-            for i in range(1, layers + two_stage):
+            for i in range(1, layers + (two_stage and not box_refine)):
                 heads[name.replace(".0.", f".{i}.", 1)] = tensor
         released |= heads
     # the decoder knows the class heads of a two-stage model, and the box heads of one with refinement
@@ -155,23 +178,32 @@ def _from_released_name(name: str, config: RunConfig) -> str | None:
     """The name here; '' for a repetition, None for an unknown name."""
     if match := re.fullmatch(r"(class|bbox)_embed\.(\d+)\.(.*)", name):
         kind, number, rest = match.groups()
-        if not config.model.box_refine and number != "0":
+        if (not config.model.box_refine or config.model.shared_heads) and number != "0":
             return ""
         if is_two_stage(config) and int(number) == config.model.decoder_layers:
             return f"query_selection.{'class' if kind == 'class' else 'box'}_head.{rest}"
-    return _rename(name, RENAMES)
+    return _rename(name, _renames(config))
 
 
 def _to_released_name(name: str, config: RunConfig) -> str:
-    if match := re.fullmatch(r"query_selection\.(class|box)_head\.(.*)", name):
+    if not _is_dino(config) and (match := re.fullmatch(r"query_selection\.(class|box)_head\.(.*)", name)):
         kind = "class_embed" if match[1] == "class" else "bbox_embed"
         return f"{kind}.{config.model.decoder_layers}.{match[2]}"
-    renamed = _rename(name, [(new, old) for old, new in RENAMES])
+    renamed = _rename(name, [(new, old) for old, new in _renames(config)])
     if renamed is None:
         raise InputError(
             f"the released code has no counterpart of {name}; only its own variants (baseline, a, c) convert"
         )
     return renamed
+
+
+def _is_dino(config: RunConfig) -> bool:
+    return is_two_stage(config) and config.model.query_positions == "references"
+
+
+def _renames(config: RunConfig) -> list[tuple[str, str]]:
+    special = OF_DAB if "dab" in config.methods else OF_REFERENCES * (config.model.query_positions != "once")
+    return [*special, *(OF_DINO * _is_dino(config)), (LABELS, LABELS_HERE), *RENAMES]
 
 
 def _rename(name: str, table: list[tuple[str, str]]) -> str | None:

@@ -1,0 +1,433 @@
+"""What DN-DETR's and DINO's recorded numbers are compared with: whole models, a step of training with the recorded random
+numbers, evaluation; and denoising queries alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import golden
+import numpy as np
+import torch
+from comparison import Case
+from golden import CannotHonor
+from published import Maps, made_by, per_image, recorded_errors
+from torch import Tensor
+
+from msdetr.config import RunConfig
+from msdetr.engine.postprocess import postprocess
+from msdetr.errors import ConfigError
+from msdetr.losses import Losses, Supervised
+from msdetr.methods import build_criterion, build_detector
+from msdetr.methods.denoising_queries import DenoisingQueries, Draws
+from msdetr.model import Detector, Proposals, build_projections, from_released, to_released
+from msdetr.model.decoder import shift
+from msdetr.modules import Layout
+from msdetr.structures import DetectorOutput, ImageBatch, Matches, Predictions, QueryGroup, Targets
+
+DTYPE = torch.float64
+LOGITS, BOXES, PIXELS = {"atol": 1e-8}, {"atol": 1e-9}, {"atol": 1e-5}
+LOSSES, GRADIENTS, NORMS = {"rtol": 1e-9, "atol": 1e-12}, {"rtol": 1e-6, "atol": 1e-9}, {"rtol": 1e-7, "atol": 1e-9}
+SIZES = torch.tensor([[480, 640], [333, 500]])  # of the images that detections are wanted in
+TERMS = {"class": "loss_ce", "l1": "loss_bbox", "giou": "loss_giou"}
+
+
+@dataclass(frozen=True)
+class System:
+    """How a published system calls things.
+
+    run_config: the configuration that a variant's entry of the manifest and its settings, with the case's, stand for.
+    detections: how many are kept, by variant and settings.   entry: the name of a loss entry, by branch, term and layer
+    ("" the last, else "_0", ...).   encoder: what the encoder's matching is called.   others: further logged entries.
+    """
+
+    run_config: Callable[[Mapping, Mapping], RunConfig]
+    detections: Callable[[Mapping, Mapping], int]
+    entry: Callable[[str, str, str], str]
+    encoder: str
+    others: Callable[[str, Supervised, Matches, int, float], Mapping[str, float]]
+
+
+# ---------------------------------------------------------------- settings
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The published command line: names that decide a number here, with the value that everything else must have, and names
+    that decide none. ``read`` gives all of a case."""
+
+    honored: frozenset[str]
+    fixed: Mapping[str, tuple]
+    without_effect: frozenset[str]
+
+    def read(self, variant: Mapping, spec: Mapping) -> dict:
+        """Raises CannotHonor naming a setting that is unknown, missing, or whose value does not exist here."""
+        given = {**variant["flags"], **(spec.get("flags") or {}), **(spec.get("flags_changed") or {})}
+        if unknown := sorted(given.keys() - self.honored - self.fixed.keys() - self.without_effect):
+            raise CannotHonor(f"the case carries {', '.join(unknown)}, which nothing here stands for")
+        if missing := sorted(self.honored - given.keys()):
+            raise CannotHonor(f"the case does not say {', '.join(missing)}")
+        for name, values in self.fixed.items():
+            if given.get(name, values[0]) not in values:
+                raise CannotHonor(f"the case carries {name} = {given[name]!r}; only {values[0]!r} exists here")
+        return given
+
+
+def overridden(changes: Mapping) -> RunConfig:
+    """Raises CannotHonor where a configuration cannot be that."""
+    try:
+        return RunConfig().override(changes)
+    except ConfigError as error:
+        raise CannotHonor(f"the case carries what is no configuration here: {error}") from error
+
+
+def shared_changes(given: Mapping, num_classes: int) -> dict:
+    """What the settings of both systems say in the same words."""
+    if given["enc_n_points"] != given["dec_n_points"]:
+        raise CannotHonor(f"the case carries enc_n_points = {given['enc_n_points']}, another number than dec_n_points")
+    if given["dropout"]:
+        raise CannotHonor(f"the case carries dropout = {given['dropout']}, whose random numbers are not recorded")
+    weights = {
+        f"{section}.{ours}": given[f"{name}_loss_coef"]
+        for section in ("loss", *(["two_stage"] if given["two_stage"] else []))
+        for name, ours in golden.WEIGHTS.items()
+    }
+    return {
+        "ms_detr": None,
+        "two_stage": given["two_stage"],
+        "model.pretrained": "none",
+        "model.num_classes": num_classes,
+        "model.hidden_dim": given["hidden_dim"],
+        "model.num_heads": given["nheads"],
+        "model.encoder_layers": given["enc_layers"],
+        "model.decoder_layers": given["dec_layers"],
+        "model.num_levels": given["num_feature_levels"],
+        "model.num_points": given["dec_n_points"],
+        "model.ffn_dim": given["dim_feedforward"],
+        "model.num_queries": given["num_queries"],
+        "model.reference_eps": 1e-3,
+        "loss.focal_alpha": given["focal_alpha"],
+        **{f"matching.cost_{ours}": given[f"set_cost_{name}"] for name, ours in golden.COSTS.items()},
+        **weights,
+    }
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def read_draws(arrays: Mapping[str, np.ndarray], count: int) -> Draws:
+    """The recorded random numbers of ``count`` noised objects; those that were not drawn decide nothing."""
+
+    def noise(name: str, *shape: int, kind: torch.dtype = DTYPE) -> Tensor:
+        return torch.from_numpy(arrays.get(f"noise/{name}", np.zeros((count, *shape)))).to(kind)
+
+    return Draws(
+        noise("label_uniform"),
+        noise("label_new", kind=torch.long),
+        noise("box_uniform", 4),
+        noise("box_sign", 4) * 2 - 1,
+    )
+
+
+def load_detector(folder: Path, variant: str, manifest: Mapping, config: RunConfig, maps: list[Tensor]) -> Detector:
+    """A detector with the released weights of a variant, on recorded feature maps instead of a backbone."""
+    detector = build_detector(config)
+    detector.backbone = Maps(maps)
+    model = config.model
+    detector.projections = build_projections(detector.backbone.channels, model.hidden_dim, model.num_levels)
+    detector = detector.to(DTYPE)
+    released = {
+        name: torch.from_numpy(array).to(DTYPE)
+        for name, array in golden.read_arrays(folder / f"weights_{variant}.npz").items()
+    }
+    released |= {alias: released[name] for alias, name in manifest["variants"][variant]["aliases"].items()}
+    detector.load_state_dict(from_released(released, config))
+    return detector
+
+
+# ---------------------------------------------------------------- cases
+
+
+def model_case(system: System, case: Case, folder: Path, manifest: Mapping, name: str) -> None:
+    spec = manifest["cases"][name]
+    variant = manifest["variants"][spec["variant"]]
+    config = system.run_config(variant, spec)
+    arrays = golden.read_arrays(folder / f"{name}.npz")
+    maps = [torch.from_numpy(arrays[key]).to(DTYPE).requires_grad_() for key in _numbered(arrays, "features/{}")]
+    detector = load_detector(folder, spec["variant"], manifest, config, maps)
+    mask = torch.from_numpy(arrays["image_mask"])
+    batch = ImageBatch(torch.zeros(len(mask), 3, *mask.shape[1:], dtype=DTYPE), mask)
+    targets = golden.read_targets(arrays, len(mask), DTYPE)
+    source = detector.sources["denoising"]
+    draws = read_draws(arrays, spec["dn"]["flat_length"])
+    source.forward = partial(source.forward, draws=draws)
+
+    detector.train()
+    with torch.no_grad():
+        compare_pyramid(case, detector, batch, arrays, golden.read_arrays(folder / "positions.npz"))
+        memory = detector.encoder(detector.pyramid(batch))
+        case.close("memory", memory.tokens[~memory.mask], arrays["memory"][~memory.mask.numpy()], **LOGITS)
+        _, (primary, noised) = detector.query_groups(memory, targets)
+        compare_queries(case, source, noised, primary, targets, draws, spec["dn"], arrays, "dn/")
+
+    output, after_last = run_with_last_references(detector, batch, targets)
+    compare_output(case, output, after_last, arrays)
+    compare_losses(case, system, build_criterion(config), output, targets, spec)
+    compare_gradients(case, detector, config, maps, arrays, spec)
+
+    detector.eval()
+    with torch.no_grad():
+        found = detector(batch).one_to_one
+    for layer in range(len(found.logits)):
+        if f"eval/{layer}/logits" in arrays:
+            compare_predictions(case, f"eval/{layer}", found, layer, arrays)
+    if "eval/post/0/scores" in arrays:
+        kept = postprocess(found.layer(-1), SIZES, system.detections(variant, spec))
+        for image, detections in enumerate(kept):
+            stem = f"eval/post/{image}/"
+            case.close(stem + "scores", detections.scores, arrays[stem + "scores"], **LOGITS)
+            case.equal(stem + "labels", detections.labels.tolist(), arrays[stem + "labels"].tolist())
+            case.close(stem + "boxes", detections.boxes, arrays[stem + "boxes"], **PIXELS)
+
+
+def _numbered(arrays: Mapping, pattern: str) -> list[str]:
+    names, number = [], 0
+    while pattern.format(number) in arrays:
+        names.append(pattern.format(number))
+        number += 1
+    return names
+
+
+def compare_pyramid(case: Case, detector: Detector, batch: ImageBatch, arrays: Mapping, positions: Mapping) -> None:
+    pyramid = detector.pyramid(batch)
+    sizes = [height * width for height, width in pyramid.shapes]
+    tokens, places, masks = (x.split(sizes, 1) for x in (pyramid.tokens, pyramid.positions, pyramid.mask))
+    for level, shape in enumerate(pyramid.shapes):
+        mask = masks[level].unflatten(1, shape)
+        case.equal(f"levels/{level}/mask", mask.tolist(), arrays[f"levels/{level}/mask"].tolist())
+        seen = ~masks[level]
+        place = places[level] - detector.level_embedding[level]
+        for name, ours, want in (
+            (f"position/{level}", place, positions.get(f"position/{level}")),
+            (f"levels/{level}/projected", tokens[level], arrays.get(f"levels/{level}/projected")),
+        ):
+            if want is not None:
+                want = torch.from_numpy(want).flatten(2).transpose(1, 2)
+                case.close(name, ours[seen], want[seen], **LOGITS)
+
+
+def compare_queries(
+    case: Case,
+    source: DenoisingQueries,
+    group: QueryGroup,
+    primary: QueryGroup,
+    targets: Targets,
+    draws: Draws,
+    spec: Mapping,
+    arrays: Mapping[str, np.ndarray],
+    prefix: str = "",
+) -> None:
+    """The denoising group, how its objects were noised and where they lie, and who sees whom."""
+    want = {key: torch.from_numpy(arrays[prefix + key]) for key in QUERY_ARRAYS if prefix + key in arrays}
+    groups, padded = spec.get("groups", spec.get("num_dn_group")), group.contents.shape[1]
+    case.equal("pad_size", padded, spec["pad_size"])
+    if padded:  # without objects there is nothing to be repeated
+        case.equal("groups", group.parts, groups)
+        case.equal("divisor", group.divisor, groups)
+    slots = source.slots(targets, group.parts)
+    case.equal("flat length", len(slots.slot), len(want["noised_labels"]))
+    for key, ours in (("flat_slot", slots.slot), ("flat_image", targets.image[slots.object])):
+        if key in want:
+            case.equal(key, ours.tolist(), want[key].tolist())
+    if "flat_is_negative" in want:
+        case.equal("flat_is_negative", slots.negative.tolist(), want["flat_is_negative"].tolist())
+    labels, boxes = source.noised(targets, slots, draws)
+    case.equal("noised_labels", labels.tolist(), want["noised_labels"].tolist())
+    case.close("noised_boxes", boxes, want["noised_boxes"], atol=1e-12)
+    if "flat_target_boxes" in want:
+        own, pairs = source.supervision(targets, slots)
+        own = targets if own is None else own
+        case.equal("flat_target_labels", own.labels[pairs.target].tolist(), want["flat_target_labels"].tolist())
+        case.close("flat_target_boxes", own.boxes[pairs.target], want["flat_target_boxes"], atol=1e-12)
+
+    contents, references = (torch.cat([getattr(g, x) for g in (group, primary)], 1) for x in ("contents", "references"))
+    recorded = want["query_label"].shape[1]  # with the matching queries, or without
+    case.close("query_label", contents[:, :recorded], want["query_label"], atol=1e-12)
+    case.close("query_box_logit", torch.logit(references[:, :recorded]), want["query_box_logit"], atol=1e-11)
+    blocked = ~visible(Layout.of([primary, group]), contents.shape[1])
+    case.equal("attention_mask", torch.equal(blocked.roll((padded, padded), (0, 1)), want["attention_mask"]), True)
+
+
+QUERY_ARRAYS = (
+    "query_label",
+    "query_box_logit",
+    "attention_mask",
+    "noised_labels",
+    "noised_boxes",
+    "flat_image",
+    "flat_slot",
+    "flat_is_negative",
+    "flat_target_labels",
+    "flat_target_boxes",
+)
+
+
+def visible(layout: Layout, queries: int) -> Tensor:
+    """[Q, Q] bool: which query sees which, from the blocks."""
+    seen = torch.zeros(queries, queries, dtype=torch.bool)
+    for block in layout.blocks:
+        for start in range(block.start, block.stop, block.size):
+            rows = slice(start, start + block.size)
+            seen[rows, rows] = True
+            for read in block.reads:
+                seen[rows, read] = True
+    return seen
+
+
+def run_with_last_references(detector: Detector, batch: ImageBatch, targets: Targets) -> tuple[DetectorOutput, Tensor]:
+    """What a detector returns, and the boxes [B, Q, 4] that a further layer would start from; the primary group first."""
+    seen = []
+    hook = detector.decoder.layers[-1].register_forward_hook(lambda layer, given, made: seen.append((given, made)))
+    output = detector(batch, targets)
+    hook.remove()
+    ((_, context), (queries, _)) = seen[0]
+    step = detector.decoder.box_heads[-1](queries)
+    return output, shift(context.references, step, detector.decoder.eps).detach()
+
+
+def compare_predictions(case: Case, stem: str, found: Predictions, layer: int, arrays: Mapping) -> None:
+    case.close(f"{stem}/logits", found.logits[layer], arrays[f"{stem}/logits"], **LOGITS)
+    case.close(f"{stem}/boxes", found.boxes[layer], arrays[f"{stem}/boxes"], **BOXES)
+
+
+def compare_output(case: Case, output: DetectorOutput, after_last: Tensor, arrays: Mapping) -> None:
+    noised = output.groups["denoising"]
+    queries = output.one_to_one.logits.shape[2]
+    for layer in range(len(output.one_to_one.logits)):
+        compare_predictions(case, f"matching/{layer}", output.one_to_one, layer, arrays)
+        if f"denoising/{layer}/logits" in arrays:
+            compare_predictions(case, f"denoising/{layer}", noised.predictions, layer, arrays)
+    references = torch.cat([noised.references, output.references], 2)
+    references = torch.cat([references, after_last.roll(-queries, 1)[None]])
+    names = _numbered(arrays, "decoder/reference/{}")
+    case.equal("decoder/reference", len(names), len(references))
+    for ours, name in zip(references, names):
+        case.close(name, ours, arrays[name], **BOXES)
+
+    if output.encoder is None:
+        return
+    case.equal("encoder/topk_tokens", output.selected.tolist(), arrays["encoder/topk_tokens"].tolist())
+    found = output.encoder.predictions
+    for name, ours, allowed in (
+        ("logits", found.logits[0], LOGITS),
+        ("logits_class0", found.logits[0, ..., 0], LOGITS),
+        ("boxes", found.boxes[0], BOXES),
+        ("proposals", output.encoder.anchors, BOXES),
+    ):
+        want = arrays.get(f"encoder/{name}")
+        if want is not None:
+            if want.shape[1] != ours.shape[1]:  # of the chosen tokens
+                ours = torch.stack([x[rows] for x, rows in zip(ours, output.selected)])
+            case.close(f"encoder/{name}", ours, want, **allowed)
+
+
+# ---------------------------------------------------------------- objective
+
+
+def compare_losses(case: Case, system: System, criterion, output: DetectorOutput, targets: Targets, spec: Mapping):
+    """Matchings, every entry of the loss dictionary, its weight, what it is divided by, and the total; runs backward."""
+    losses: Losses = criterion(output, targets)
+    supervised = criterion.supervised(output, targets)
+    divisors = {name: criterion.divisor(len(targets), given) for name, given in supervised.items()}
+    compare_matchings(case, system, supervised, losses, targets, spec)
+    entries, weights = {}, {}
+    for branch in criterion.branches:
+        given, matches = supervised[branch.name], losses.matches[branch.name]
+        depth = len(given.predictions.logits)
+        for layer in range(depth):
+            suffix = "" if layer == depth - 1 else f"_{layer}"
+            for term, weight in branch.weights.items():
+                name = system.entry(branch.name, TERMS[term], suffix)
+                entries[name] = losses.terms[f"{branch.name}/{term}"][layer].item()
+                weights[name] = weight
+            others = system.others(branch.name, given, matches, layer, divisors[branch.name])
+            entries |= {system.entry(branch.name, name, suffix): value for name, value in others.items()}
+    for name, want in spec["losses"].items():
+        allowed = {"rtol": 1e-6, "atol": 1e-9} if "error" in name else LOSSES  # errors are logged in float32
+        case.close(name, entries.get(name, float("nan")), want, **allowed)
+    for name, want in spec["weights_used"].items():
+        case.close(f"weight of {name}", weights.get(name, float("nan")), want, rtol=1e-12)
+    case.close("total", losses.total, spec["total"], **LOSSES)
+    parts = {"last": "one_to_one", "aux": "one_to_one", system.encoder: "encoder", "dn": "denoising"}
+    for name, want in spec["normaliser"].items():
+        if name == "dn_boxes_rows":
+            case.equal(name, learning_boxes(supervised["denoising"], criterion), want)
+        else:
+            case.close(f"normaliser {name}", divisors[parts[name.split("_")[0]]], want, rtol=1e-12)
+    losses.total.backward()
+
+
+def learning_boxes(given: Supervised, criterion) -> int:
+    """How many denoising queries of a layer learn a box: those for which the term of the boxes is not 0."""
+    (branch,) = (branch for branch in criterion.branches if branch.name == "denoising")
+    detached = Predictions(given.predictions.logits.detach(), given.predictions.boxes.detach().clone().requires_grad_())
+    branch.terms["l1"][1](detached, given.targets, given.pairs)[0].backward()
+    return int(detached.boxes.grad[0].any(-1).sum())
+
+
+def compare_matchings(
+    case: Case, system: System, supervised: Mapping[str, Supervised], losses: Losses, targets: Targets, spec: Mapping
+) -> None:
+    depth = len(supervised["one_to_one"].predictions.logits)
+    for part, images in spec["matchings"].items():
+        branch = "encoder" if part == system.encoder else "one_to_one"
+        layer = 0 if branch == "encoder" else depth - 1 if part == "last" else int(part.removeprefix("aux_"))
+        given, pairs = supervised[branch], per_image(losses.matches[branch], targets, layer)
+        case.equal(f"matching {part}: images", len(pairs), len(images))
+        for image, want in enumerate(images):
+            made = made_by(given.predictions, layer, image)
+            case.pairs(f"matching {part} image {image}", pairs[image], [tuple(pair) for pair in want], made)
+    if spec.get("denoising_pairs") is not None:
+        for layer in range(depth):
+            found = per_image(losses.matches["denoising"], targets, layer)
+            case.equal(
+                f"denoising pairs {layer}", found, [sorted(map(tuple, image)) for image in spec["denoising_pairs"]]
+            )
+
+
+def compare_gradients(
+    case: Case, detector: Detector, config: RunConfig, maps: list[Tensor], arrays: Mapping, spec: Mapping
+) -> None:
+    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in detector.named_parameters()}
+    total = torch.stack([x.norm() for x in gradients.values()]).norm()
+    case.close("gradient_norm_total", total, spec["gradient_norm_total"], **NORMS)
+    released = to_released(gradients, config)
+    for name, want in spec["gradient_norm"].items():
+        case.close(f"|grad {name}|", released[name].norm(), want, **NORMS)
+        case.close(f"sum of grad {name}", released[name].sum(), spec["gradient_sum"][name], rtol=1e-6, atol=1e-8)
+    for name in (name for name in arrays if name.startswith("grad/")):
+        case.close(name, released[name.removeprefix("grad/")], arrays[name], **GRADIENTS)
+    for level, x in enumerate(maps):
+        case.close(f"grad_features/{level}", x.grad, arrays[f"grad_features/{level}"], **GRADIENTS)
+
+
+def logged(predictions: Predictions, matches: Matches, targets: Targets, layer: int) -> dict[str, float]:
+    """``class_error`` and ``cardinality_error`` of a layer."""
+    return {name: values[layer] for name, values in recorded_errors(predictions, matches, targets).items()}
+
+
+# ---------------------------------------------------------------- queries alone
+
+
+def query_case(
+    case: Case, source: DenoisingQueries, primary: QueryGroup, arrays: Mapping[str, np.ndarray], spec: Mapping
+) -> None:
+    """source: with the recorded label embedding.   primary: the matching queries."""
+    targets = golden.read_targets(arrays, len(spec["objects"]), DTYPE)
+    draws = read_draws(arrays, len(arrays["noised_labels"]))
+    proposals = Proposals(None, embed=lambda references: (references, None))
+    with torch.no_grad():
+        group = source(proposals, targets, {"primary": primary}, draws)
+        compare_queries(case, source, group, primary, targets, draws, spec, arrays)
