@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from msdetr.modules import Layout
 from msdetr.structures import Matches, Predictions, Targets
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -32,6 +33,24 @@ def as_pairs(array: np.ndarray) -> list[tuple[int, int]]:
 def made_by(predictions: Predictions, layer: int, image: int) -> Tensor:
     """[Q, C + 4]: what each query of a layer and image predicts."""
     return torch.cat([predictions.logits[layer, image], predictions.boxes[layer, image]], -1)
+
+
+def of_image(matches: Matches, targets: Targets, layer: int, image: int) -> list[tuple[int, int]]:
+    """(query, object of the image) pairs of one image and layer, sorted."""
+    return per_image(matches, targets, layer)[image]
+
+
+def dense_mask(layout: Layout) -> Tensor:
+    """[Q, Q] bool: True where a query (row) does not attend to another (column)."""
+    size = max(where.stop for where in layout.groups.values())
+    hidden = torch.ones(size, size, dtype=torch.bool)
+    for block in layout.blocks:
+        for start in range(block.start, block.stop, block.size):
+            own = slice(start, start + block.size)
+            hidden[own, own] = False if block.mask is None else block.mask
+            for where in block.reads:
+                hidden[own, where] = False
+    return hidden
 
 
 def recorded_errors(predictions: Predictions, matches: Matches, targets: Targets) -> dict[str, list[float]]:
