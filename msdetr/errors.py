@@ -55,6 +55,10 @@ class ShapesError(DataError, RuntimeError):
     """The embedded data set cannot be generated or is not what was asked for."""
 
 
+class DownloadError(DataError, RuntimeError):
+    """A file that cannot be fetched, or is not the one that was asked for."""
+
+
 class RunError(MSDETRError, RuntimeError):
     """A run directory that cannot be read or compared."""
 

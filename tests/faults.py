@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-IDS = [f"F{number:02}" for number in range(1, 120)]
+IDS = [f"F{number:02}" for number in range(1, 123)]
 EXAMPLES = ("tests/data/test_validate.py", "tests/test_boxes.py", "tests/matching", "tests/test_config.py")
 
 
