@@ -262,6 +262,7 @@ class QueryGroup:
     selected: [B, Q] token each query was made from, where it was made from one.
     objects: [B, Q] object each query was made from, an index into the batch's targets; -1 for a query that fills up. None
     where they are not made from objects.
+    encoder: the encoder's proposals that it was made from, where they are its own.
     """
 
     name: str
@@ -276,6 +277,7 @@ class QueryGroup:
     divisor: float = 1.0
     selected: Tensor | None = None
     objects: Tensor | None = None
+    encoder: EncoderOutput | None = None
 
 
 @dataclass(frozen=True)
@@ -295,6 +297,7 @@ class GroupOutput(_Movable):
     divisor: float = 1.0
     selected: Tensor | None = None
     objects: Tensor | None = None
+    encoder: EncoderOutput | None = None
 
     def layer(self, index: int) -> GroupOutput:
         """The predictions of one decoder layer (K = 1)."""

@@ -10,9 +10,9 @@ import torch
 from msdetr.config import all_paths
 from msdetr.methods import build_criterion, build_detector
 
-SECTIONS = ("model.", "matching.", "loss.", "ms_detr.", "two_stage.")
+SECTIONS = ("model.", "matching.", "loss.", "ms_detr.", "two_stage.", "mr_detr.")
 NO_WEIGHTS_HERE = "model.pretrained"  # a file to be read, which the tests of the backbone do
-BASE = {"model.look_forward_twice": False, "model.backbone": "resnet18", "denoising.queries": 20}
+BASE = {"model.look_forward_twice": False, "model.backbone": "resnet18", "denoising.queries": 20, "mr_detr": True}
 CHANGED = {
     "model.num_classes": 5,
     "model.backbone": "conv",
@@ -47,6 +47,11 @@ CHANGED = {
     "two_stage.match_on": "boxes",
     "two_stage.supervise": "queries",
     "loss.giou_eps": 1e-6,
+    "mr_detr.routes": "ffn",
+    "mr_detr.instructions": 3,
+    "mr_detr.proposals": "own",
+    "mr_detr.rule": "literal",
+    "mr_detr.k": 2,
 }
 SETTINGS = [path for path in all_paths() if path.startswith(SECTIONS) and path != NO_WEIGHTS_HERE]
 PLAIN = (bool, int, float, str, tuple)

@@ -1,6 +1,15 @@
 """The training objective: a list of branches, each a set of predictions with its own matcher and terms."""
 
-from .branches import answer, candidates, detection_terms, encoder_boxes, encoder_proposals, of_group, of_queries
+from .branches import (
+    answer,
+    candidates,
+    detection_terms,
+    encoder_boxes,
+    encoder_proposals,
+    encoder_proposals_of,
+    of_group,
+    of_queries,
+)
 from .criterion import Branch, Criterion, Losses, Supervised, Term
 from .iou_aware import aligned_loss, position_supervised_loss, ranked_giou_loss, ranked_l1_loss, varifocal_loss
 from .terms import focal_loss, giou_loss, l1_loss
@@ -17,6 +26,7 @@ __all__ = [
     "detection_terms",
     "encoder_boxes",
     "encoder_proposals",
+    "encoder_proposals_of",
     "focal_loss",
     "giou_loss",
     "l1_loss",

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from ..structures import DetectorOutput, GroupOutput, Matches, Predictions, Targets
+from ..structures import DetectorOutput, EncoderOutput, GroupOutput, Matches, Predictions, Targets
 from .criterion import Supervised, Term
 from .terms import focal_loss, giou_loss, l1_loss
 
@@ -44,10 +44,22 @@ def encoder_proposals(output: DetectorOutput, targets: Targets) -> Supervised | 
 
     Paper: silent.  Released: anchors, class cost 0, for MS-DETR and baseline alike.  Here: as released.
     """
-    if output.encoder is None:
-        return None
-    anchors = Predictions(output.encoder.predictions.logits, output.encoder.anchors[None])
-    return Supervised(output.encoder.predictions, targets.class_agnostic(), match_on=anchors)
+    return None if output.encoder is None else _on_anchors(output.encoder, targets)
+
+
+def encoder_proposals_of(name: str):
+    """Selects the proposals of a query group that has its own, as ``encoder_proposals`` does those of the primary one."""
+
+    def select(output: DetectorOutput, targets: Targets) -> Supervised | None:
+        group = output.groups.get(name)
+        return None if group is None or group.encoder is None else _on_anchors(group.encoder, targets)
+
+    return select
+
+
+def _on_anchors(encoder: EncoderOutput, targets: Targets) -> Supervised:
+    anchors = Predictions(encoder.predictions.logits, encoder.anchors[None])
+    return Supervised(encoder.predictions, targets.class_agnostic(), match_on=anchors)
 
 
 def encoder_boxes(output: DetectorOutput, targets: Targets) -> Supervised | None:

@@ -7,6 +7,7 @@ from .denoising import Denoising, DenoisingConfig
 from .deta import DETA, DETAConfig
 from .group import Group, GroupConfig
 from .hybrid import Hybrid, HybridConfig
+from .mr_detr import MrDETR, MrDETRConfig
 from .ms_detr import MSDETR, CandidateHeads, MSDETRConfig, matching_rules, variant_of
 from .registry import register
 from .stable import Stable, StableConfig
@@ -14,7 +15,7 @@ from .two_stage import TwoStage, TwoStageConfig
 
 for _method in (MSDETR, TwoStage):
     register(_method, on=True)
-for _method in (DAB, Hybrid, Group, DETA, Denoising, Stable):
+for _method in (DAB, Hybrid, Group, DETA, Denoising, Stable, MrDETR):
     register(_method)
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "HybridConfig",
     "MSDETRConfig",
     "Method",
+    "MrDETR",
+    "MrDETRConfig",
     "Stable",
     "StableConfig",
     "TwoStage",

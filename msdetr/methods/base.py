@@ -55,7 +55,8 @@ class Method:
         return None
 
     def extend(self, detector: Detector) -> None:
-        """Adds to parts of a detector, whichever method they come from; all else is built by then."""
+        """Adds to parts of a detector, whichever method they come from; all else is built by then. ``Routed``: another path for
+        a query group through a sub-layer."""
 
     def sources(self) -> Mapping[str, QuerySource]:
         """Further query groups, by name."""

@@ -12,6 +12,9 @@ from ..boxes import logit
 from ..modules import BoxHead, Context, DecoderLayer, Layout, Pyramid, class_head, concatenated
 from ..structures import GroupOutput, Predictions, QueryGroup
 
+# of a query group, what its output has, too
+SHARED = ("parts", "targets", "pairs", "divisor", "selected", "objects", "encoder")
+
 
 class Decoder(nn.Module):
     """Layers, predictors, and predictors of the candidates inside each layer (None for a baseline, or after stripping).
@@ -97,7 +100,7 @@ def _output(group: QueryGroup, stacked: Sequence[Tensor], where: slice) -> Group
         Predictions(logits, boxes),
         Predictions(*extra) if extra else None,
         references,
-        **{name: getattr(group, name) for name in ("parts", "targets", "pairs", "divisor", "selected", "objects")},
+        **{name: getattr(group, name) for name in SHARED},
     )
 
 

@@ -29,6 +29,7 @@ class Proposals:
     embed: reference boxes [B, Q, 4] and, where they are proposals, their tokens [B, Q] -> positions and contents
     [B, Q, C], as the primary source makes them.
     points: of a one-stage model, positions [B, Q, C] -> reference points [B, Q, 2], as the primary source makes them.
+    by: number ranked, class head, box head -> what other heads make of the same tokens.
     """
 
     memory: Pyramid
@@ -37,6 +38,7 @@ class Proposals:
     ranking: Tensor | None = None
     embed: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]] | None = None
     points: Callable[[Tensor], Tensor] | None = None
+    by: Callable[[int, nn.Module, nn.Module], Proposals] | None = None
 
     def references(self, selected: Tensor) -> Tensor:
         """[B, Q, 4]: the proposed boxes of tokens [B, Q], without gradient."""
@@ -150,13 +152,25 @@ class ProposedQueries(QuerySource):
         anchors, usable = self.anchors(memory)
         features = memory.tokens.masked_fill(~usable[..., None], 0)
         features = self.memory_norm(self.memory_projection(features))
-        logits = (self.class_head or class_head)(features)  # [B, S, C]
-        box_logits = (self.box_head or box_head)(features) + anchors  # [B, S, 4]
+        heads = self.class_head or class_head, self.box_head or box_head
+        return self._proposals(memory, anchors, features, ranked, *heads)
 
+    def _proposals(
+        self,
+        memory: Pyramid,
+        anchors: Tensor,
+        features: Tensor,
+        ranked: int,
+        class_head: nn.Module,
+        box_head: nn.Module,
+    ) -> Proposals:
+        logits = class_head(features)  # [B, S, C]
+        box_logits = box_head(features) + anchors  # [B, S, 4]
         output = EncoderOutput(Predictions(logits[None], box_logits.sigmoid()[None]), anchors.sigmoid())
         scores = logits[..., 0] if self.rank_by == "first_class" else logits.amax(-1)
         ranking = self.ranking(scores, output.predictions.boxes[0], memory.shapes, ranked)
-        return Proposals(memory, output, box_logits, ranking, partial(self.embed, memory, features))
+        embed, by = partial(self.embed, memory, features), partial(self._proposals, memory, anchors, features)
+        return Proposals(memory, output, box_logits, ranking, embed, by=by)
 
     def embed(
         self, memory: Pyramid, features: Tensor, references: Tensor, selected: Tensor | None = None

@@ -15,6 +15,7 @@ from .positional import (
 )
 from .pyramid import Pyramid
 from .residual import Residual
+from .routes import Routed
 
 __all__ = [
     "FFN",
@@ -32,6 +33,7 @@ __all__ = [
     "Pyramid",
     "ReferencePositions",
     "Residual",
+    "Routed",
     "ScaledReferencePositions",
     "SelfAttention",
     "VariantA",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,10 +35,11 @@ class Block:
 @dataclass(frozen=True)
 class Layout:
     """How groups lie on the query axis. groups: the slice of each, by name. blocks: the same queries as few batches of
-    equal parts, so that attention within groups costs what it computes and no dense mask is needed."""
+    equal parts, so that attention within groups costs what it computes and no dense mask is needed. members: the groups."""
 
     groups: dict[str, slice]
     blocks: tuple[Block, ...]
+    members: tuple[QueryGroup, ...] = ()
 
     @classmethod
     def of(cls, groups: Sequence[QueryGroup]) -> Layout:
@@ -65,7 +66,15 @@ class Layout:
                 last = blocks.pop()
                 block = Block(last.start, size, last.parts + block.parts, block.reads)
             blocks.append(block)
-        return cls(slices, tuple(blocks))
+        return cls(slices, tuple(blocks), tuple(groups))
+
+    def only(self, names: Collection[str]) -> Layout:
+        """Some of the groups, side by side."""
+        return Layout.of([group for group in self.members if group.name in names])
+
+    def take(self, x: Tensor, names: Collection[str]) -> Tensor:
+        """Those queries of x [B, Q, ...] that are of some groups."""
+        return torch.cat([x[:, where] for name, where in self.groups.items() if name in names], dim=1)
 
 
 def _batchable(first: Block, second: Block) -> bool:
@@ -87,6 +96,11 @@ class Context:
     def of(cls, group: QueryGroup, memory: Pyramid) -> Context:
         """The context of a single group."""
         return cls(group.positions, group.references, memory, Layout.of([group]))
+
+    def only(self, names: Collection[str]) -> Context:
+        """The context of some of the groups."""
+        take = self.layout.take
+        return Context(take(self.positions, names), take(self.references, names), self.memory, self.layout.only(names))
 
 
 def concatenated(groups: Sequence[QueryGroup]) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,9 @@ Each forward returns (output, candidates): ``output`` goes to the one-to-one pre
     (c)       cross-attention *, self-attention, FFN
     (d)       self-attention *, cross-attention, FFN           * one-to-many supervision is applied here
 
+Every sub-layer is called with queries and context, so that a method can give some query groups a path of their own
+through it (see ``Routed``).
+
 Shapes: queries, output and candidates [B, Q, C]; Q runs over all query groups (see ``Context``).
 """
 
@@ -31,6 +34,13 @@ class CrossAttention(MultiScaleDeformableAttention):
         return super().forward(queries + context.positions, references, memory.tokens, memory.shapes, memory.mask)
 
 
+class QueryFFN(FFN):
+    """The FFN of queries, each by itself."""
+
+    def forward(self, queries: Tensor, context: Context | None = None) -> Tensor:
+        return super().forward(queries)
+
+
 class DecoderLayer(nn.Module):
     """Owns the three sub-layers; a subclass says in which order they run."""
 
@@ -38,7 +48,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attention = Residual(SelfAttention(dim, num_heads, dropout), dim, dropout)
         self.cross_attention = Residual(CrossAttention(dim, num_heads, num_levels, num_points), dim, dropout)
-        self.ffn = Residual(FFN(dim, ffn_dim, dropout), dim, dropout)
+        self.ffn = Residual(QueryFFN(dim, ffn_dim, dropout), dim, dropout)
 
     def forward(self, queries: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError
@@ -50,7 +60,7 @@ class Baseline(DecoderLayer):
     def forward(self, queries, context):
         queries = self.self_attention(queries, context)
         queries = self.cross_attention(queries, context)
-        return self.ffn(queries), None
+        return self.ffn(queries, context), None
 
 
 class VariantA(DecoderLayer):
@@ -59,7 +69,7 @@ class VariantA(DecoderLayer):
     def forward(self, queries, context):
         queries = self.self_attention(queries, context)
         queries = self.cross_attention(queries, context)
-        output = self.ffn(queries)
+        output = self.ffn(queries, context)
         return output, output
 
 
@@ -69,7 +79,7 @@ class VariantB(DecoderLayer):
     def forward(self, queries, context):
         queries = self.cross_attention(queries, context)
         queries = self.self_attention(queries, context)
-        output = self.ffn(queries)
+        output = self.ffn(queries, context)
         return output, output
 
 
@@ -79,7 +89,7 @@ class VariantC(DecoderLayer):
     def forward(self, queries, context):
         candidates = self.cross_attention(queries, context)  # Q_ca, Eq. 1
         queries = self.self_attention(candidates, context)  # Q_sa, Eq. 2
-        return self.ffn(queries), candidates
+        return self.ffn(queries, context), candidates
 
 
 class VariantD(DecoderLayer):
@@ -88,7 +98,7 @@ class VariantD(DecoderLayer):
     def forward(self, queries, context):
         candidates = self.self_attention(queries, context)
         queries = self.cross_attention(candidates, context)
-        return self.ffn(queries), candidates
+        return self.ffn(queries, context), candidates
 
 
 VARIANTS: dict[str, type[DecoderLayer]] = {

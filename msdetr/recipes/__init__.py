@@ -51,6 +51,19 @@ _DETA = {
     "train.drop_epoch": 10,
     "deta.rule": "released",
 }
+_MR_DETR = _PLUS_PLUS | {
+    "mr_detr.rule": "released",
+    "mr_detr.proposals": "own",
+    "two_stage.class_weight": 6.0,
+    "two_stage.l1_weight": 15.0,
+    "two_stage.giou_weight": 6.0,
+    "model.num_classes": 80,
+    "data.raw_category_ids": False,
+    "train.lr": 1e-4,
+    "train.lr_backbone": 1e-5,
+    "train.lr_projection_factor": 1.0,
+    "train.max_detections": 300,
+}
 
 _COCO: dict[str, tuple[str, dict[str, Any]]] = {
     "deformable-detr-300": ("Deformable DETR, two-stage, refinement, 300 queries (the baseline)", _DEFORMABLE),
@@ -86,6 +99,8 @@ _COCO: dict[str, tuple[str, dict[str, Any]]] = {
         "DETA, 900 queries, 5 levels; published: 50.1 AP (12 epochs)",
         _DEFORMABLE | _900 | _DETA | {"model.dropout": 0.0},
     ),
+    "mr-detr-300": ("Mr.DETR on Deformable DETR++, 300 queries; published: 49.5 AP", _MR_DETR),
+    "mr-detr-900": ("Mr.DETR on Deformable DETR++, 900 queries; published: 50.7 AP", _MR_DETR | _900),
 }
 
 _SMALL_GPU = {"train.micro_batch": 1, "train.gradient_checkpointing": True}
@@ -132,6 +147,7 @@ _DN = {"denoising.contrastive": False, "denoising.label_noise": 0.2}
 _STABLE = {"stable.loss_iou_power": 2.0, "loss.class_weight": 6.0, "two_stage.class_weight": 6.0}
 _BESIDE = {"stable-dino": {"ms_detr.class_weight": 6.0}}  # what a method changes of MS-DETR beside it
 _DINO = {"denoising.contrastive": True}
+_MR = {"mr_detr.k": 4}
 
 _RELEASED_WEIGHTS = {"loss.class_weight": 1.0}
 
@@ -193,6 +209,7 @@ def _all() -> dict[str, Recipe]:
         ("stable-dino", "Stable-DINO's class loss and cost", _STABLE),
         ("dn-detr", "DN-DETR's denoising", _DN),
         ("dino", "DINO's contrastive denoising", _DINO),
+        ("mr-detr", "Mr.DETR's routes", _MR),
     ):
         add(f"shapes/{name}", f"{title} on Deformable DETR++, on the embedded data set", _SHAPES | values)
         add(

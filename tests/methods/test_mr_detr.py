@@ -1,0 +1,214 @@
+"""Mr.DETR as a method: its routes are separate passes, and nothing of them is left afterwards."""
+
+from dataclasses import replace
+
+import pytest
+import small
+import torch
+
+from msdetr import recipes
+from msdetr.config import ConfigError
+from msdetr.errors import InputError
+from msdetr.losses import Supervised
+from msdetr.methods import Method, build_criterion, build_detector, register
+from msdetr.model import training_only_names
+from msdetr.modules import Baseline, Context
+from msdetr.structures import ImageBatch, Targets
+
+ROUTES = ("ffn_route", "instruct_route")
+
+
+def objects(*counts):
+    return Targets.from_list(
+        [torch.arange(n) % 8 for n in counts], [torch.rand(n, 4, dtype=torch.float64) * 0.3 + 0.3 for n in counts]
+    )
+
+
+def run_of(variant="baseline", **changes):
+    torch.manual_seed(0)
+    config = small.config(variant, **{"mr_detr.k": 4, "mr_detr.threshold": 0.0} | changes)
+    detector = build_detector(config).double()
+    for parameter in detector.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return detector, build_criterion(config), ImageBatch.from_images(list(torch.randn(2, 3, 64, 64).double()))
+
+
+def groups_of(detector, images):
+    memory = detector.encoder(detector.pyramid(images))
+    _, groups = detector.query_groups(memory, objects(2, 1))
+    return memory, {group.name: group for group in groups}
+
+
+@pytest.mark.parametrize("proposals", ["shared", "own"])
+@pytest.mark.parametrize("variant", ["baseline", "c"])
+def test_routes_side_by_side_are_separate_passes(variant, proposals):
+    detector, _, images = run_of(variant, **{"mr_detr.proposals": proposals})
+    with torch.no_grad():
+        memory, groups = groups_of(detector, images)
+        together = detector.decoder(list(groups.values()), memory)
+        for name, group in groups.items():
+            alone = detector.decoder([group], memory)[name]
+            torch.testing.assert_close(together[name].predictions.logits, alone.predictions.logits)
+            torch.testing.assert_close(together[name].predictions.boxes, alone.predictions.boxes)
+    assert list(groups) == ["primary", *ROUTES]
+
+
+def test_each_route_differs_in_one_sub_layer():
+    """The first layer, written out."""
+    detector, _, images = run_of()
+    layer = detector.decoder.layers[0]
+    with torch.no_grad():
+        memory, groups = groups_of(detector, images)
+        context = Context.of(groups["primary"], memory)
+        queries = groups["primary"].contents
+        attended = layer.cross_attention(layer.self_attention(queries, context), context)
+        own = layer.ffn.routes["ffn_route"].ffn
+        ffn = layer.ffn.norm(attended + own.linear2(own.linear1(attended).relu()))
+
+        told = layer.self_attention.routes["instruct_route"]
+        batch, placed = len(queries), queries + context.positions
+        query = torch.cat([(told.contents + told.positions).repeat(batch, 1, 1), placed], 1)
+        value = torch.cat([told.contents.repeat(batch, 1, 1), queries], 1)
+        mixed = layer.self_attention.inner.attention(query, query, value)[0][:, 10:]
+        instructed = layer.ffn(layer.cross_attention(told.norm(queries + mixed), context), context)
+        for name, want in (("ffn_route", ffn), ("instruct_route", instructed)):
+            found, _ = layer(queries, Context.of(groups[name], memory))
+            torch.testing.assert_close(found, want)
+
+
+@pytest.mark.parametrize("proposals", ["shared", "own"])
+@pytest.mark.parametrize("variant", ["baseline", "a", "c", "d"])
+def test_nothing_is_left_at_inference(variant, proposals):
+    detector, _, images = run_of(variant, **{"mr_detr.proposals": proposals})
+    detector.eval()
+    with torch.no_grad():
+        beside, whole = detector(images, objects(2, 1)).one_to_one, detector(images).one_to_one
+        names = training_only_names(detector)
+        assert any("routes.instruct_route" in name for name in names) and any("routes.ffn_route" in n for n in names)
+        stripped = detector.strip()(images).one_to_one
+    assert torch.equal(whole.logits, stripped.logits) and torch.equal(whole.boxes, stripped.boxes)
+    torch.testing.assert_close(beside.boxes, whole.boxes, rtol=1e-12, atol=1e-12)
+    plain = build_detector(small.config("baseline"))
+    assert {n: p.shape for n, p in detector.named_parameters()} == {n: p.shape for n, p in plain.named_parameters()}
+
+
+@pytest.mark.parametrize("candidates", ["primary", "all"])
+@pytest.mark.parametrize("proposals", ["shared", "own"])
+def test_every_parameter_learns_and_every_branch_is_supervised(proposals, candidates):
+    detector, criterion, images = run_of("c", **{"mr_detr.proposals": proposals, "ms_detr.groups": candidates})
+    targets = objects(2, 1)
+    losses = criterion(detector.train()(images, targets), targets)
+    losses.total.backward()
+    assert not [name for name, p in detector.named_parameters() if p.requires_grad and p.grad is None]
+    branches = {key.split("/")[0] for key in losses.terms}
+    want = {"one_to_one", "one_to_many", "encoder", *ROUTES}
+    want |= {f"one_to_many_{name}" for name in ROUTES} if candidates == "all" else set()
+    want |= {"encoder_instruct_route"} if proposals == "own" else set()
+    assert branches == want
+    assert all(len(losses.matches[name]) > 2 * len(targets) for name in ROUTES)  # 2 layers
+
+
+def test_the_same_seed_gives_the_rest_the_weights_it_has_without():
+    plain, routed = (
+        (torch.manual_seed(1), build_detector(small.config("c", **changes)))[1] for changes in ({}, {"mr_detr": True})
+    )
+    found = dict(routed.named_parameters())
+    assert all(torch.equal(parameter, found[name]) for name, parameter in plain.named_parameters())
+
+
+def test_one_route_alone():
+    detector, criterion, images = run_of(**{"mr_detr.routes": "instruct"})
+    targets = objects(2, 1)
+    output = detector.train()(images, targets)
+    assert list(output.groups) == ["instruct_route"]
+    assert "instruct_route" in criterion(output, targets).matches
+    assert list(run_of(**{"mr_detr.routes": "ffn"})[0].sources) == ["ffn_route"]
+
+
+def test_a_one_stage_model_has_routes_too():
+    detector, criterion, images = run_of("c", two_stage=None)
+    targets = objects(2, 1)
+    assert criterion(detector.train()(images, targets), targets).total.isfinite()
+
+
+def test_beside_other_groups():
+    detector, criterion, images = run_of("c", **{"group.groups": 3, "denoising.queries": 6, "ms_detr.groups": "all"})
+    targets = objects(2, 1)
+    output = detector.train()(images, targets)
+    assert set(output.groups) == {"group", "denoising", *ROUTES}
+    assert criterion(output, targets).total.isfinite()
+
+
+def test_a_batch_without_objects():
+    detector, criterion, images = run_of("c", **{"mr_detr.proposals": "own"})
+    detector.train()
+    none, some = (criterion(detector(images, t), t) for t in (objects(0, 0), objects(2, 1)))
+    assert {k: v.shape for k, v in none.terms.items()} == {k: v.shape for k, v in some.terms.items()}
+    assert none.total.isfinite() and not len(none.matches["ffn_route"])
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"mr_detr.instructions": 0}, "mr_detr.instructions"),
+        ({"mr_detr.k": 0}, "mr_detr.k"),
+        ({"mr_detr.proposals": "own", "two_stage": None}, "^mr_detr.proposals: .*two_stage=true"),
+        ({"mr_detr.proposals": "own", "mr_detr.routes": "ffn"}, "^mr_detr.proposals: .*mr_detr.routes=both"),
+    ],
+)
+def test_settings_that_cannot_be_meant(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        small.config("c", **changes)
+
+
+def test_a_group_may_not_read_one_on_another_path():
+    detector, _, images = run_of()
+    with torch.no_grad():
+        memory, groups = groups_of(detector, images)
+        groups["other"] = replace(groups["primary"], name="other", reads=("instruct_route",))
+        with pytest.raises(InputError, match="group other: reads instruct_route"):
+            detector.decoder(list(groups.values()), memory)
+
+
+def test_two_methods_with_a_decoder_layer_each():
+    from msdetr.config import unregister_section
+    from msdetr.methods import MrDETRConfig
+
+    class Layered(Method):
+        name, Config = "layered", type("LayeredConfig", (MrDETRConfig,), {})
+
+        def layer(self):
+            return Baseline
+
+    register(Layered)
+    try:
+        with pytest.raises(ConfigError, match="ms_detr and layered: each brings its own decoder layer; .*layered=null"):
+            build_detector(small.config("c", layered=True))
+    finally:
+        unregister_section("layered")
+
+
+# ---------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in recipes.names() if "mr_detr" in recipes.get(name).methods and "small-gpu" not in name]
+)
+def test_recipes_build(name):
+    config = recipes.get(name)
+    with torch.device("meta"):
+        detector = build_detector(config.override({"model.pretrained": "none"}))
+    assert list(detector.sources) == list(ROUTES)
+    assert {"one_to_one", *ROUTES} <= {branch.name for branch in build_criterion(config).branches}
+
+
+def test_supervised_is_what_the_route_predicts():
+    detector, criterion, images = run_of()
+    targets = objects(2, 1)
+    output = detector.train()(images, targets)
+    found = criterion.supervised(output, targets)["ffn_route"]
+    assert isinstance(found, Supervised) and found.divisor == 1
+    torch.testing.assert_close(found.predictions.boxes, output.groups["ffn_route"].predictions.boxes)
