@@ -12,7 +12,7 @@ from ..config import Range, RunConfig
 from ..errors import ConfigError
 from ..losses import Branch, encoder_proposals
 from ..matching import IoUMatcher, ReleasedIoUMatcher, SharedMatcher
-from ..model import Detector, without_duplicates
+from ..model import Detector, TokenContents, without_duplicates
 from ..model.postprocess import nms_postprocess
 from ..structures import DetectorOutput, Predictions, Targets
 from .base import Method, Postprocess
@@ -34,6 +34,7 @@ class DETAConfig:
     proposal_nms: Overlap = 0.9  # proposals of a level that overlap by more are suppressed
     proposals_per_level: Annotated[int, Range(1, 10**6)] = 1000  # best of each level that enter suppression
     detection_nms: Overlap = 0.7  # detections of a class that overlap by more are suppressed
+    token_contents: bool = False  # contents of queries are also made from the features of the tokens they come from
 
     def check(self, run: RunConfig) -> None:
         if run.two_stage is None:
@@ -41,7 +42,12 @@ class DETAConfig:
                 "deta: assigns encoder proposals and the queries made from them, which a one-stage model does not have; "
                 "switch two_stage on (two_stage=true) or this method off (deta=null)"
             )
-        if not self.encoder and not self.decoder:
+        if self.token_contents and (run.two_stage.mixed_selection or run.model.query_positions != "once"):
+            raise ConfigError(
+                "deta.token_contents: adds to contents that are made from proposals; set two_stage.mixed_selection=false and "
+                "model.query_positions=once, or leave it off"
+            )
+        if not self.encoder and not self.decoder and not self.token_contents:
             raise ConfigError(
                 "deta: both deta.encoder and deta.decoder are off; switch one on, or the method off (deta=null)"
             )
@@ -53,7 +59,8 @@ class DETAConfig:
 
 
 class DETA(Method):
-    """DETA's two assigners and two suppressions, alone, on this package's two-stage model.
+    """DETA's two assigners and two suppressions, on any two-stage model of this package; only ``token_contents`` needs
+    parameters, and these at inference, too.
 
     Encoder: a token is assigned by its anchor. Decoder: a query is assigned by the reference box that it starts from, once
     for all layers. Losses are those of the base, divided by the number of objects (not of pairs). The branch of the
@@ -74,6 +81,8 @@ class DETA(Method):
                 iou_threshold=own.proposal_nms,
                 per_level=own.proposals_per_level,
             )
+        if own.token_contents:
+            detector.query_selection.token_contents = TokenContents(self.run.model.hidden_dim)
 
     def revised(self, branches: Sequence[Branch]) -> Sequence[Branch]:
         own, revised = self.config, []

@@ -13,6 +13,7 @@ from .query_selection import (
     ProposedQueries,
     QuerySource,
     ReferenceQueries,
+    TokenContents,
     TwoStageQueries,
 )
 from .ranking import without_duplicates
@@ -31,6 +32,7 @@ __all__ = [
     "ProposedQueries",
     "QuerySource",
     "ReferenceQueries",
+    "TokenContents",
     "TwoStageQueries",
     "build_backbone",
     "build_projections",

@@ -1,5 +1,5 @@
-"""Released checkpoints <-> this package: rename tables, read in both directions. Of MS-DETR, Deformable DETR, H-DETR, DN-DETR
-and DINO."""
+"""Released checkpoints <-> this package: rename tables, read in both directions. Of MS-DETR, Deformable DETR, H-DETR, DETA,
+DN-DETR and DINO."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ RENAMES = [
     ("transformer.enc_output_norm.{*}", "query_selection.memory_norm.{*}"),
     ("transformer.pos_trans.{*}", "query_selection.position_projection.{*}"),
     ("transformer.pos_trans_norm.{*}", "query_selection.position_norm.{*}"),
+    ("transformer.pix_trans.{*}", "query_selection.token_contents.projection.{*}"),
+    ("transformer.pix_trans_norm.{*}", "query_selection.token_contents.norm.{*}"),
     ("transformer.reference_points.{*}", "query_selection.reference_points.{*}"),
     ("transformer.decoder.ref_point_head.{*}", "decoder.query_positions.mlp.{*}"),
     ("transformer.decoder.query_scale.{*}", "decoder.query_positions.scale.{*}"),

@@ -195,9 +195,26 @@ class ProposedQueries(QuerySource):
         return torch.log(boxes / (1 - boxes)).masked_fill(~usable[..., None], torch.inf), usable
 
 
+class TokenContents(nn.Module):
+    """What a chosen token's feature adds to the content of its query (DETA): [B, Q, C] -> the same."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.projection = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        nn.init.xavier_uniform_(self.projection.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.norm(self.projection(features))
+
+
 class TwoStageQueries(ProposedQueries):
     """As in Deformable DETR: positions and, without mixed selection, contents are made from the proposed boxes, once for
-    all layers."""
+    all layers.
+
+    token_contents: adds to these contents what it makes of the chosen tokens' features, without their gradient; None
+    unless a method sets it.
+    """
 
     def __init__(
         self,
@@ -212,12 +229,16 @@ class TwoStageQueries(ProposedQueries):
         self.position_projection = nn.Linear(2 * dim, 2 * dim)
         self.position_norm = nn.LayerNorm(2 * dim)
         self.contents = nn.Embedding(num_queries, dim) if mixed else None
+        self.token_contents: TokenContents | None = None
         nn.init.xavier_uniform_(self.memory_projection.weight)
         nn.init.xavier_uniform_(self.position_projection.weight)
 
     def embed(self, memory, features, references, selected=None):
         sines = sine_embedding_of_boxes(references, features.shape[-1])
-        return self.position_norm(self.position_projection(sines)).chunk(2, dim=-1)
+        positions, contents = self.position_norm(self.position_projection(sines)).chunk(2, dim=-1)
+        if self.token_contents is not None and selected is not None:
+            contents = contents + self.token_contents(_of_tokens(features, selected).detach())
+        return positions, contents
 
 
 class ReferenceQueries(ProposedQueries):
@@ -240,10 +261,15 @@ class ReferenceQueries(ProposedQueries):
     def embed(self, memory, features, references, selected=None):
         contents = None
         if selected is not None:
-            contents = features.gather(1, selected[..., None].expand(-1, -1, features.shape[-1])).detach()
+            contents = _of_tokens(features, selected).detach()
         return _no_positions(references, memory), contents
 
 
 def _no_positions(references: Tensor, memory: Pyramid) -> Tensor:
     """Zeros [B, Q, C] in the place of positions that the decoder makes itself."""
     return references.new_zeros(1).expand(*references.shape[:2], memory.tokens.shape[-1])
+
+
+def _of_tokens(features: Tensor, selected: Tensor) -> Tensor:
+    """[B, S, C], tokens [B, Q] -> [B, Q, C]."""
+    return features.gather(1, selected[..., None].expand(-1, -1, features.shape[-1]))

@@ -50,6 +50,7 @@ _DETA = {
     "model.num_levels": 5,
     "train.drop_epoch": 10,
     "deta.rule": "released",
+    "deta.token_contents": True,
 }
 _MR_DETR = _PLUS_PLUS | {
     "mr_detr.rule": "released",
