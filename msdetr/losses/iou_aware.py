@@ -115,11 +115,17 @@ def ranked_l1_loss(
 
 
 def ranked_giou_loss(
-    predictions: Predictions, targets: Targets, matches: Matches, alpha: float = 0.25, tau: float | None = None
+    predictions: Predictions,
+    targets: Targets,
+    matches: Matches,
+    alpha: float = 0.25,
+    tau: float | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
-    """``giou_loss`` with each pair weighed by its rank among those of its object (Align-DETR)."""
+    """``giou_loss`` with each pair weighed by its rank among those of its object (Align-DETR). eps: see ``boxes.giou``."""
     weight = rank_weights(pair_quality(predictions, targets, matches, alpha), targets, matches, tau)
-    return per_layer(weight * (1 - box_ops.giou(*_pair_corners(predictions, targets, matches))), predictions, matches)
+    fit = box_ops.giou(*_pair_corners(predictions, targets, matches), eps)
+    return per_layer(weight * (1 - fit), predictions, matches)
 
 
 # ---------------------------------------------------------------- of pairs, all [M] and without gradient

@@ -15,11 +15,16 @@ from .score import box_table, class_table, focal_cost_of, giou_cost
 
 
 def modulated_focal_cost(
-    predictions: Predictions, targets: Targets, power: float = 0.5, alpha: float = 0.25, gamma: float = 2.0
+    predictions: Predictions,
+    targets: Targets,
+    power: float = 0.5,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    giou_eps: float = 0.0,
 ) -> Tensor:
     """[K, T, Q]: ``focal_cost`` of p u^power in place of p, where u = (GIoU + 1) / 2, rescaled so that the best pair of
     every image has 1 (Section 3.3)."""
-    u = (1 - giou_cost(predictions, targets)) / 2
+    u = (1 - giou_cost(predictions, targets, giou_eps)) / 2
     u = u * _to_one(_largest_per_image(u, targets))[:, targets.image, None]
     return focal_cost_of(class_table(predictions.logits.sigmoid(), targets) * u**power, alpha, gamma)
 
@@ -43,12 +48,13 @@ class ReleasedModulatedMatcher(HungarianMatcher):
     share a class the last one wins, also one of another image: the class cost of all of them has the u of that one, and
     an image's values are rescaled by the largest of all its queries with all classes of the batch.
 
-    power: of u.   Costs called "class" are modulated, others are as given.
+    power: of u.   giou_eps: added to areas that GIoU divides by.   Costs called "class" are modulated, others are as given.
     """
 
     power: float = 0.5
     alpha: float = 0.25
     gamma: float = 2.0
+    giou_eps: float = 1e-6
     image_by_image = False  # an image's costs depend on the objects of others
 
     def terms(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
@@ -63,8 +69,8 @@ class ReleasedModulatedMatcher(HungarianMatcher):
         last = last.scatter_reduce(0, targets.labels, number, "amax", include_self=False)[targets.labels]
         true = box_ops.cxcywh_to_xyxy(targets.boxes.to(predictions.boxes.dtype))
         corners = box_ops.cxcywh_to_xyxy(predictions.boxes)
-        u = (box_ops.giou(box_table(corners, targets), true[last][:, None]) + 1) / 2  # [K, T, Q]
-        all_classes = (box_ops.giou(corners[..., None, :], true[last]) + 1) / 2  # [K, B, Q, T]
+        u = (box_ops.giou(box_table(corners, targets), true[last][:, None], self.giou_eps) + 1) / 2  # [K, T, Q]
+        all_classes = (box_ops.giou(corners[..., None, :], true[last], self.giou_eps) + 1) / 2  # [K, B, Q, T]
         u = u * _to_one(all_classes.amax((2, 3)))[:, targets.image, None]
         p = class_table(predictions.logits.sigmoid(), targets)
         return focal_cost_of(p * u**self.power, self.alpha, self.gamma)

@@ -87,5 +87,5 @@ class Stable(Method):
         if own.cost == "released":
             return ReleasedModulatedMatcher(matcher.costs, matcher.parts, own.cost_power)
         weight, _ = matcher.costs["class"]
-        cost = partial(modulated_focal_cost, power=own.cost_power)
+        cost = partial(modulated_focal_cost, power=own.cost_power, giou_eps=self.run.loss.giou_eps)
         return replace(matcher, costs={**matcher.costs, "class": (weight, cost)})

@@ -132,6 +132,40 @@ def test_the_released_rule():
     assert matchers["one_to_one"] == SharedMatcher(ReleasedIoUMatcher(0.3, 3, cap=7))
 
 
+def test_contents_from_tokens():
+    """As published: contents are what the box's position gives and what the token's feature adds, without its gradient."""
+    own = {"deta.token_contents": True, "two_stage.mixed_selection": False}
+    detector, criterion, images = run_of(**own)
+    plain = build_detector(small.config("baseline", **{"two_stage.mixed_selection": False}))
+    extra = set(dict(detector.named_parameters())) - set(dict(plain.named_parameters()))
+    assert {name.removeprefix("query_selection.token_contents.") for name in extra} == {
+        "projection.weight", "projection.bias", "norm.weight", "norm.bias"
+    }  # fmt: skip
+    memory = detector.encoder(detector.pyramid(images))
+    proposals, (group,) = detector.query_groups(memory)
+    positions, without = proposals.embed(group.references)
+    added, source = group.contents - without, detector.query_selection
+    features = source.memory_norm(
+        source.memory_projection(memory.tokens.masked_fill(~source.anchors(memory)[1][..., None], 0))
+    )
+    chosen = features.gather(1, group.selected[..., None].expand(-1, -1, 32))
+    torch.testing.assert_close(added, source.token_contents(chosen))
+    assert torch.equal(group.positions, positions)
+    (gradient,) = torch.autograd.grad(added.sum(), source.memory_projection.weight, allow_unused=True)
+    assert gradient is None or not gradient.any()
+    targets = objects(2, 1)
+    criterion(detector.train()(images, targets), targets).total.backward()
+    assert all(parameter.grad.any() for parameter in source.token_contents.parameters())
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"two_stage.mixed_selection": False, "model.query_positions": "references"}], ids=["mixed", "dino"]
+)
+def test_contents_that_are_not_made_from_proposals(changes):
+    with pytest.raises(ConfigError, match="^deta.token_contents: .*mixed_selection=false"):
+        small.config("baseline", **{"deta.token_contents": True}, **changes)
+
+
 @pytest.mark.parametrize("counts", [(0, 0), (0, 2)])
 @pytest.mark.parametrize("variant", ["baseline", "c"])
 def test_images_without_objects(variant, counts):
