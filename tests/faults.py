@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-IDS = [f"F{number:02}" for number in range(1, 123)]
+CATALOGUE = TESTS.parent / "docs" / "faults.md"
+IDS = re.findall(r"^\| (F\d+) \|", CATALOGUE.read_text(), re.MULTILINE)
 EXAMPLES = ("tests/data/test_validate.py", "tests/test_boxes.py", "tests/matching", "tests/test_config.py")
 
 

@@ -101,7 +101,7 @@ def markdown_table(rows: Rows, reference: str | None = None, measures: Sequence[
     check_rows(rows)
     compared = reference is not None and len(rows) > 1
     heads = ["", "seeds", *measures, *([f"AP minus {reference}", "95 % interval"] if compared else [])]
-    lines = [" | ".join(heads), "|".join(["---"] * len(heads))]
+    lines = [" | ".join(heads), " | ".join(["---"] * len(heads))]
     for name, cells in rows.items():
         fields = [name, str(len(cells))]
         fields += [number(Statistic.of(cell.value(m) for cell in cells), m) for m in measures]

@@ -43,21 +43,21 @@ def study_figure(
 def difference_figure(rows: Rows, reference: str, measure: str = "AP") -> Figure:
     """Every row minus the reference, seed by seed: a dot per seed, the mean, and its bootstrap interval."""
     figure, (ax,) = subplots(height=1.4 + 0.34 * len(rows))
-    factor = 100 if measure in PERCENT else 1
-    others = [name for name in rows if name != reference]
-    for i, name in enumerate(others):
-        found = paired_difference(rows[name], rows[reference], measure)
+    factor, labels = 100 if measure in PERCENT else 1, []
+    shades = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(rows)}  # as in study_figure
+    for i, name in enumerate(name for name in rows if name != reference):
+        found, color = paired_difference(rows[name], rows[reference], measure), shades[name]
+        labels.append(f"{safe(name)} ({_runs(len(found.values))})")
         if found.mean is None:
             continue
-        color = PALETTE[i % len(PALETTE)]
         if found.low is not None:
             ax.plot([factor * found.low, factor * found.high], [i, i], color=color, linewidth=6, alpha=0.3)
         dots = factor * np.array(found.values)
         ax.plot(dots, np.full(len(dots), i), "o", color=color, markersize=4)
         ax.plot(factor * found.mean, i, "|", color=color, markersize=18, markeredgewidth=2.5)
     ax.axvline(0, color=DARK, linewidth=0.8)
-    ax.set_yticks(range(len(others)), [f"{safe(n)} ({_runs(len(rows[n]))})" for n in others])
-    ax.set_ylim(len(others) - 0.5, -0.5)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
     unit = "percent points" if measure in PERCENT else ""
     finish(
         ax,

@@ -1,0 +1,190 @@
+"""Sweeps: what a study file may say, what is trained, and that finished cells are trained once."""
+
+import json
+import random
+
+import pytest
+import yaml
+from sweep_kills import TINY, disturb, same_result, tiny_study, undisturbed
+
+from msdetr.analysis.cells import Cell
+from msdetr.cli import main
+from msdetr.engine.lock import FileLock
+from msdetr.errors import ConfigError, RunError
+from msdetr.sweep import CellInUse, load_study, run_cell, run_study, write_report
+
+GOOD = {"recipes": ["shapes/baseline", "shapes/ms-detr-c"], "seeds": [0, 1]}
+
+
+def written(folder, **changes):
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in (GOOD | changes).items() if value is not None}))
+    return path
+
+
+def fake_cell(planned, ap: float) -> Cell:
+    return Cell(
+        json.loads(json.dumps(planned.config.to_dict())),
+        planned.seed,
+        {"AP": ap, "AP50": ap, "AP75": ap},
+        {"mean IoU of the top 5": 0.7, "candidates over IoU 0.75": 4.0, "duplicate gap": 0.2},
+        [{"step": 10, "epoch": 1.0, "AP": ap}],
+        {"training": 2, "inference": 1},
+        steps=10,
+        seconds=1.0,
+        device="cpu",
+        torch="2",
+        code="",
+        date="2026-01-01",
+    )
+
+
+def keep_all(study, out, ap=lambda cell: 0.3):
+    (out / "cells").mkdir(parents=True)
+    for cell in study.cells():
+        fake_cell(cell, ap(cell)).save(out / "cells" / f"{cell.name}.json")
+
+
+def test_cells_are_recipes_by_data_by_changes_by_seeds(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    changes = {"as it is": None, "longer": {"train.epochs": 12}}
+    study = load_study(written(tmp_path, data=["one", "two"], changes=changes, settings={"train.lr": 5e-4}))
+    cells = study.cells()
+    assert len(cells) == 2 * 2 * 2 * 2 and [cell.seed for cell in cells] == [0] * 8 + [1] * 8
+    assert cells[1].name == "shapes-baseline-one-longer-s0" and cells[1].config.train.epochs == 12
+    assert {cell.config.train.lr for cell in cells} == {5e-4}
+    assert cells[0].config.data.root == str(tmp_path / "one")
+
+
+@pytest.mark.fault("F140")
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"recipes": None}, "recipes: missing"),
+        ({"recipes": ["shapes/ms-detr-e"]}, "shapes/ms-detr-"),
+        ({"recipes": ["shapes/baseline", "shapes/baseline"]}, "given twice"),
+        ({"recipes": {"a": "shapes/baseline", "b": "shapes/baseline"}}, "one configuration"),
+        ({"recipes": {"a b": "shapes/baseline", "a/b": "shapes/ms-detr-c"}}, "another name"),
+        ({"recipes": {"a": "mine.yaml"}}, "mine.yaml"),
+        ({"recipes": {"a": 3}}, "expected text, got 3"),
+        ({"recipe": ["shapes/baseline"]}, "'recipe': unknown; did you mean 'recipes'"),
+        ({"seeds": 3}, "expected a list"),
+        ({"seeds": [0, -1]}, "whole numbers"),
+        ({"seeds": [True]}, "whole numbers"),
+        ({"seeds": [1, 1]}, "one twice"),
+        ({"seeds": []}, "seeds: missing"),
+        ({"data": ["nowhere"]}, "there is no folder"),
+        ({"settings": {"train.epoch": 2}}, "train.epochs"),
+        ({"settings": {"train.epochs": "many"}}, "train.epochs"),
+        ({"settings": [1]}, "expected settings"),
+        ({"settings": {"seed": 3}}, "belongs under 'seeds'"),
+        ({"changes": {"x": {"data.root": "y"}}}, "belongs under 'data'"),
+        ({"changes": {"x": 3}}, "changes: x: expected settings"),
+        ({"changes": ["x"]}, "expected names"),
+        ({"reference": "shapes/baselin"}, "did you mean 'shapes/baseline'"),
+        ({"run": "both"}, "none of notebook, train"),
+        ({"measures": ["AP500"]}, "did you mean 'AP50'"),
+        ({"measures": "AP"}, "expected a list"),
+        ({"title": 3}, "title: expected text"),
+    ],
+)
+def test_a_study_that_cannot_be_meant_is_an_error_that_names_the_entry(tmp_path, changes, names):
+    with pytest.raises(ConfigError) as error:
+        load_study(written(tmp_path, **changes))
+    assert names in str(error.value) and "study.yaml" in str(error.value)
+
+
+@pytest.mark.fault("F140")
+@pytest.mark.parametrize("content", ["", "- 1", "recipes: [", "recipes: [a]\nrecipes: [b]\n"])
+def test_a_file_that_is_no_study_is_an_error(tmp_path, content):
+    (tmp_path / "study.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=r"study\.yaml"):
+        load_study(tmp_path / "study.yaml")
+    with pytest.raises(ConfigError, match="no such study"):
+        load_study(tmp_path / "none.yaml")
+
+
+@pytest.mark.fault("F141")
+def test_a_finished_cell_of_other_settings_is_neither_used_nor_replaced(tmp_path):
+    study = load_study(written(tmp_path))
+    keep_all(study, tmp_path / "out")
+    other = load_study(written(tmp_path, settings={"train.epochs": 3}))
+    with pytest.raises(RunError, match=r"train\.epochs was 6\.0, is 3\.0"):
+        run_study(other, tmp_path / "out")
+    with pytest.raises(RunError, match="other settings"):
+        write_report(other, tmp_path / "out")
+
+
+def test_a_finished_study_starts_no_process_and_is_reported(tmp_path, capsys, monkeypatch):
+    study = load_study(written(tmp_path, reference="shapes/baseline", title="Ours against theirs"))
+    keep_all(study, tmp_path / "out", lambda cell: 0.3 + 0.02 * ("ms-detr" in cell.recipe) + 0.01 * cell.seed)
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a process was started"))
+    assert main(["sweep", str(study.path), "--out", str(tmp_path / "out")]) == 0
+    assert "+2.0 (2) | +2.0 to +2.0" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["title"] == "Ours against theirs" and len(found["sections"][0]["rows"]) == 2
+    assert (tmp_path / "out" / "results-differences.png").stat().st_size > 1000
+
+
+def test_changes_of_one_recipe_are_compared_with_the_change_that_is_the_reference(tmp_path):
+    changes = {"as it is": {}, "longer": {"train.epochs": 12}}
+    study = load_study(written(tmp_path, changes=changes, reference="as it is"))
+    keep_all(study, tmp_path / "out")
+    write_report(study, tmp_path / "out")
+    sections = json.loads((tmp_path / "out" / "results.json").read_text())["sections"]
+    assert [section["section"] for section in sections] == ["shapes/baseline", "shapes/ms-detr-c"]
+    assert [row["name"] for row in sections[0]["rows"]] == ["as it is", "longer"]
+
+
+def test_nothing_is_reported_of_nothing(tmp_path, capsys):
+    path = written(tmp_path)
+    assert main(["sweep", str(path), "--out", str(tmp_path / "out"), "--report"]) == 0
+    assert "no cell" in capsys.readouterr().out and not list((tmp_path / "out").glob("results*"))
+    assert main(["sweep", str(path), "--out", str(tmp_path / "out"), "--only", "shapes-baseline-s2"]) == 1
+    assert "did you mean 'shapes-baseline-s" in capsys.readouterr().err
+
+
+def test_a_cell_is_trained_once_measured_and_held_by_one(tmp_path):
+    study = load_study(tiny_study(tmp_path, [0], settings=TINY | {"train.epochs": 0.5}))
+    cell, out = study.cells()[1], tmp_path / "out"
+    found = run_cell(study, cell, out, "cpu", progress=False)
+    file = out / "cells" / f"{cell.name}.json"
+    assert found.steps == 2 and found.seed == 0 and found.differs_from(cell.config) == {}
+    assert found.parameters["inference"] < found.parameters["training"] and str(tmp_path) not in file.read_text()
+    metrics = (out / "runs" / cell.name / "metrics.jsonl").read_bytes()
+    assert run_cell(study, cell, out, "cpu") == Cell.load(file)
+    assert (out / "runs" / cell.name / "metrics.jsonl").read_bytes() == metrics
+    lock = FileLock(out / "runs" / cell.name / ".cell.lock")
+    with pytest.raises(CellInUse) as error:
+        run_cell(study, cell, out, "cpu")
+    lock.close()
+    assert error.value.code == 75
+
+
+@pytest.mark.fault("F142")
+def test_a_cell_that_fails_stops_no_other_and_is_named(tmp_path, capsys):
+    path = tiny_study(tmp_path, [0], changes={"whole": {}, "broken": {"data.val_split": "none"}})
+    study, out = load_study(path), tmp_path / "out"
+    (out / "cells").mkdir(parents=True)
+    for cell in study.cells():
+        if cell.change == "whole" or cell.recipe == "baseline":
+            fake_cell(cell, 0.3).save(out / "cells" / f"{cell.name}.json")
+    assert main(["sweep", str(path), "--out", str(out), "--device", "cpu"]) == 1
+    said = capsys.readouterr()
+    assert "3 of 4 cells are finished, 1 failed" in said.err and "ms-detr-c-tiny-broken-s0" in said.err
+    assert "none" in said.err.split("failed:")[-1] and "log.txt" in said.err and "| baseline |" in said.out
+
+
+@pytest.mark.slow
+@pytest.mark.fault("F143")
+@pytest.mark.parametrize("run", ["train", "notebook"])
+def test_a_sweep_that_is_killed_again_and_again_repeats_and_loses_nothing(tmp_path, run):
+    study = tiny_study(tmp_path, [0], run)
+    (tmp_path / "out").mkdir()
+    found = disturb(study, tmp_path / "out", kills=3, moments=random.Random(0))
+    assert found["repeated"] == [] and found["lost"] == []
+    name = found["cells"][0]
+    assert same_result(
+        undisturbed(study, tmp_path / "alone", name), Cell.load(tmp_path / "out" / "cells" / f"{name}.json")
+    )
