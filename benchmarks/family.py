@@ -26,6 +26,7 @@ import torch
 
 from msdetr import recipes
 from msdetr.analysis.cells import Cell
+from msdetr.analysis.ladder import WITH_MS_DETR, ladder_recipes
 from msdetr.analysis.study import markdown_table, summary
 from msdetr.config import RunConfig
 from msdetr.data import build_dataset, build_train_loader
@@ -37,27 +38,6 @@ from msdetr.viz.study import study_figure
 CELLS = machine.RESULTS / "family"
 Batch = tuple[ImageBatch, Targets]
 FIGURE = Path(__file__).parent.parent / "docs" / "figures" / "family.png"
-WITH = " + MS-DETR (c)"
-RUNGS = {
-    "Deformable DETR++": ("baseline", "ms-detr-c"),
-    "H-DETR": ("h-detr", "h-detr-ms-c"),
-    "Group DETR": ("group-detr", "group-detr-ms-c"),
-    "DN-DETR": ("dn-detr", "dn-detr-ms-c"),
-    "DINO": ("dino", "dino-ms-c"),
-    "DETA": ("deta",),
-    "Stable-DINO": ("stable-dino", "stable-dino-ms-c"),
-    "Mr.DETR": ("mr-detr", "mr-detr-ms-c"),
-}  # title -> recipes, without and with MS-DETR (c)
-
-
-def methods() -> dict[str, str]:
-    """Title -> recipe of all that the package has."""
-    named = {
-        title + (WITH if number else ""): f"shapes/{name}"
-        for title, names in RUNGS.items()
-        for number, name in enumerate(names)
-    }
-    return {title: name for title, name in named.items() if name in recipes.names()}
 
 
 def cell_path(recipe: str, seed: int) -> Path:
@@ -79,7 +59,7 @@ def kept(config: RunConfig) -> Cell | None:
 def train_missing(options: argparse.Namespace) -> None:
     """Trains and keeps the cells that are missing, at most ``options.cells`` of them."""
     CELLS.mkdir(parents=True, exist_ok=True)
-    wanted = [recipes.get(name).override({"seed": s}) for s, name in product(options.seeds, methods().values())]
+    wanted = [recipes.get(name).override({"seed": s}) for s, name in product(options.seeds, ladder_recipes().values())]
     missing = [config for config in wanted if kept(config) is None]
     for config in missing[: options.cells]:
         path = cell_path(config.recipe, config.seed)
@@ -92,7 +72,7 @@ def train_missing(options: argparse.Namespace) -> None:
 
 def eight_images(data: str) -> Batch:
     """The first batch of the training images."""
-    config = recipes.get(next(iter(methods().values()))).override({"data.root": data})
+    config = recipes.get(next(iter(ladder_recipes().values()))).override({"data.root": data})
     return next(iter(build_train_loader(build_dataset(config, "train"), config)))[0]
 
 
@@ -135,7 +115,7 @@ def measure_cost(options: argparse.Namespace) -> None:
     """Time and memory of a training step of every method, as ratios to the baseline's."""
     torch.set_num_threads(1)
     device = torch.device("cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu")
-    named, batch = methods(), eight_images(options.data)
+    named, batch = ladder_recipes(), eight_images(options.data)
     steps = {title: training_step(recipe, batch, device) for title, recipe in named.items()}
     seconds = machine.side_by_side(steps, options.repeats, device)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as processes:
@@ -160,18 +140,22 @@ def measure_cost(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Table and figure of the cells that are there."""
-    wanted = {t: [kept(recipes.get(r).override({"seed": s})) for s in options.seeds] for t, r in methods().items()}
+    wanted = {
+        t: [kept(recipes.get(r).override({"seed": s})) for s in options.seeds] for t, r in ladder_recipes().items()
+    }
     rows = {title: found for title, cells in wanted.items() if (found := [cell for cell in cells if cell])}
-    baseline = next(iter(methods()))
+    baseline = next(iter(ladder_recipes()))
     costs = machine.RESULTS / "family_cost.json"
     result = {
         "protocol": "COCO bbox on 500 generated images, 100 detections; candidates from the last layer's one-to-one boxes "
         "at the end of training; differences seed by seed",
         "rows": summary(rows, baseline),
         "MS-DETR (c) minus without it": {
-            title: summary({title: rows[title], title + WITH: rows[title + WITH]}, title)[1]["minus the reference"]
+            title: summary({title: rows[title], title + WITH_MS_DETR: rows[title + WITH_MS_DETR]}, title)[1][
+                "minus the reference"
+            ]
             for title in rows
-            if title + WITH in rows
+            if title + WITH_MS_DETR in rows
         },
         "cost of a training step": json.loads(costs.read_text())["steps"] if costs.exists() else None,
     }
