@@ -270,6 +270,48 @@ def test_every_batch_gives_the_same_terms(recipe, counts):
     assert detector(*batch(*counts)).groups["denoising"].predictions.boxes.shape[2] == kinds * most * max(6 // max(most, 1), 1)  # fmt: skip
 
 
+@pytest.mark.parametrize("recipe", ["dn-detr", "dino"])
+@pytest.mark.parametrize(("counts", "groups"), [((1, 3), None), ((3, 3), None), ((3, 0), 4), ((9, 2), None)])
+def test_padding_follows_the_image_with_most_objects(recipe, counts, groups):
+    """Every image has as many queries as the one with most objects needs, and no more; those beyond its own are empty."""
+    detector, data = build_detector(config(recipe, **{"denoising.groups": groups})).eval(), batch(*counts)
+    _, (_, group) = detector.query_groups(detector.encoder(detector.pyramid(data[0])), data[1])
+    kinds, times = 2 if recipe == "dino" else 1, groups or max(6 // max(counts), 1)
+    assert group.contents.shape[1] == times * kinds * max(counts) and group.parts == times
+    assert (group.objects >= 0).sum(1).tolist() == [times * kinds * count for count in counts]
+    filling = group.objects < 0
+    assert not group.contents[filling].any() and (group.references[filling] == 0.5).all()
+
+
+def test_what_fills_up_is_not_supervised_in_dn_detr():
+    """A loss on it in the plain style, none and no gradient in DN-DETR's."""
+    data = batch(1, 3)
+    for style in ("plain", "indicated"):
+        settings = config("dn-detr", **{"denoising.style": style})
+        detector, criterion = build_detector(settings), build_criterion(settings)
+        output = detector(*data)
+        logits = output.groups["denoising"].predictions.logits
+        filling = output.groups["denoising"].objects < 0
+        supervised = criterion.supervised(output, data[1])["denoising"]
+        branch = next(branch for branch in criterion.branches if branch.name == "denoising")
+        loss = branch.terms["class"][1](supervised.predictions, supervised.targets, supervised.pairs)
+        (slope,) = torch.autograd.grad(loss.sum(), logits)
+        assert loss.isfinite().all() and filling.any()
+        assert slope[:, filling].any() == (style == "plain") and slope[:, ~filling].any()
+
+
+@pytest.mark.parametrize("style", ["indicated", "released_contrastive"])
+@pytest.mark.parametrize("counts", [(0, 0), (0, 2), (9, 1)])
+@pytest.mark.filterwarnings("ignore:.*stay unmatched")
+def test_every_batch_can_be_learned_from_in_dn_detrs_styles(style, counts):
+    settings = config(**{"denoising.style": style})
+    detector, criterion = build_detector(settings), build_criterion(settings)
+    found = losses(detector, criterion, batch(*counts))
+    found.total.backward()
+    assert found.total.isfinite()
+    assert detector.sources["denoising"].label_embedding.weight.grad is not None
+
+
 def test_the_strongest_noise_is_finite():
     settings = config(**{"denoising.box_noise": 2.0, "denoising.label_noise": 1.0})
     found = losses(build_detector(settings), build_criterion(settings), batch(4, 2))
@@ -293,6 +335,26 @@ def test_a_label_that_is_no_class_is_named():
         ({"denoising.box_noise": float("nan")}, "denoising.box_noise: expected a finite number"),
         ({"denoising.box_noise": 1.5, "denoising.contrastive": False}, "denoising.box_noise: 1.5 would make sizes"),
         ({"denoising.queries": 0}, "denoising.queries: must be at least 1"),
+        ({"denoising.groups": 0}, "denoising.groups: must be at least 1"),
+        ({"denoising.noise": "centers"}, "denoising.noise: negatives are made by moving corners"),
+        ({"denoising.style": "indicator"}, "denoising.style: 'indicator' is not one of plain, indicated"),
+        (
+            {"denoising.style": "released_contrastive", "denoising.contrastive": False},
+            "denoising.style: .*contrastive=true",
+        ),
+        (
+            {"denoising.style": "released_contrastive", "ms_detr.groups": "all"},
+            "denoising.style: .*ms_detr.groups=primary",
+        ),
+        (
+            {"model.query_positions": "references", "two_stage": None, "denoising": None},
+            "model.query_positions: .*points",
+        ),
+        ({"dab": True, "two_stage": None}, "dab: .*model.query_positions=scaled_references"),
+        (
+            {"model.shared_heads": True, "model.box_refine": False, "model.look_forward_twice": False},
+            "model.shared_heads",
+        ),
         ({"denoising.weight": -1.0}, "denoising.weight: must be at least 0"),
         ({"two_stage": None}, "denoising: .*two_stage is off; switch it on"),
     ],
