@@ -161,7 +161,7 @@ class Predictor:
         sizes = torch.tensor([image.size for image in images])
         with torch.inference_mode(), autocast(self.device, self.config.train.precision):
             output = self.detector(batch)
-            found = self._postprocess(output.one_to_one.layer(-1), sizes, max_detections)
+            found = self._postprocess(output.one_to_one, sizes, max_detections)
         detections = []
         for one, (height, width) in zip((one.to("cpu") for one in found), sizes.tolist()):
             limits = one.boxes.new_tensor([width, height, width, height])

@@ -8,7 +8,7 @@ import small
 import torch
 
 from msdetr.config import all_paths
-from msdetr.methods import build_criterion, build_detector
+from msdetr.methods import build_criterion, build_detector, build_postprocess
 
 SECTIONS = ("model.", "matching.", "loss.", "ms_detr.", "two_stage.", "mr_detr.")
 NO_WEIGHTS_HERE = "model.pretrained"  # a file to be read, which the tests of the backbone do
@@ -52,6 +52,7 @@ CHANGED = {
     "mr_detr.proposals": "own",
     "mr_detr.rule": "literal",
     "mr_detr.k": 2,
+    "mr_detr.mix_layers": True,
 }
 SETTINGS = [path for path in all_paths() if path.startswith(SECTIONS) and path != NO_WEIGHTS_HERE]
 PLAIN = (bool, int, float, str, tuple)
@@ -80,7 +81,7 @@ def built(**changes) -> tuple:
         )
         for b in criterion.branches
     ]
-    return settings, weights, objective
+    return settings, weights, objective, build_postprocess(config)
 
 
 @pytest.fixture(scope="module")

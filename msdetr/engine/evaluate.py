@@ -98,7 +98,7 @@ def evaluate(
 ) -> EvalResult:
     """The COCO numbers of a detector on a data set, on the device the detector is on.
 
-    to_detections: from the last layer's predictions to detections, as ``postprocess`` does it.
+    to_detections: from the predictions of all layers to detections, as ``postprocess`` does it.
 
     The ranks of ``world`` share the images, each image exactly once, and all get the result. The detector is left in
     the mode (training or not) it was in. Raises EvaluationError for NaN or infinite predictions, naming the image,
@@ -153,7 +153,7 @@ def _detect(detector, loader, max_detections, precision, world, progress, stop, 
             with autocast(device, precision):
                 output = detector(batch.to(device, non_blocking=True))
             for image_id, found in zip(
-                targets.image_ids, to_detections(output.one_to_one.layer(-1), targets.sizes, max_detections)
+                targets.image_ids, to_detections(output.one_to_one, targets.sizes, max_detections)
             ):
                 image_ids.append(image_id)
                 rows.append(coco_rows(image_id, found.to("cpu"), category_ids))

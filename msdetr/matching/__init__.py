@@ -12,7 +12,7 @@ from .iou import IoUMatcher, ReleasedIoUMatcher
 from .one_to_many import OneToManyMatcher, merge_matches
 from .partwise import PartwiseMatcher
 from .position import ReleasedModulatedMatcher, modulated_focal_cost
-from .released import ReleasedOneToMany
+from .released import ReleasedMrDETR, ReleasedOneToMany
 from .repeated import ReleasedRepeatedMatcher, RepeatedHungarianMatcher
 from .rules import MatchingRules
 from .score import CostTerms, class_probability, cost_terms, pair_iou, score
@@ -31,6 +31,7 @@ __all__ = [
     "PartwiseMatcher",
     "ReleasedIoUMatcher",
     "ReleasedModulatedMatcher",
+    "ReleasedMrDETR",
     "ReleasedOneToMany",
     "ReleasedRepeatedMatcher",
     "RepeatedHungarianMatcher",

@@ -29,6 +29,8 @@ class OneToManyMatcher(Matcher):
     alike with an object the one with the lower index is taken. Pairs are sorted by layer, then by ascending score, so
     where a query serves two objects the one with the higher score gives it its class.
 
+    eps is added to the areas that IoU divides by (Mr.DETR's code: 1e-6).
+
     Paper: score > tau.  Released: score >= tau, and more (see ``ReleasedOneToMany``).  Here: score > tau.
 
     Raises ValueError for alpha or threshold outside [0, 1] or NaN, or k < 1 (F47). k above the number of queries is
@@ -39,6 +41,7 @@ class OneToManyMatcher(Matcher):
     threshold: float = 0.4
     k: int = 6
     exclusive: bool = True
+    eps: float = 0.0
 
     def __post_init__(self):
         for name in ("alpha", "threshold"):
@@ -53,7 +56,7 @@ class OneToManyMatcher(Matcher):
         return self.k
 
     def prepare(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, ...]:
-        table = score(predictions, targets, self.alpha)  # [K, T, Q]
+        table = score(predictions, targets, self.alpha, self.eps)  # [K, T, Q]
         if self.exclusive:
             table = table.masked_fill(~favourite(table, targets), -1)
         return largest(table, self.k)
@@ -69,7 +72,7 @@ class OneToManyMatcher(Matcher):
 
     def decisions(self, matches: Matches, predictions: Predictions, targets: Targets) -> Decisions:
         """A query's score is not above tau, or it competes for another object (exclusive), or k others come before it."""
-        table = score(predictions, targets, self.alpha)
+        table = score(predictions, targets, self.alpha, self.eps)
         competes = favourite(table, targets) if self.exclusive else torch.ones_like(table, dtype=torch.bool)
         place = places(table, competes)
         matched = pair_table(matches, table.shape)

@@ -33,7 +33,7 @@ class ReleasedOneToMany(OneToManyMatcher):
     positive_fraction: float = 0.25
 
     def prepare(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, ...]:
-        table = score(predictions, targets, self.alpha)  # [K, T, Q]
+        table = score(predictions, targets, self.alpha, self.eps)  # [K, T, Q]
         best, query = largest(table, self.k)
         vote = favourite(table, targets)
         # a query is in the running through its highest score, or as the best query of any object of its image
@@ -50,14 +50,22 @@ class ReleasedOneToMany(OneToManyMatcher):
     def assign(self, host: Sequence[Tensor], predictions: Predictions, targets: Targets) -> Matches:
         best, query, positive = host
         self.check_k(predictions)
-        limit = int(positive.shape[-1] * self.positive_fraction)
+        limit = self.most_positives(positive.shape[-1])
         votes = capped(positive, targets, limit).sum(-1)  # [K, T]
         rank = torch.arange(best.shape[-1])
-        return chosen_pairs(rank < votes[..., None], best, query, targets)
+        return self.pairs(rank < votes[..., None], best, query, targets)
+
+    def most_positives(self, num_queries: int) -> int:
+        """Of an image and layer."""
+        return int(num_queries * self.positive_fraction)
+
+    def pairs(self, chosen: Tensor, best: Tensor, query: Tensor, targets: Targets) -> Matches:
+        """In an order in which the last pair of a query gives it its class."""
+        return chosen_pairs(chosen, best, query, targets)
 
     def decisions(self, matches: Matches, predictions: Predictions, targets: Targets) -> Decisions:
         """k others come before a query, or as many as the object has votes; how many these are, the matches say."""
-        return voted_decisions(matches, score(predictions, targets, self.alpha), self.k)
+        return voted_decisions(matches, score(predictions, targets, self.alpha, self.eps), self.k)
 
 
 def capped(
@@ -94,3 +102,17 @@ def voted_decisions(matches: Matches, table: Tensor, k: int) -> Decisions:
         rival=torch.full_like(place, -1),
         added=torch.zeros_like(matched),
     )
+
+
+@dataclass(frozen=True)
+class ReleasedMrDETR(ReleasedOneToMany):
+    """The rule as the released code of Mr.DETR has it. It differs from that of MS-DETR in two numbers and an order: up to 225
+    queries of an image are positive, a quarter of 900, whatever the model has; a query that serves two objects has the class
+    of the one that comes later (there on a CPU; here on every device)."""
+
+    def most_positives(self, num_queries: int) -> int:
+        return 225
+
+    def pairs(self, chosen: Tensor, best: Tensor, query: Tensor, targets: Targets) -> Matches:
+        layer, target, rank = chosen.nonzero(as_tuple=True)  # by layer, then by object
+        return Matches(layer, targets.image[target], query[layer, target, rank], target)

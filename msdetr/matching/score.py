@@ -37,9 +37,9 @@ def class_probability(predictions: Predictions, targets: Targets) -> Tensor:
     return class_table(predictions.logits.sigmoid(), targets)
 
 
-def pair_iou(predictions: Predictions, targets: Targets) -> Tensor:
-    """[K, T, Q]: IoU(b_i, b_j) of each query's box with the object's."""
-    return box_ops.iou(*_pair_corners(predictions, targets))
+def pair_iou(predictions: Predictions, targets: Targets, eps: float = 0.0) -> Tensor:
+    """[K, T, Q]: IoU(b_i, b_j) of each query's box with the object's. eps: see ``boxes.iou``."""
+    return box_ops.iou(*_pair_corners(predictions, targets), eps)
 
 
 def _pair_corners(predictions: Predictions, targets: Targets) -> tuple[Tensor, Tensor]:
@@ -48,9 +48,9 @@ def _pair_corners(predictions: Predictions, targets: Targets) -> tuple[Tensor, T
     return predicted, box_ops.cxcywh_to_xyxy(targets.boxes.to(predicted.dtype))[:, None]
 
 
-def score(predictions: Predictions, targets: Targets, alpha: float) -> Tensor:
-    """[K, T, Q]: alpha * s_i[c_j] + (1 - alpha) * IoU(b_i, b_j), Section C of the paper."""
-    return alpha * class_probability(predictions, targets) + (1 - alpha) * pair_iou(predictions, targets)
+def score(predictions: Predictions, targets: Targets, alpha: float, eps: float = 0.0) -> Tensor:
+    """[K, T, Q]: alpha * s_i[c_j] + (1 - alpha) * IoU(b_i, b_j), Section C of the paper. eps: see ``boxes.iou``."""
+    return alpha * class_probability(predictions, targets) + (1 - alpha) * pair_iou(predictions, targets, eps)
 
 
 @dataclass(frozen=True)

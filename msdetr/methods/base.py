@@ -15,7 +15,7 @@ from ..model import Detector, QuerySource
 from ..modules import DecoderLayer
 from ..structures import Detections, Predictions
 
-Postprocess = Callable[[Predictions, torch.Tensor, int], list[Detections]]  # predictions, sizes [B, 2], count
+Postprocess = Callable[[Predictions, torch.Tensor, int], list[Detections]]  # of all layers, sizes [B, 2], count
 
 
 def weighted_terms(weights: Any, run: RunConfig, factor: float = 1.0) -> Mapping[str, tuple[float, Term]]:
@@ -75,5 +75,5 @@ class Method:
         return branches
 
     def postprocess(self) -> Postprocess | None:
-        """From the last layer's predictions to detections, where it is not the usual selection of the best."""
+        """From the predictions of all layers to detections, where it is not the usual selection of the best."""
         return None

@@ -10,14 +10,16 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
+from ..boxes import logit
 from ..config import Range, RunConfig
 from ..errors import ConfigError
 from ..losses import Branch, encoder_proposals_of, of_group
-from ..matching import HungarianMatcher, MatchingRules, detection_costs
+from ..matching import HungarianMatcher, OneToManyMatcher, ReleasedMrDETR, detection_costs
 from ..model import PRIMARY, Detector, Proposals, QuerySource
+from ..model.postprocess import postprocess
 from ..modules import FFN, BoxHead, Context, Residual, Routed, class_head
-from ..structures import QueryGroup, Targets
-from .base import Method, weighted_terms
+from ..structures import Detections, Predictions, QueryGroup, Targets
+from .base import Method, Postprocess, weighted_terms
 
 FFN_ROUTE, INSTRUCT_ROUTE = "ffn_route", "instruct_route"
 
@@ -34,6 +36,7 @@ class MrDETRConfig:
     alpha: Annotated[float, Range(0, 1)] = 0.3
     threshold: Annotated[float, Range(0, 1)] = 0.4
     k: Annotated[int, Range(1)] = 6
+    mix_layers: bool = False  # detections from class scores that are mixed over the decoder layers, as released
     class_weight: Annotated[float, Range(0)] = 2.0
     l1_weight: Annotated[float, Range(0)] = 5.0
     giou_weight: Annotated[float, Range(0)] = 2.0
@@ -129,6 +132,26 @@ class ProposedRouteQueries(RouteQueries):
         return QueryGroup(self.name, contents, positions, references, selected=own.ranking, encoder=own.encoder)
 
 
+# ---------------------------------------------------------------- detections
+
+
+def mixed_logits(logits: Tensor, eps: float = 1e-3) -> Tensor:
+    """Class logits [K, B, Q, C] of all decoder layers, each mixed with the ones before, as released.
+
+    m_0 = s_0 and m_l = sqrt((s_l^2.001 + m_{l-1}^1.853) / 2), with s_l the layer's probabilities, kept eps away from 0 and 1.
+    """
+    mixed = [logit(logits[0].sigmoid(), eps)]
+    for layer in logits[1:]:
+        probability = ((layer.sigmoid() ** 2.001 + mixed[-1].sigmoid() ** 1.853) / 2).sqrt()
+        mixed.append(logit(probability, eps))
+    return torch.stack(mixed)
+
+
+def mixed_postprocess(predictions: Predictions, sizes: Tensor, max_detections: int = 100) -> list[Detections]:
+    """As ``postprocess``, by class scores that are mixed over the decoder layers."""
+    return postprocess(replace(predictions, logits=mixed_logits(predictions.logits)), sizes, max_detections)
+
+
 # ---------------------------------------------------------------- the method
 
 
@@ -141,9 +164,11 @@ class MrDETR(Method):
 
     Paper: all routes start from the same queries.   Released: the instructed route has encoder heads, and so proposals,
     of its own, which are supervised as the encoder's are.   Here: as in the paper, or ``proposals=own``.
-    Released: the rule of ``ReleasedOneToMany``, with up to 225 positives of an image.   Here: the rule of MS-DETR's paper;
-    ``rule=released`` is the released one.
+    Released: the rule of ``ReleasedMrDETR``.   Here: that of MS-DETR's paper, or ``rule=released``.
     Released: the encoder is supervised at three times the weights.   Here: at those of ``two_stage``.
+
+    Paper: silent.   Released: detections from class scores mixed over layers.   Here: from the last layer, or
+    ``mix_layers=true``.
 
     With MS-DETR, whose layer it then extends, ``ms_detr.groups=all`` supervises the candidates of all routes.
     """
@@ -171,13 +196,20 @@ class MrDETR(Method):
 
     def branches(self, groups: Sequence[str]) -> Sequence[Branch]:
         own = self.config
-        matcher = MatchingRules(rule=own.rule, alpha=own.alpha, threshold=own.threshold, k=own.k).one_to_many()
+        rule = {"alpha": own.alpha, "threshold": own.threshold, "k": own.k, "eps": self.run.loss.giou_eps}
+        if own.rule == "released":
+            matcher = ReleasedMrDETR(**rule)
+        else:
+            matcher = OneToManyMatcher(**rule, exclusive=own.rule == "exclusive")
         branches = [Branch(name, of_group(name), matcher, weighted_terms(own, self.run)) for name in own.names]
         if own.proposals == "own":
             costs = self.run.matching
-            on_anchors = HungarianMatcher(detection_costs(0.0, costs.cost_l1, costs.cost_giou))
+            on_anchors = HungarianMatcher(detection_costs(0.0, costs.cost_l1, costs.cost_giou, self.run.loss.giou_eps))
             terms = weighted_terms(self.run.two_stage, self.run)
             branches.append(
                 Branch(f"encoder_{INSTRUCT_ROUTE}", encoder_proposals_of(INSTRUCT_ROUTE), on_anchors, terms)
             )
         return branches
+
+    def postprocess(self) -> Postprocess | None:
+        return mixed_postprocess if self.config.mix_layers else None

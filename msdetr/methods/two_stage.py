@@ -54,7 +54,7 @@ class TwoStage(Method):
         select, matcher = encoder_boxes, hungarian(self.run)
         if own.match_on == "anchors":
             select = encoder_proposals
-            matcher = HungarianMatcher(detection_costs(0.0, costs.cost_l1, costs.cost_giou))
+            matcher = HungarianMatcher(detection_costs(0.0, costs.cost_l1, costs.cost_giou, self.run.loss.giou_eps))
         if own.supervise == "queries":
             select = of_queries(select)
         return [Branch("encoder", select, matcher, weighted_terms(own, self.run))]

@@ -1,5 +1,5 @@
 """Released checkpoints <-> this package: rename tables, read in both directions. Of MS-DETR, Deformable DETR, H-DETR, DETA,
-DN-DETR and DINO."""
+DN-DETR, DINO and Mr.DETR."""
 
 from __future__ import annotations
 
@@ -59,6 +59,45 @@ OF_DINO = [
     ("transformer.enc_out_class_embed.{*}", "query_selection.class_head.{*}"),
     ("transformer.enc_out_bbox_embed.{*}", "query_selection.box_head.{*}"),
 ]
+# what Mr.DETR's code, made of detrex's parts, calls otherwise
+OF_MR_DETR = [
+    ("query_embedding.weight", "query_selection.contents.weight"),
+    ("transformer.level_embeds", "level_embedding"),
+    ("transformer.encoder.layers.{i}.attentions.0.{*}", "encoder.layers.{i}.attention.inner.{*}"),
+    ("transformer.encoder.layers.{i}.norms.0.{*}", "encoder.layers.{i}.attention.norm.{*}"),
+    ("transformer.encoder.layers.{i}.ffns.0.layers.0.0.{*}", "encoder.layers.{i}.ffn.inner.linear1.{*}"),
+    ("transformer.encoder.layers.{i}.ffns.0.layers.1.{*}", "encoder.layers.{i}.ffn.inner.linear2.{*}"),
+    ("transformer.encoder.layers.{i}.norms.1.{*}", "encoder.layers.{i}.ffn.norm.{*}"),
+    ("transformer.decoder.layers.{i}.attentions.0.attn.{*}", "decoder.layers.{i}.self_attention.inner.attention.{*}"),
+    ("transformer.decoder.layers.{i}.attentions.0.norm_o2o.{*}", "decoder.layers.{i}.self_attention.norm.{*}"),
+    (
+        "transformer.decoder.layers.{i}.attentions.0.instruction_o2m.weight",
+        "decoder.layers.{i}.self_attention.routes.instruct_route.contents",
+    ),
+    (
+        "transformer.decoder.layers.{i}.attentions.0.instruction_o2m_pos.weight",
+        "decoder.layers.{i}.self_attention.routes.instruct_route.positions",
+    ),
+    (
+        "transformer.decoder.layers.{i}.attentions.0.norm_o2m.{*}",
+        "decoder.layers.{i}.self_attention.routes.instruct_route.norm.{*}",
+    ),
+    ("transformer.decoder.layers.{i}.attentions.1.{*}", "decoder.layers.{i}.cross_attention.inner.{*}"),
+    ("transformer.decoder.layers.{i}.norms.0.{*}", "decoder.layers.{i}.cross_attention.norm.{*}"),
+    ("transformer.decoder.layers.{i}.ffns.0.layers.0.linear.linear.{*}", "decoder.layers.{i}.ffn.inner.linear1.{*}"),
+    ("transformer.decoder.layers.{i}.ffns.0.layers.1.linear.{*}", "decoder.layers.{i}.ffn.inner.linear2.{*}"),
+    (
+        "transformer.decoder.layers.{i}.ffns.0.layers.0.linear.linear_sep.{*}",
+        "decoder.layers.{i}.ffn.routes.ffn_route.ffn.linear1.{*}",
+    ),
+    (
+        "transformer.decoder.layers.{i}.ffns.0.layers.1.linear_sep.{*}",
+        "decoder.layers.{i}.ffn.routes.ffn_route.ffn.linear2.{*}",
+    ),
+    ("transformer.decoder.layers.{i}.norms.1.{*}", "decoder.layers.{i}.ffn.norm.{*}"),
+    ("transformer.decoder.class_embed_o2m_encoder.{*}", "sources.instruct_route.class_head.{*}"),
+    ("transformer.decoder.bbox_embed_enc_o2m.{*}", "sources.instruct_route.box_head.{*}"),
+]
 # the released models register shared heads under several names; these repeat others
 REPEATED = ("transformer.decoder.class_embed.", "transformer.decoder.bbox_embed.", "bbox_embed_o2m.")
 
@@ -74,7 +113,7 @@ def is_two_stage(config: RunConfig) -> bool:
 def learned_queries(config: RunConfig) -> list[str]:
     """Names of the learned queries here, which the released code has in one tensor: of the primary group, and H-DETR's. None
     where they are called otherwise."""
-    if config.model.query_positions != "once":
+    if config.model.query_positions != "once" or "mr_detr" in config.methods:
         return []
     kind = "contents" if is_two_stage(config) else "embedding"
     sources = ["query_selection"] + ["sources.hybrid"] * ("hybrid" in config.methods)
@@ -205,6 +244,8 @@ def _is_dino(config: RunConfig) -> bool:
 
 def _renames(config: RunConfig) -> list[tuple[str, str]]:
     special = OF_DAB if "dab" in config.methods else OF_REFERENCES * (config.model.query_positions != "once")
+    if "mr_detr" in config.methods:
+        special = [*OF_MR_DETR, *special]
     return [*special, *(OF_DINO * _is_dino(config)), (LABELS, LABELS_HERE), *RENAMES]
 
 

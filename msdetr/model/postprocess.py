@@ -17,7 +17,7 @@ def postprocess(predictions: Predictions, sizes: Tensor, max_detections: int = 1
     """The ``max_detections`` best query-class pairs of each image by class probability; a query may appear with
     several classes.
 
-    predictions: the last layer of the one-to-one branch, logits [1, B, Q, C] and boxes [1, B, Q, 4] cxcywh.
+    predictions: of the one-to-one branch, logits [K, B, Q, C] and boxes [K, B, Q, 4] cxcywh; the last layer counts.
     sizes: [B, 2] height and width in pixels of the images the boxes are wanted in.
     Fewer pairs than ``max_detections`` (Q * C is smaller) give fewer detections. Raises InputError where it is below 1.
     """
@@ -46,12 +46,7 @@ def nms_postprocess(
 
 def _best_pairs(predictions: Predictions, sizes: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Scores [B, N], labels [B, N], boxes [B, N, 4] xyxy in pixels and queries [B, N], best first."""
-    if len(predictions.logits) != 1:
-        raise ValueError(
-            f"post-processing takes the predictions of one layer, got {len(predictions.logits)}; "
-            "use output.one_to_one.layer(-1)"
-        )
-    predictions = predictions.float()
+    predictions = predictions.layer(-1).float()
     probability = predictions.logits[0].sigmoid()  # [B, Q, C]
     num_queries, num_classes = probability.shape[1:]
     scores, pairs = probability.flatten(1).topk(min(kept, num_queries * num_classes), dim=1)

@@ -55,6 +55,9 @@ _DETA = {
 _MR_DETR = _PLUS_PLUS | {
     "mr_detr.rule": "released",
     "mr_detr.proposals": "own",
+    "mr_detr.mix_layers": True,
+    "model.reference_eps": 1e-3,
+    "loss.giou_eps": 1e-6,
     "two_stage.class_weight": 6.0,
     "two_stage.l1_weight": 15.0,
     "two_stage.giou_weight": 6.0,

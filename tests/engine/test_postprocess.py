@@ -38,8 +38,8 @@ def test_nms_drops_duplicates_within_a_class_only():
     assert len(nms_postprocess(Predictions(logits, boxes), torch.tensor([[100, 100]]), 2)[0]) == 2
 
 
-def test_several_layers_are_refused():
+def test_of_several_layers_the_last_counts():
     predictions, sizes = random_predictions(0)
-    twice = Predictions(predictions.logits.repeat(2, 1, 1, 1), predictions.boxes.repeat(2, 1, 1, 1))
-    with pytest.raises(ValueError, match=r"one layer, got 2; use output.one_to_one.layer\(-1\)"):
-        postprocess(twice, sizes)
+    more = Predictions(torch.cat([predictions.logits.flip(2), predictions.logits]), torch.cat([predictions.boxes] * 2))
+    for ours, alone in zip(postprocess(more, sizes), postprocess(predictions, sizes)):
+        assert torch.equal(ours.scores, alone.scores) and torch.equal(ours.query, alone.query)

@@ -10,10 +10,12 @@ from msdetr import recipes
 from msdetr.config import ConfigError
 from msdetr.errors import InputError
 from msdetr.losses import Supervised
-from msdetr.methods import Method, build_criterion, build_detector, register
+from msdetr.matching import ReleasedMrDETR, ReleasedOneToMany
+from msdetr.methods import Method, build_criterion, build_detector, build_postprocess, register
+from msdetr.methods.mr_detr import mixed_logits
 from msdetr.model import training_only_names
 from msdetr.modules import Baseline, Context
-from msdetr.structures import ImageBatch, Targets
+from msdetr.structures import ImageBatch, Predictions, Targets
 
 ROUTES = ("ffn_route", "instruct_route")
 
@@ -145,6 +147,44 @@ def test_a_batch_without_objects():
     none, some = (criterion(detector(images, t), t) for t in (objects(0, 0), objects(2, 1)))
     assert {k: v.shape for k, v in none.terms.items()} == {k: v.shape for k, v in some.terms.items()}
     assert none.total.isfinite() and not len(none.matches["ffn_route"])
+
+
+# ---------------------------------------------------------------- detections, released rule
+
+
+def test_class_scores_are_mixed_over_layers():
+    probability = torch.tensor([0.2, 0.9, 0.4], dtype=torch.float64)
+    found = mixed_logits(torch.logit(probability)[:, None, None, None]).sigmoid().flatten().tolist()
+    want = [0.2]
+    for p in probability[1:].tolist():
+        want.append(((p**2.001 + want[-1] ** 1.853) / 2) ** 0.5)
+    assert found == pytest.approx(want)
+
+
+def test_detections_are_the_best_by_mixed_scores():
+    config = small.config("baseline", **{"mr_detr.mix_layers": True})
+    torch.manual_seed(0)
+    predictions = Predictions(torch.randn(2, 1, 5, 8), torch.rand(2, 1, 5, 4))
+    (found,) = build_postprocess(config)(predictions, torch.tensor([[64, 64]]), 7)
+    want = mixed_logits(predictions.logits)[-1, 0].sigmoid().flatten().topk(7)
+    torch.testing.assert_close(found.scores, want.values)
+    assert (found.query * 8 + found.labels).tolist() == want.indices.tolist()
+    assert build_postprocess(small.config("baseline", mr_detr=True)) is None
+
+
+def test_of_two_objects_the_later_one_gives_the_class_as_released():
+    boxes = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.5, 0.5]])
+    targets = Targets.from_list([torch.tensor([0, 1])], [boxes])
+    logits = torch.tensor([[3.0, 0.0], [-3.0, -2.0]])
+    predicted = torch.tensor(
+        [[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.6, 0.6]]
+    )  # the second votes for object 1, the first wins it
+    predictions = Predictions(logits[None, None], predicted[None, None])
+    settings = {"threshold": 0.0, "k": 2}
+    for matcher, last in ((ReleasedMrDETR(**settings), 1), (ReleasedOneToMany(**settings, positive_fraction=1.0), 0)):
+        matches = matcher(predictions, targets)
+        assert matches.target[matches.query == 0].tolist()[-1] == last
+        assert sorted(zip(matches.query.tolist(), matches.target.tolist())) == [(0, 0), (0, 1)]
 
 
 # ---------------------------------------------------------------- bad input
