@@ -80,7 +80,7 @@ class LearnedQueries(QuerySource):
         return Proposals(memory, points=self.points)
 
     def forward(self, proposals, targets=None, earlier=None) -> QueryGroup:
-        batch = len(proposals.memory.tokens)
+        batch = proposals.memory.tokens.shape[0]
         positions, contents = self.embedding.weight.expand(batch, -1, -1).chunk(2, dim=-1)
         return QueryGroup(PRIMARY, contents, positions, self.points(positions))
 
@@ -108,7 +108,7 @@ class LearnedBoxQueries(QuerySource):
         return Proposals(memory, embed=lambda references, selected=None: (_no_positions(references, memory), None))
 
     def forward(self, proposals, targets=None, earlier=None) -> QueryGroup:
-        batch = len(proposals.memory.tokens)
+        batch = proposals.memory.tokens.shape[0]
         contents = nn.functional.pad(self.contents.weight, (0, int(self.indicator)))
         references = self.references.weight.sigmoid().expand(batch, -1, -1)
         positions, _ = proposals.embed(references)
@@ -183,14 +183,14 @@ class ProposedQueries(QuerySource):
         references = proposals.references(selected)
         positions, contents = proposals.embed(references, selected)
         if self.contents is not None:
-            contents = self.contents.weight[: selected.shape[1]].expand(len(selected), -1, -1)
+            contents = self.contents.weight[: selected.shape[1]].expand(selected.shape[0], -1, -1)
         return QueryGroup(PRIMARY, contents, positions, references, selected=selected)
 
     def anchors(self, memory: Pyramid) -> tuple[Tensor, Tensor]:
         """Logits of the anchors [B, S, 4], infinite where unusable, and which tokens are usable [B, S] bool."""
         centers = memory.token_centers()
         side = torch.cat([centers.new_full((h * w,), 0.05 * 2.0**level) for level, (h, w) in enumerate(memory.shapes)])
-        boxes = torch.cat([centers, side[None, :, None].expand(len(centers), -1, 2)], dim=-1)
+        boxes = torch.cat([centers, side[None, :, None].expand(centers.shape[0], -1, 2)], dim=-1)
         usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~memory.mask
         return torch.log(boxes / (1 - boxes)).masked_fill(~usable[..., None], torch.inf), usable
 
