@@ -80,7 +80,7 @@ class Predictor:
         self.category_ids = None if category_ids is None else tuple(category_ids)
         self.source = source
         self._transform = eval_transform(config.data)
-        self._postprocess = build_postprocess(config) or postprocess
+        self.postprocess = build_postprocess(config) or postprocess
 
     def predict(
         self,
@@ -161,7 +161,7 @@ class Predictor:
         sizes = torch.tensor([image.size for image in images])
         with torch.inference_mode(), autocast(self.device, self.config.train.precision):
             output = self.detector(batch)
-            found = self._postprocess(output.one_to_one, sizes, max_detections)
+            found = self.postprocess(output.one_to_one, sizes, max_detections)
         detections = []
         for one, (height, width) in zip((one.to("cpu") for one in found), sizes.tolist()):
             limits = one.boxes.new_tensor([width, height, width, height])
@@ -198,6 +198,8 @@ def load(path: str | Path, device: str | torch.device = "auto", ema: bool | None
     checkpoint = checkpoints.find(path, checkpoints.verify_weights)
     config = checkpoint.config
     detector = build_detector(config.override({"model.pretrained": "none"}))
+    if checkpoint.manifest.get("stripped"):  # `msdetr export --to weights`: what only training needs is not in it
+        detector.strip()
     checkpoints.load_weights(detector, checkpoint.weights(ema))
     detector.strip()
     return Predictor(detector, config, checkpoint.class_names, checkpoint.category_ids, device, checkpoint.directory)

@@ -1,5 +1,5 @@
 """The command line: ``msdetr train | sweep | eval | predict | candidates | inspect | verify | recipes | doctor | check-data |
-data | convert | course | notebook | demo``. Every command has ``--help``; ``--debug`` shows the traceback of an error."""
+data | convert | export | course | notebook | demo``. Every command has ``--help``; ``--debug`` shows the traceback of an error."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
-"""Data sets and weights as files: ``msdetr check-data | convert | verify``."""
+"""Data sets and weights as files: ``msdetr check-data | convert | export | verify``."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from pathlib import Path
+from typing import Literal
 
 from ..errors import CheckpointError, ConfigError
 from ..files import replacing, save_figure
-from .app import Argument, command
+from .app import Argument, Count, Index, command
 from .output import number, require_file, require_folder
 
 
@@ -141,6 +142,60 @@ def _fitting(source: Path, tried: str) -> str:
         if given == {key: tuple(tensor.shape) for key, tensor in wanted.items()}:
             fitting.append(f"--recipe {name}")
     return f"it fits {' or '.join(fitting)}" if fitting else "nor does it fit another one: give --recipe its .yaml file"
+
+
+@command("export")
+def export_model(
+    model: Argument[Path],
+    output: Path,
+    to: Literal["onnx", "pt2", "weights"] = "onnx",
+    operator: Literal["gather", "grid-sample"] = "gather",
+    raw: bool = False,
+    max_detections: Count | None = None,
+    opset: Count = 18,
+    check: Index = 100,
+    overwrite: bool = False,
+) -> None:
+    """Write a trained detector as a file for other programs, for any batch and image size, and prove that it predicts the same.
+
+    For example:
+        msdetr export runs/mine --output mine.onnx
+        msdetr export runs/mine --to weights --output mine-weights
+
+    An ONNX or pt2 file takes images [B, 3, H, W] (uint8 RGB), a mask [B, H, W] (True on padding) and sizes [B, 2] (height, width);
+    it gives scores, labels and boxes, the best first.
+
+    Args:
+        model: Finished run (its best checkpoint), or a checkpoint.
+        output: File to write; for weights, a folder.
+        to: onnx; pt2, for torch.export.load; weights, a small checkpoint to share, which every command here reads.
+        operator: Deformable attention as Gather, which means the same in every engine, or as GridSample.
+        raw: Normalised images in, class logits and relative boxes out: no pre- and post-processing.
+        max_detections: Kept per image; the run's own by default.
+        opset: Of ONNX.
+        check: Random inputs to compare on, of mixed sizes and paddings; 0: do not compare.
+        overwrite: Replace a file that is there.
+    """
+    from ..export import Graph, compare, export
+    from ..export.check import onnx_function, program_function, require_onnxruntime
+    from ..predictor import load
+
+    if to == "onnx" and check:
+        require_onnxruntime()
+    written = export(
+        model, to, output, operator=operator, raw=raw, max_detections=max_detections, opset=opset, overwrite=overwrite
+    )
+    size = sum(path.stat().st_size for path in ([written] if written.is_file() else written.iterdir()))
+    print(f"{written}: {size / 2**20:.1f} MiB")
+    if to == "weights" or not check:
+        return
+    predictor = load(model, "cpu")
+    graph = Graph(predictor, raw, max_detections).eval()
+    function = onnx_function(written) if to == "onnx" else program_function(written)
+    compared = compare(graph, function, check, predictor.config.data.test_size or 320)
+    print(compared)
+    if not compared.passed:
+        raise ConfigError(f"{written}: does not predict what {model} does; do not use it, and tell us with its recipe")
 
 
 @command("verify")

@@ -22,7 +22,7 @@ def postprocess(predictions: Predictions, sizes: Tensor, max_detections: int = 1
     Fewer pairs than ``max_detections`` (Q * C is smaller) give fewer detections. Raises InputError where it is below 1.
     """
     max_detections = count(max_detections, "max_detections")
-    scores, labels, boxes, query = _best_pairs(predictions, sizes, max_detections)
+    scores, labels, boxes, query = best_pairs(predictions, sizes, max_detections)
     return [Detections(*image) for image in zip(scores, labels, boxes, query)]
 
 
@@ -38,13 +38,13 @@ def nms_postprocess(
     max_detections = count(max_detections, "max_detections")
     iou_threshold = fraction(iou_threshold, "iou_threshold")
     detections = []
-    for scores, labels, boxes, query in zip(*_best_pairs(predictions, sizes, PRE_NMS)):
+    for scores, labels, boxes, query in zip(*best_pairs(predictions, sizes, PRE_NMS)):
         keep = batched_nms(boxes, scores, labels, iou_threshold)[:max_detections]
         detections.append(Detections(scores[keep], labels[keep], boxes[keep], query[keep]))
     return detections
 
 
-def _best_pairs(predictions: Predictions, sizes: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def best_pairs(predictions: Predictions, sizes: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Scores [B, N], labels [B, N], boxes [B, N, 4] xyxy in pixels and queries [B, N], best first."""
     predictions = predictions.layer(-1).float()
     probability = predictions.logits[0].sigmoid()  # [B, Q, C]

@@ -167,10 +167,13 @@ class ProposedQueries(QuerySource):
         logits = class_head(features)  # [B, S, C]
         box_logits = box_head(features) + anchors  # [B, S, 4]
         output = EncoderOutput(Predictions(logits[None], box_logits.sigmoid()[None]), anchors.sigmoid())
-        scores = logits[..., 0] if self.rank_by == "first_class" else logits.amax(-1)
-        ranking = self.ranking(scores, output.predictions.boxes[0], memory.shapes, ranked)
+        ranking = self.ranking(self.scores(logits), output.predictions.boxes[0], memory.shapes, ranked)
         embed, by = partial(self.embed, memory, features), partial(self._proposals, memory, anchors, features)
         return Proposals(memory, output, box_logits, ranking, embed, by=by)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """[B, S] by which tokens rank, from their class logits [B, S, C]."""
+        return logits[..., 0] if self.rank_by == "first_class" else logits.amax(-1)
 
     def embed(
         self, memory: Pyramid, features: Tensor, references: Tensor, selected: Tensor | None = None

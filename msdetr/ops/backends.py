@@ -14,20 +14,22 @@ import torch
 
 from .. import environment
 from ..errors import ConfigError, OperatorError, OperatorWarning
-from . import cpu, cuda, plain
+from . import cpu, cuda, gather, plain
 
-Choice = Literal["auto", "native", "plain"]
-CHOICES: tuple[Choice, ...] = ("auto", "native", "plain")
+Choice = Literal["auto", "native", "plain", "gather"]
+CHOICES: tuple[Choice, ...] = ("auto", "native", "plain", "gather")
 VARIABLE = "MSDETR_OPS_BACKEND"
 
 _NATIVE = {"cpu": cpu, "cuda": cuda}
+_COMPOSED = {"plain": plain, "gather": gather}  # of PyTorch's own operators; differentiable and exportable as they are
 
 _chosen: str = environment.text(VARIABLE) or "auto"
 
 
 @contextlib.contextmanager
 def backend(choice: Choice) -> Iterator[None]:
-    """Within the ``with`` block, every call uses ``choice``: "native" (an error where there is none), "plain", "auto".
+    """Within the ``with`` block, every call uses ``choice``: "native" (an error where there is none), "plain", "auto",
+    or "gather" (as "plain" without ``grid_sample``, for exported graphs).
 
     Holds for all threads of the process. The environment variable ``MSDETR_OPS_BACKEND`` sets the default.
     """
@@ -48,6 +50,11 @@ def asked() -> Choice:
     return _chosen
 
 
+def composed() -> ModuleType | None:
+    """The backend made of PyTorch's own operators that is asked for, if one is."""
+    return _COMPOSED.get(asked())
+
+
 def native(device_type: str) -> ModuleType | None:
     """The native backend of a kind of device, if there is one and it can run here."""
     module = _NATIVE.get(device_type)
@@ -56,7 +63,7 @@ def native(device_type: str) -> ModuleType | None:
 
 def select(device: torch.device) -> ModuleType:
     """The module whose ``forward`` and ``backward`` run on tensors of ``device``."""
-    if asked() == "plain":
+    if composed():
         return plain
     module = native(device.type)
     if module is None and asked() == "native":
@@ -106,8 +113,8 @@ def describe() -> list[Description]:
 
 
 def _describe_cpu() -> Description:
-    if asked() == "plain":
-        return Description("cpu", "plain", f'"plain" is asked for, by {VARIABLE} or msdetr.ops.backend')
+    if composed():
+        return Description("cpu", asked(), f'"{asked()}" is asked for, by {VARIABLE} or msdetr.ops.backend')
     if not cpu.available():
         return Description("cpu", "plain", *_shortfall("cpu"))
     best = cpu.instruction_set()
@@ -123,8 +130,8 @@ def _describe_cpu() -> Description:
 def _describe_cuda() -> Description:
     if not torch.cuda.is_available():
         return Description("cuda", "none", "PyTorch sees no CUDA device")
-    if asked() == "plain":
-        return Description("cuda", "plain", f'"plain" is asked for, by {VARIABLE} or msdetr.ops.backend')
+    if composed():
+        return Description("cuda", asked(), f'"{asked()}" is asked for, by {VARIABLE} or msdetr.ops.backend')
     if not cuda.available():
         return Description("cuda", "plain", *_shortfall("cuda"))
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))

@@ -46,8 +46,8 @@ def ms_deform_attn(
     shapes = as_shapes(spatial_shapes)
     value, sampling_locations, attention_weights = autocast(value, sampling_locations, attention_weights)
     check(value, shapes, sampling_locations, attention_weights)
-    if torch.onnx.is_in_onnx_export() or backends.asked() == "plain":
-        return plain.forward(value, shapes, sampling_locations, attention_weights)
+    if composed := backends.composed() or (plain if torch.onnx.is_in_onnx_export() else None):
+        return composed.forward(value, shapes, sampling_locations, attention_weights)
     flat = [size for shape in shapes for size in shape]
     return torch.ops.msdetr.ms_deform_attn(value, flat, sampling_locations, attention_weights)
 

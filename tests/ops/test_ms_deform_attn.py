@@ -72,7 +72,7 @@ def test_all_backends_agree_with_the_loop(batch, heads, channels, shapes, querie
     expected = ms_deform_attn_loop(inputs.value, shapes, inputs.locations, inputs.weights)
     with msdetr.ops.backend("plain"):
         gradients = inputs.run()[1:]
-    for choice in ("plain", "auto"):
+    for choice in ("plain", "gather", "auto"):
         with msdetr.ops.backend(choice):
             output, *others = inputs.run()
         torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
@@ -322,7 +322,7 @@ _GOOD = Inputs.random()
         ]
     ],
 )
-@pytest.mark.parametrize("choice", ["plain", "auto"])
+@pytest.mark.parametrize("choice", ["plain", "gather", "auto"])
 def test_rejected(changes, error, message, choice):
     inputs = bad(**changes)
     arguments = (inputs.value, inputs.shapes, inputs.locations, inputs.weights)

@@ -1,0 +1,164 @@
+"""Exported detectors: the same predictions from files, for any batch and image size; errors that say what to do."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from small import config
+
+import msdetr
+from msdetr.config import RunConfig
+from msdetr.engine import checkpoint as checkpoints
+from msdetr.errors import ConfigError, FileError
+from msdetr.export import Graph, compare, export, read_metadata
+from msdetr.export.check import onnx_function, program_function
+from msdetr.methods import build_detector
+from msdetr.predictor import Predictor
+
+NAMES = tuple(f"class {i}" for i in range(8))
+
+
+def trained_like(settings: RunConfig) -> torch.nn.Module:
+    """A detector whose every weight matters: fresh ones predict the same box offsets everywhere."""
+    torch.manual_seed(0)
+    detector = build_detector(settings)
+    with torch.no_grad():
+        for parameter in detector.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return detector
+
+
+def write_run(folder, status="finished", **changes):
+    """A run directory as training leaves it: results and one checkpoint."""
+    settings = config("c", **changes)
+    detector = trained_like(settings)
+    manifest = {
+        "step": 1, "epoch": 1.0, "config": settings.to_dict(), "class_names": list(NAMES), "category_ids": list(range(8)),
+        "metrics": {"AP": 0.5}, "training": {},
+    }  # fmt: skip
+    checkpoints.write(folder / "checkpoints" / "step_00000001", {"model": detector.state_dict()}, manifest)
+    (folder / "results.json").write_text(json.dumps({"status": status}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_the_graph_predicts_what_the_predictor_does(run):
+    predictor = msdetr.load(run, "cpu")
+    pixels = torch.randint(0, 256, (3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = predictor.predict(pixels)
+    scores, labels, boxes = Graph(predictor)(
+        pixels[None], torch.zeros(1, 128, 128, dtype=torch.bool), torch.tensor([[128, 128]])
+    )
+    torch.testing.assert_close(scores[0], expected.scores)
+    torch.testing.assert_close(boxes[0], expected.boxes)
+    assert torch.equal(labels[0], expected.labels)
+
+
+def test_what_lies_on_padding_does_not_matter(run):
+    graph = Graph(msdetr.load(run, "cpu"))
+    mask = torch.zeros(1, 96, 128, dtype=torch.bool)
+    mask[..., 100:] = True
+    images = torch.randint(0, 256, (1, 3, 96, 128), dtype=torch.uint8)
+    other = images.clone()
+    other[..., 100:] = 7
+    for a, b in zip(graph(images, mask, torch.tensor([[96, 100]])), graph(other, mask, torch.tensor([[96, 100]]))):
+        assert torch.equal(a, b)
+
+
+def test_slim_weights_predict_the_same_and_hold_nothing_else(run, tmp_path):
+    slim = export(run, "weights", tmp_path / "slim")
+    predictor, original = msdetr.load(slim, "cpu"), msdetr.load(run, "cpu")
+    pixels = np.full((90, 120, 3), 100, np.uint8)
+    assert torch.equal(predictor.predict(pixels).boxes, original.predict(pixels).boxes)
+    assert predictor.class_names == NAMES
+    assert sorted(path.name for path in slim.iterdir()) == ["manifest.json", "model.safetensors"]
+    stored = checkpoints.find(slim).tensors("model")
+    assert stored.keys() == original.detector.state_dict().keys()
+    assert not any("one_to_many" in name for name in stored)
+
+
+def test_a_run_that_is_not_finished_is_refused_and_its_checkpoint_is_not(tmp_path):
+    folder = write_run(tmp_path / "run", "interrupted")
+    with pytest.raises(
+        ConfigError, match=r"not finished \(status: interrupted\); resume it, or export one of its checkpoi"
+    ):
+        export(folder, "weights", tmp_path / "slim")
+    export(folder / "checkpoints" / "step_00000001", "weights", tmp_path / "slim")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"to": "onnx", "opset": 9}, "opset: 9 is not supported; use one from 18 to"),
+        ({"to": "coreml"}, "to: 'coreml' is none of onnx, pt2, weights"),
+        ({"to": "pt2", "operator": "native"}, "operator: 'native' is none of gather, grid-sample"),
+        ({"to": "pt2", "max_detections": 0}, "max_detections"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(changes, message, run, tmp_path):
+    with pytest.raises(msdetr.MSDETRError, match=message):
+        export(run, output=tmp_path / "file", **changes)
+    assert not (tmp_path / "file").exists()
+
+
+def test_nothing_is_overwritten_unasked(run, tmp_path):
+    (tmp_path / "mine.pt2").write_text("precious")
+    with pytest.raises(ConfigError, match="is there already"):
+        export(run, "pt2", tmp_path / "mine.pt2")
+    assert (tmp_path / "mine.pt2").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "a.pt2", "a.txt"])
+def test_metadata_of_a_foreign_file(name, tmp_path):
+    (tmp_path / name).write_bytes(b"no such thing")
+    with pytest.raises(FileError, match="no file that `msdetr export` wrote"):
+        read_metadata(tmp_path / name)
+
+
+def test_the_comparison_finds_a_wrong_export(run):
+    """Shifted boxes, a lost detection, and another order are different; equal ones are the same."""
+    graph = Graph(msdetr.load(run, "cpu")).eval()
+
+    def shifted(*given):
+        scores, labels, boxes = graph(*given)
+        return scores, labels, boxes + 0.5
+
+    def reordered(*given):
+        return tuple(x.flip(1) for x in graph(*given))
+
+    def shorter(*given):
+        return tuple(x[:, :-1] for x in graph(*given))
+
+    assert compare(graph, graph, 4, 96).passed
+    for wrong in (shifted, reordered, shorter):
+        result = compare(graph, wrong, 4, 96)
+        assert result.different + result.undecided == 4 and not result.passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_files_hold_for_any_batch_and_size(kind, raw, run, tmp_path):
+    if kind == "onnx":
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+        pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    path = export(run, kind, tmp_path / f"detector.{kind}", raw=raw)
+    graph = Graph(msdetr.load(run, "cpu"), raw).eval()
+    function = onnx_function(path) if kind == "onnx" else program_function(path)
+    result = compare(graph, function, 50, 100)
+    assert result.passed, str(result)
+    described = read_metadata(path)
+    assert described["class_names"] == list(NAMES) and described["outputs"] == list(graph.outputs)
+
+
+@pytest.mark.slow
+def test_the_whole_detector_compiles_without_a_break(run):
+    graph = Graph(Predictor(trained_like(config("c")).strip(), config("c"), device="cpu")).eval()
+    compiled = torch.compile(graph, fullgraph=True, backend="aot_eager")
+    result = compare(graph, compiled, 4, 96)
+    assert result.same == 4, str(result)
