@@ -333,3 +333,43 @@ def test_convert_names_the_recipe_that_fits_a_file(capsys, tmp_path, monkeypatch
     torch.save({"model": to_released(msdetr.build(config).state_dict(), config)}, file)
     status, _, err = run(capsys, "convert", str(file), str(tmp_path / "out"), "--recipe", "coco/ms-detr-300")
     assert status == 1 and "it fits --recipe coco/ms-detr-pp-900 (" in err
+
+
+def test_predictions_are_drawn_and_written_for_other_programs(capsys, run_dir, data, tmp_path):
+    from PIL import Image
+    from pycocotools.coco import COCO
+
+    images, annotations = data / "val", data / "annotations" / "instances_val.json"
+    drawn, results, listed, rows = (tmp_path / name for name in ("drawn", "results.json", "listed.json", "found.csv"))
+    common = ["predict", str(run_dir), str(images), "--min-score", "0", "--max-detections", "5", "--device", "cpu"]
+    status, out, _ = run(
+        capsys, *common, "--draw", str(drawn), "--coco", str(results), "--annotations", str(annotations),
+        "--table", str(rows),
+    )  # fmt: skip
+    count = len(list(images.glob("*.png")))
+    assert status == 0 and f"{5 * count} detections in {count} images" in out
+    assert len(list(drawn.glob("*.png"))) == count
+    first = min(images.glob("*.png"))
+    assert Image.open(min(drawn.glob("*.png"))).size == Image.open(first).size
+    truth = COCO(str(annotations))
+    assert len(truth.loadRes(str(results)).getAnnIds()) == 5 * count  # every image id is one of the annotations'
+    assert len(rows.read_text().splitlines()) == 1 + 5 * count
+
+    assert run(capsys, *common, "--coco", str(listed))[0] == 0
+    viewed = COCO(str(listed))
+    assert viewed.loadImgs(viewed.getImgIds()[:1])[0]["file_name"] == str(first)
+    assert len(viewed.getAnnIds()) == 5 * count and all("score" in a for a in viewed.anns.values())
+    assert {c["name"] for c in viewed.cats.values()} == {c["name"] for c in truth.cats.values()}
+    assert {c["id"]: c["name"] for c in viewed.cats.values()} == {c["id"]: c["name"] for c in truth.cats.values()}
+
+
+def test_images_that_the_annotations_do_not_have_are_named(capsys, run_dir, data, tmp_path):
+    image = tmp_path / "other.png"
+    image.write_bytes(min((data / "val").glob("*.png")).read_bytes())
+    annotations = str(data / "annotations" / "instances_val.json")
+    arguments = ["predict", str(run_dir), str(image), "--device", "cpu", "--annotations", annotations]
+    status, _, err = run(capsys, *arguments, "--coco", str(tmp_path / "results.json"))
+    assert status == 1 and "other.png: is not among the images of the annotations" in err
+    assert not (tmp_path / "results.json").exists()
+    status, _, err = run(capsys, *arguments)
+    assert status == 1 and "--annotations: gives --coco its image ids" in err

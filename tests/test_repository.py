@@ -36,6 +36,9 @@ LAYERS = {
     "viz": DETECTOR | {"data", "recipes", "engine", "predictor", "analysis"},
     "notebook": {"config", "recipes", "engine"},
     "course": set(),
+    "results": {"data", "predictor"},
+    "integrations": DETECTOR | {"data", "engine", "predictor"},
+    "export": DETECTOR | {"__version__", "data", "engine", "predictor"},
     "sweep": DETECTOR | {"data", "recipes", "engine", "predictor", "analysis", "viz", "notebook", "course"},
 }
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..files import json_text, save_figure
+from ..errors import ConfigError
+from ..files import json_text, replacing, save_figure
 from .app import Argument, Count, Index, Paths, Share, command
 from .output import number, require_file, require_folder, show_metrics, write
+
+if TYPE_CHECKING:
+    from ..predictor import NamedDetections
 
 
 @command("eval")
@@ -56,12 +62,17 @@ def predict(
     max_detections: Count | None = None,
     device: str = "auto",
     output: Path | None = None,
+    draw: Path | None = None,
+    coco: Path | None = None,
+    annotations: Path | None = None,
+    table: Path | None = None,
 ) -> None:
     """Detect objects in images, one line per object: score, class, box (left, top, right, bottom in pixels).
 
     For example:
         msdetr predict runs/first photo.jpg --min-score 0.5
-        msdetr predict runs/first photos --output found.json
+        msdetr predict runs/first photos --draw drawn --table found.csv
+        msdetr predict runs/first data/mine/val --min-score 0 --coco results.json --annotations data/mine/annotations/instances_val.json
 
     Args:
         model: Run directory (its best checkpoint) or checkpoint directory.
@@ -70,26 +81,68 @@ def predict(
         max_detections: Kept per image.
         device: auto, cpu, cuda or cuda:N.
         output: Write JSON to this file instead.
+        draw: Folder for the images with the detections drawn in.
+        coco: Write COCO JSON: with --annotations the list that COCO's evaluation reads, else a file of images, categories
+            and scored annotations, as FiftyOne and labeling tools read it.
+        annotations: COCO annotation file that has the ids of the images.
+        table: Write CSV with a line per object.
     """
-    from .. import load
+    from .. import load, results
     from ..data import image_files
+    from ..engine.progress import Progress
 
-    require_file(output, "--output")
+    for path, option in ((output, "--output"), (coco, "--coco"), (table, "--table")):
+        require_file(path, option)
+    require_folder(draw, "--draw")
+    if annotations and not coco:
+        raise ConfigError("--annotations: gives --coco its image ids; name the file to write with --coco")
+    ids = results.image_ids(annotations) if annotations else None
     files = [file for path in images for file in (image_files(path) if path.is_dir() else [path])]
     predictor = load(model, device)
-    found = {}
-    for detections in predictor.stream(files, max_detections, min_score):
-        found[str(detections.path)] = [
-            {"score": round(score, 4), "class": name, "box": [round(x, 1) for x in box]}
-            for score, name, box in zip(detections.scores.tolist(), detections.names, detections.boxes.tolist())
-        ]
-    if output:
-        write(output, json_text(found) + "\n")
+    categories = results.category_ids(predictor)
+    if not (output or draw or coco or table):
+        for detections in predictor.stream(files, max_detections, min_score):
+            _show(detections, min_score)
         return
-    for path, rows in found.items():
-        print(f"{path}: {len(rows)} detections with a score of at least {min_score:g}")
-        for row in rows:
-            print(f"  {row['score']:.3f}  {row['class']:20}  " + "  ".join(f"{x:7.1f}" for x in row["box"]))
+    found = []
+    with contextlib.closing(Progress(len(files), title="predict", unit="image")) as progress:
+        for detections in predictor.stream(files, max_detections, min_score):
+            found.append(detections)
+            if draw:
+                _draw(detections, draw / f"{len(found):0{len(str(len(files)))}}-{detections.path.stem}.png")
+            progress.advance()
+    if output:
+        write(output, json_text({str(detections.path): _rows(detections) for detections in found}) + "\n")
+    if coco:
+        content = (
+            results.coco_dataset(found, categories) if ids is None else results.coco_results(found, ids, categories)
+        )
+        write(coco, json_text(content) + "\n")
+    if table:
+        write(table, results.table(found))
+    written = [str(path) for path in (output, draw, coco, table) if path]
+    print(f"{sum(map(len, found)):,} detections in {len(files):,} images: {', '.join(written)}")
+
+
+def _rows(detections: NamedDetections) -> list[dict[str, Any]]:
+    return [
+        {"score": round(score, 4), "class": name, "box": [round(x, 2) for x in box]}
+        for score, name, box in zip(detections.scores.tolist(), detections.names, detections.boxes.tolist())
+    ]
+
+
+def _show(detections: NamedDetections, min_score: float) -> None:
+    print(f"{detections.path}: {len(detections)} detections with a score of at least {min_score:g}")
+    for row in _rows(detections):
+        print(f"  {row['score']:.3f}  {row['class']:20}  " + "  ".join(f"{x:7.1f}" for x in row["box"]))
+
+
+def _draw(detections: NamedDetections, target: Path) -> None:
+    from ..data import to_pixels
+    from ..viz.detections import drawn
+
+    with replacing(target) as staging:
+        drawn(to_pixels(detections.path), detections).save(staging)
 
 
 @command("candidates")

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ..checks import count
 from ..data.transforms import IMAGE_MEAN, IMAGE_STD
-from ..model.postprocess import best_pairs, postprocess
 from ..errors import ConfigError
+from ..model.postprocess import best_pairs, postprocess
 from ..predictor import Predictor
 from ..structures import ImageBatch
 

@@ -16,8 +16,8 @@ Ranking = Callable[[Tensor, Tensor, Sequence[tuple[int, int]], int], Tensor]
 
 def most_object_like(scores: Tensor, boxes: Tensor, shapes: Sequence[tuple[int, int]], count: int) -> Tensor:
     """The tokens of the highest scores, best first."""
-    tokens = scores.shape[1]  # symbolic in an export; what is returned then has a plain number of tokens
-    return scores.topk(count if tokens >= count else tokens, dim=1).indices
+    tokens = scores.shape[1]  # symbolic in an export, where min() would be so, too
+    return scores.topk(count if tokens >= count else tokens, dim=1).indices  # noqa: FURB136
 
 
 @torch.no_grad()
