@@ -91,6 +91,7 @@ class MatchingConfig:
     cost_class: Weight = 2.0
     cost_l1: Weight = 5.0
     cost_giou: Weight = 2.0
+    focal_alpha: Fraction = 0.25  # of the class cost
 
 
 @dataclass(frozen=True)

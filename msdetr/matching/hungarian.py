@@ -89,8 +89,9 @@ class HungarianMatcher(Matcher):
 
 
 def detection_costs(
-    classification: float = 2.0, l1: float = 5.0, giou: float = 2.0, giou_eps: float = 0.0
+    classification: float = 2.0, l1: float = 5.0, giou: float = 2.0, giou_eps: float = 0.0, focal_alpha: float = 0.25
 ) -> Mapping[str, tuple[float, Cost]]:
     """The weighted costs of Deformable DETR: focal class cost, L1 distance and negative generalised IoU of the boxes."""
     overlap = partial(giou_cost, eps=giou_eps) if giou_eps else giou_cost
-    return {"l1": (l1, l1_cost), "class": (classification, focal_cost), "giou": (giou, overlap)}
+    classes = partial(focal_cost, alpha=focal_alpha) if focal_alpha != 0.25 else focal_cost
+    return {"l1": (l1, l1_cost), "class": (classification, classes), "giou": (giou, overlap)}

@@ -29,7 +29,7 @@ def hungarian(run: RunConfig, parts: int = 1) -> HungarianMatcher:
     """One-to-one matching with the run's costs."""
     costs = run.matching
     weights = costs.cost_class, costs.cost_l1, costs.cost_giou
-    return HungarianMatcher(detection_costs(*weights, run.loss.giou_eps), parts)
+    return HungarianMatcher(detection_costs(*weights, run.loss.giou_eps, costs.focal_alpha), parts)
 
 
 class Method:

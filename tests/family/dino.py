@@ -9,7 +9,7 @@ from pathlib import Path
 import golden
 import torch
 from comparison import Case
-from denoised import DTYPE, Flags, System, logged, model_case, overridden, query_case, shared_changes
+from denoised import DTYPE, Flags, System, logged, model_cases, overridden, query_case, shared_changes
 from golden import CannotHonor
 
 from msdetr.config import RunConfig
@@ -122,10 +122,8 @@ def run_config(variant: Mapping, spec: Mapping) -> RunConfig:
         )
     if given["dec_pred_bbox_embed_share"] != given["dec_pred_class_embed_share"]:
         raise CannotHonor("the case carries dec_pred_bbox_embed_share, another than dec_pred_class_embed_share")
-    if given["dn_labelbook_size"] != given["num_classes"]:
-        raise CannotHonor(
-            f"the case carries dn_labelbook_size = {given['dn_labelbook_size']}, not the number of classes"
-        )
+    if given["dn_labelbook_size"] < given["num_classes"]:
+        raise CannotHonor(f"the case carries dn_labelbook_size = {given['dn_labelbook_size']}, fewer than the classes")
     encoder = given["interm_loss_coef"]
     changes = shared_changes(given, given["num_classes"])
     changes |= {path: encoder * weight for path, weight in changes.items() if path.startswith("two_stage.")}
@@ -188,14 +186,9 @@ def cdn_case(case: Case, folder: Path, name: str, spec: Mapping) -> None:
 
 def cases(folder: Path) -> Iterator[tuple[str, Callable[[Case], None]]]:
     manifest = golden.read_json(folder / "manifest.json")
-    for name in manifest["cases"]:
-        yield name, partial(_model, folder, manifest, name)
+    yield from model_cases(SYSTEM, folder, manifest)
     for name, spec in manifest["cdn_cases"].items():
         yield f"cdn {name}", partial(_cdn, folder, name, spec)
-
-
-def _model(folder: Path, manifest: Mapping, name: str, case: Case) -> None:
-    model_case(SYSTEM, case, folder, manifest, name)
 
 
 def _cdn(folder: Path, name: str, spec: Mapping, case: Case) -> None:

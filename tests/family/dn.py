@@ -9,7 +9,7 @@ from pathlib import Path
 import golden
 import torch
 from comparison import Case
-from denoised import DTYPE, Flags, System, logged, model_case, overridden, query_case, shared_changes
+from denoised import DTYPE, Flags, System, logged, model_cases, overridden, query_case, shared_changes
 from golden import CannotHonor
 from torch import Tensor
 from torch.nn.functional import pad
@@ -176,14 +176,9 @@ def matching_queries(arrays: Mapping, spec: Mapping, dim: int) -> QueryGroup:
 
 def cases(folder: Path) -> Iterator[tuple[str, Callable[[Case], None]]]:
     manifest = golden.read_json(folder / "manifest.json")
-    for name in manifest["cases"]:
-        yield name, partial(_model, folder, manifest, name)
+    yield from model_cases(SYSTEM, folder, manifest)
     for name, spec in manifest["query_cases"].items():
         yield f"query {name}", partial(_queries, folder, name, spec)
-
-
-def _model(folder: Path, manifest: Mapping, name: str, case: Case) -> None:
-    model_case(SYSTEM, case, folder, manifest, name)
 
 
 def _queries(folder: Path, name: str, spec: Mapping, case: Case) -> None:

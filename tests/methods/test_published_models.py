@@ -4,6 +4,7 @@ import denoised
 import golden
 import pytest
 import torch
+from comparison import Case
 from family import dino, dn
 from test_denoising import batch, losses
 
@@ -99,6 +100,26 @@ def test_weights_go_to_the_released_names_and_back(name):
         assert len(released["label_enc.weight"]) == config.model.num_classes + 1
     with pytest.raises(InputError, match="unknown names: transformer.surprise"):
         from_released(released | {"transformer.surprise": torch.zeros(1)}, config)
+
+
+@pytest.mark.parametrize(
+    ("system", "flags", "tells"),
+    [
+        (dino, {"pe_temperatureH": 10000, "pe_temperatureW": 10000}, "logits"),
+        (dino, {"use_detached_boxes_dec_out": True}, "grad"),
+        (dn, {"label_noise_scale": 0.2}, "noised_labels"),
+    ],
+    ids=["temperature", "look forward", "label noise"],
+)
+def test_numbers_recorded_with_one_setting_fail_with_another(system, flags, tells):
+    folder = GOLDEN / system.__name__.split(".")[-1]
+    manifest = golden.read_json(folder / "manifest.json")
+    ((name, spec),) = manifest["cases"].items()
+    spec["flags_changed"] |= flags
+    case, failed = Case(), []
+    case._record = lambda ratio, report: failed.append(report) if ratio > 1 else None
+    denoised.model_case(system.SYSTEM, case, folder, manifest, name, denoised.PRECISIONS["float64"])
+    assert failed and tells in failed[0]
 
 
 def test_a_setting_that_cannot_be_honored_is_named():
