@@ -18,6 +18,7 @@ CHANGED = {
     "model.backbone": "conv",
     "model.backbone_norm": "group",
     "model.trainable_layers": 1,
+    "model.finest_stride": 4,
     "model.hidden_dim": 64,
     "model.num_heads": 2,
     "model.encoder_layers": 2,

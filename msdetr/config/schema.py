@@ -32,11 +32,14 @@ class ModelConfig:
     """The detector. Defaults are those of the released MS-DETR on Deformable DETR++ with 300 queries."""
 
     num_classes: Count = 91  # COCO category ids are used as class indices by the released models: 91 = 90 + unused 0
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "conv"] = "resnet50"
-    pretrained: Text = "imagenet"  # "imagenet" (torchvision's weights), a path to a local file, or "none"
+    backbone: Text = "resnet50"  # one of msdetr.model.BACKBONES, "conv", or "timm/NAME"
+    pretrained: Text = "imagenet"  # "imagenet" (torchvision's or timm's weights), a path to a local file, or "none"
     backbone_norm: Literal["frozen", "group"] = "frozen"  # frozen batch norm, or group norm to train from scratch
-    trainable_layers: Annotated[int, Range(0, 5)] = 3  # residual stages trained, from the last: 3 leaves stem and stage
-    # 1 frozen; 5 trains all
+    trainable_layers: Annotated[int, Range(0, 5)] = (
+        3  # stages of the backbone trained, from the last: 3 leaves stem and
+    )
+    # stage 1 frozen; 5 trains all
+    finest_stride: Annotated[int, Range(4, 32)] = 8  # of the backbone's maps that are used: 4 adds its first stage
     hidden_dim: Annotated[int, Range(1, 2**16)] = 256
     num_heads: Depth = 8
     encoder_layers: Annotated[int, Range(0, 1000)] = 6

@@ -1,6 +1,6 @@
 """The detector: backbone, encoder, query selection, decoder."""
 
-from .backbone import build_backbone
+from .backbone import BACKBONES, build_backbone
 from .convert import from_released, to_released
 from .decoder import Decoder
 from .detector import Detector, build_projections
@@ -20,6 +20,7 @@ from .ranking import without_duplicates
 from .strip import strip, training_only_names
 
 __all__ = [
+    "BACKBONES",
     "PRIMARY",
     "Decoder",
     "DenseFusion",
