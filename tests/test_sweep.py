@@ -188,3 +188,27 @@ def test_a_sweep_that_is_killed_again_and_again_repeats_and_loses_nothing(tmp_pa
     assert same_result(
         undisturbed(study, tmp_path / "alone", name), Cell.load(tmp_path / "out" / "cells" / f"{name}.json")
     )
+
+
+@pytest.mark.slow
+def test_a_cluster_trains_the_cells_and_what_a_job_says_of_its_failure_is_told(tmp_path, capsys):
+    pytest.importorskip("submitit", reason="no submitit: pip install msdetr[cluster]")
+    path = tiny_study(tmp_path, [0], changes={"whole": {"train.epochs": 0.25}, "broken": {"data.val_split": "none"}})
+    out, study = tmp_path / "out", load_study(path)
+    (out / "cells").mkdir(parents=True)
+    for cell in study.cells():
+        if cell.recipe == "baseline":
+            fake_cell(cell, 0.3).save(out / "cells" / f"{cell.name}.json")
+    assert main(["sweep", str(path), "--out", str(out), "--device", "cpu", "--cluster", "local"]) == 1
+    said = capsys.readouterr()
+    assert "3 of 4 cells are finished, 1 failed" in said.err and "ms-detr-c-tiny-broken-s0" in said.err
+    assert Cell.load(out / "cells" / "ms-detr-c-tiny-whole-s0.json").steps == 1
+
+
+def test_settings_of_a_cluster_that_cannot_be_are_errors(tmp_path, capsys):
+    pytest.importorskip("submitit", reason="no submitit: pip install msdetr[cluster]")
+    command = ["sweep", str(written(tmp_path)), "--out", str(tmp_path / "out")]
+    assert main([*command, "--cluster", "pbs"]) == 1 and main([*command, "--job", "timeout_min=3"]) == 1
+    assert main([*command, "--cluster", "local", "--job", "timeout=3"]) == 1
+    said = capsys.readouterr().err
+    assert "none of slurm, local" in said and "no --cluster" in said and "timeout" in said.splitlines()[-1]

@@ -9,7 +9,7 @@ from ..config import nearest
 from ..errors import ConfigError
 from ..notebook import project_root
 from ..streams import Forgiving
-from .app import Argument, Count, command
+from .app import Argument, Count, Pairs, command
 from .output import require_folder
 
 
@@ -19,6 +19,8 @@ def sweep(
     out: Path | None = None,
     jobs: Count | None = None,
     device: str = "auto",
+    cluster: str | None = None,
+    job: Pairs = (),
     report: bool = False,
     only: str | None = None,
     quiet: bool = False,
@@ -39,11 +41,13 @@ def sweep(
         out: Where to leave everything; runs/STUDY of the project by default.
         jobs: Cells at once; by default one per GPU, or one per core, eight at most.
         device: auto, cpu, cuda or cuda:N.
+        cluster: slurm: a job of the queue for each cell, through submitit; local: the same on this machine.
+        job: Settings of the jobs, as submitit names them, e.g. timeout_min=600 slurm_partition=gpu gpus_per_node=1.
         report: Train nothing; tables and figures of the cells that are finished.
         only: Train only the cell of this name, in this process; for queues that start processes themselves.
         quiet: No progress.
     """
-    from ..sweep import load_study, run_cell, run_study, write_report
+    from ..sweep import load_study, run_cell, run_study, submit_study, write_report
     from ..sweep.run import require_finished
 
     planned = load_study(study)
@@ -55,7 +59,13 @@ def sweep(
             raise ConfigError(f"--only: the study has no cell '{only}'; {nearest(only, named)}")
         run_cell(planned, named[only], out, device, progress=not quiet)
         return
-    status = None if report else run_study(planned, out, jobs, device, None if quiet else _say)
+    say, status = None if quiet else _say, None
+    if job and cluster is None:
+        raise ConfigError("--job: settings of a queue's jobs, but no --cluster")
+    if not report and cluster is not None:
+        status = submit_study(planned, out, cluster, job, device, say)
+    elif not report:
+        status = run_study(planned, out, jobs, device, say)
     written = write_report(planned, out)
     if written:
         print(written[0].read_text())

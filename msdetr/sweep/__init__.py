@@ -7,6 +7,7 @@
     write_report(study, "runs/study")
 """
 
+from .cluster import submit_study
 from .report import write_report
 from .run import CellInUse, SweepStatus, run_cell, run_study
 from .study import PlannedCell, Study, load_study
@@ -19,5 +20,6 @@ __all__ = [
     "load_study",
     "run_cell",
     "run_study",
+    "submit_study",
     "write_report",
 ]

@@ -133,7 +133,8 @@ def run_study(
                 while free and startable:
                     cell = startable.pop(0)
                     waiting.remove(cell)
-                    running[slot] = _Process(study, cell, out, device, slot := free.pop(0), jobs)
+                    slot = free.pop(0)
+                    running[slot] = _Process(study, cell, out, device, slot, jobs)
                     say(f"{cell.name}: {running[slot].where()}")
                 for slot, process in list(running.items()):
                     status = process.poll()
@@ -144,7 +145,7 @@ def run_study(
                     if status == IN_USE:
                         waiting.append(process.cell)
                     elif status == 0 and kept(process.cell, out / "cells") is not None:
-                        say(f"{process.cell.name}: finished; {_finished(planned, out)} of {len(planned)} cells")
+                        say(f"{process.cell.name}: finished; {finished_cells(planned, out)} of {len(planned)} cells")
                     else:
                         failures[process.cell.name] = process.reason(status)
                         say(f"{process.cell.name}: failed: {failures[process.cell.name]}")
@@ -162,12 +163,13 @@ def run_study(
             for process in running.values():
                 process.wait()
         if stop.requested:
-            done = f"{_finished(planned, out)} of {len(planned)} cells are finished"
+            done = f"{finished_cells(planned, out)} of {len(planned)} cells are finished"
             raise stop.exit(f"stopped and saved, {done}; start it again to go on")
-    return SweepStatus(len(planned), _finished(planned, out), failures)
+    return SweepStatus(len(planned), finished_cells(planned, out), failures)
 
 
-def _finished(planned: list[PlannedCell], out: Path) -> int:
+def finished_cells(planned: list[PlannedCell], out: Path) -> int:
+    """How many of them are finished."""
     return sum((out / "cells" / f"{cell.name}.json").exists() for cell in planned)
 
 
@@ -204,6 +206,7 @@ class _Process:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the sweep, which then asks its processes to stop
                 preexec_fn=_end_with_sweep,  # noqa: PLW1509 (one system call, looked up before)
             )
 

@@ -14,23 +14,25 @@ from .style import DARK, PALETTE, finish, safe, subplots
 
 
 def study_figure(
-    rows: Rows, measures: Sequence[str] = ("AP", "top-5 IoU", "duplicate gap"), paired: bool = False
+    rows: Rows, measures: Sequence[str] = ("AP", "top-5 IoU", "duplicate gap"), variant: str | None = None
 ) -> Figure:
     """A panel per measure, a line per row: a dot per seed, a bar at their mean.
 
-    paired: rows come in pairs, without something and with it, and share a color; the second is filled.
+    variant: rows whose names differ in this ending only share a color, and those without it are drawn hollow.
     """
     figure, axes = subplots(len(measures), width=10.5, height=1.3 + 0.3 * len(rows), sharey=True)
     names = list(rows)
+    kinds = {name: name.removesuffix(variant or "") for name in names}
+    order = list(dict.fromkeys(kinds.values()))
     for ax, measure in zip(axes, measures, strict=True):
         factor = 100 if measure in PERCENT else 1
         for i, name in enumerate(names):
             found = Statistic.of(cell.value(measure) for cell in rows[name])
             if found.mean is None:
                 continue
-            color = PALETTE[(i // 2 if paired else i) % len(PALETTE)]
+            color = PALETTE[order.index(kinds[name]) % len(PALETTE)]
             ax.plot([factor * found.mean] * 2, [i - 0.32, i + 0.32], color=color, linewidth=2.5)
-            face = "white" if paired and i % 2 == 0 else color
+            face = "white" if variant and name == kinds[name] else color
             dots = factor * np.array(found.values)
             ax.plot(dots, np.full(len(dots), i), "o", color=color, markerfacecolor=face, markersize=6)
         ax.set_yticks(range(len(names)), [f"{safe(n)} ({_runs(len(rows[n]))})" for n in names])
