@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """(cx, cy, w, h) -> (x0, y0, x1, y1); any leading dimensions."""
-    center, size = boxes[..., :2], boxes[..., 2:]
+    """(cx, cy, w, h) -> (x0, y0, x1, y1); any leading dimensions. A negative size counts as 0."""
+    center, size = boxes[..., :2], boxes[..., 2:].clamp(min=0)
     return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
 

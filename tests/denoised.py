@@ -23,7 +23,6 @@ from msdetr.losses import Criterion, Losses, Supervised
 from msdetr.methods import build_criterion, build_detector
 from msdetr.methods.denoising_queries import DenoisingQueries, Draws
 from msdetr.model import Detector, Proposals, build_projections, from_released, to_released
-from msdetr.model.decoder import shift
 from msdetr.modules import Layout
 from msdetr.structures import DetectorOutput, ImageBatch, Matches, Predictions, QueryGroup, Targets
 
@@ -354,7 +353,7 @@ def run_with_last_references(detector: Detector, batch: ImageBatch, targets: Tar
     hook.remove()
     ((_, context), (queries, _)) = seen[0]
     step = detector.decoder.box_heads[-1](queries)
-    return output, shift(context.references, step, detector.decoder.eps).detach()
+    return output, detector.decoder.coding(context.references, step).detach()
 
 
 def compare_predictions(

@@ -21,6 +21,7 @@ CHANGED = {
     "model.finest_stride": 4,
     "model.hidden_dim": 64,
     "model.num_heads": 2,
+    "model.cross_heads": 2,
     "model.encoder_layers": 2,
     "model.decoder_layers": 3,
     "model.ffn_dim": 48,

@@ -42,6 +42,7 @@ class ModelConfig:
     finest_stride: Annotated[int, Range(4, 32)] = 8  # of the backbone's maps that are used: 4 adds its first stage
     hidden_dim: Annotated[int, Range(1, 2**16)] = 256
     num_heads: Depth = 8
+    cross_heads: Annotated[int, Range(0, 1000)] = 0  # of the decoder's cross-attention; 0: num_heads
     encoder_layers: Annotated[int, Range(0, 1000)] = 6
     decoder_layers: Depth = 6
     ffn_dim: Count = 2048
@@ -66,6 +67,10 @@ class ModelConfig:
             raise ConfigError(
                 f"model.hidden_dim: {self.hidden_dim} is not divisible by model.num_heads = {self.num_heads}"
             )
+        if self.cross_heads and self.hidden_dim % self.cross_heads:
+            raise ConfigError(
+                f"model.hidden_dim: {self.hidden_dim} is not divisible by model.cross_heads = {self.cross_heads}"
+            )
         if self.hidden_dim % GROUPS_OF_NORM:
             raise ConfigError(
                 f"model.hidden_dim: {self.hidden_dim} is not divisible by {GROUPS_OF_NORM} (the groups of its group norm; "
@@ -80,7 +85,7 @@ class ModelConfig:
             raise ConfigError("model.look_forward_twice: needs model.box_refine")
         if self.shared_heads and not self.box_refine:
             raise ConfigError("model.shared_heads: without model.box_refine all layers share their heads anyway")
-        if self.query_positions != "once" and not {"two_stage", "dab"} & run.methods.keys():
+        if self.query_positions != "once" and not {"two_stage", "dab", "lw_detr"} & run.methods.keys():
             raise ConfigError(
                 f"model.query_positions: {self.query_positions} are made from reference boxes, and a one-stage model has "
                 "points; set two_stage=true, dab=true, or model.query_positions=once"

@@ -87,13 +87,15 @@ def aligned_loss(
     alpha: float = 0.25,
     gamma: float = 2.0,
     tau: float | None = None,
+    eps: float = 1e-6,
 ) -> Tensor:
     """Align-DETR's IoU-aware class loss (Cai et al., "Align-DETR: Enhancing End-to-end Object Detection with Aligned Loss",
     2023): BCE(p, t) over positives, p^gamma BCE(p, 0) over all others.
 
-    t is the quality of a pair times its weight among those of its object, see ``pair_quality`` and ``rank_weights``.
+    t is the quality of a pair times its weight among those of its object, see ``pair_quality`` and ``rank_weights``. eps:
+    0 is as in LW-DETR, whose class loss this is without ranks.
     """
-    t = pair_quality(predictions, targets, matches, alpha)
+    t = pair_quality(predictions, targets, matches, alpha, eps)
     t = t * rank_weights(t, targets, matches, tau)
 
     def positives(logits: Tensor) -> Tensor:
@@ -136,10 +138,12 @@ def pair_iou(predictions: Predictions, targets: Targets, matches: Matches, eps: 
     return box_ops.iou(*_pair_corners(predictions, targets, matches), eps).detach()
 
 
-def pair_quality(predictions: Predictions, targets: Targets, matches: Matches, alpha: float) -> Tensor:
+def pair_quality(
+    predictions: Predictions, targets: Targets, matches: Matches, alpha: float, eps: float = 1e-6
+) -> Tensor:
     """p^alpha u^(1 - alpha), at least 0.01 (Align-DETR). As released, 1e-6 is added to the union of u."""
     p = _pair_logits(predictions, targets, matches).detach().sigmoid()
-    return (p**alpha * pair_iou(predictions, targets, matches, eps=1e-6) ** (1 - alpha)).clamp(min=0.01)
+    return (p**alpha * pair_iou(predictions, targets, matches, eps) ** (1 - alpha)).clamp(min=0.01)
 
 
 def rank_weights(quality: Tensor, targets: Targets, matches: Matches, tau: float | None) -> Tensor:

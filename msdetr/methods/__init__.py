@@ -7,6 +7,7 @@ from .denoising import Denoising, DenoisingConfig
 from .deta import DETA, DETAConfig
 from .group import Group, GroupConfig
 from .hybrid import Hybrid, HybridConfig
+from .lw_detr import LWDETR, LWDETRConfig
 from .mr_detr import MrDETR, MrDETRConfig
 from .ms_detr import MSDETR, CandidateHeads, MSDETRConfig, matching_rules, variant_of
 from .registry import register
@@ -15,12 +16,13 @@ from .two_stage import TwoStage, TwoStageConfig
 
 for _method in (MSDETR, TwoStage):
     register(_method, on=True)
-for _method in (DAB, Hybrid, Group, DETA, Denoising, Stable, MrDETR):
+for _method in (DAB, Hybrid, Group, LWDETR, DETA, Denoising, Stable, MrDETR):
     register(_method)
 
 __all__ = [
     "DAB",
     "DETA",
+    "LWDETR",
     "MSDETR",
     "CandidateHeads",
     "DABConfig",
@@ -31,6 +33,7 @@ __all__ = [
     "GroupConfig",
     "Hybrid",
     "HybridConfig",
+    "LWDETRConfig",
     "MSDETRConfig",
     "Method",
     "MrDETR",

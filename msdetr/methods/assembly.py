@@ -17,6 +17,8 @@ from ..model import (
     EncoderLayer,
     LearnedBoxQueries,
     LearnedQueries,
+    LogitBoxes,
+    OffsetQueries,
     build_backbone,
     build_projections,
 )
@@ -45,8 +47,9 @@ def build_detector(run: RunConfig) -> Detector:
     if query_selection is None:
         query_selection = LearnedQueries(model.hidden_dim, model.num_queries)
     query_positions = QUERY_POSITIONS[model.query_positions]
+    coding = _only_one(methods, "box coding", lambda m: m.coding()) or LogitBoxes(model.reference_eps)
     decoder = Decoder(
-        [layer(*shape) for _ in range(model.decoder_layers)],
+        [layer(*shape, model.cross_heads) for _ in range(model.decoder_layers)],
         model.hidden_dim,
         model.num_classes,
         model.box_refine,
@@ -57,7 +60,8 @@ def build_detector(run: RunConfig) -> Detector:
         query_positions=query_positions and query_positions(model.hidden_dim),
         output_norm=nn.LayerNorm(model.hidden_dim) if model.output_norm else None,
         shared_heads=model.shared_heads,
-        eps=model.reference_eps,
+        coding=coding,
+        learned_start=isinstance(query_selection, OffsetQueries),
     )
     map_positions = MapPositions(model.position_temperature, model.position_offset)
     detector = Detector(backbone, projections, encoder, query_selection, decoder, map_positions=map_positions)

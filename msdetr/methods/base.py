@@ -11,7 +11,7 @@ from torch import nn
 from ..config import RunConfig
 from ..losses import Branch, Term, detection_terms
 from ..matching import HungarianMatcher, detection_costs
-from ..model import Detector, QuerySource
+from ..model import BoxCoding, Detector, QuerySource
 from ..modules import DecoderLayer
 from ..structures import Detections, Predictions
 
@@ -61,6 +61,10 @@ class Method:
     def sources(self) -> Mapping[str, QuerySource]:
         """Further query groups, by name."""
         return {}
+
+    def coding(self) -> BoxCoding | None:
+        """How boxes are made from references and offsets, where not in logits; one method of a run may."""
+        return None
 
     def candidate_heads(self) -> nn.Module | None:
         """What predicts from the candidates inside each decoder layer (see ``Decoder``); one method of a run may."""

@@ -65,9 +65,10 @@ class Group(Method):
     matching per group, losses divided by objects times groups, so that they are the mean over all groups.
 
     Paper: every group has its own learned queries.   Released (LW-DETR): for each group also its own encoder head,
-    which picks the group's proposals and is supervised.   Here: one encoder head; all groups start from the primary
-    group's proposals, with learned contents of their own, so that nothing but the queries differs from the baseline.
-    Released: at least 1 object times groups.   Here: at least 1 object, then times groups.
+    which picks the group's proposals and is supervised: the method ``lw_detr``.   Here: one encoder head; all groups start
+    from the primary group's proposals, with learned contents of their own, so that nothing but the queries differs from the
+    baseline.
+    Released: at least 1 object times groups (``loss.floor=product``).   Here: at least 1 object, then times groups.
     Released: fewer tokens than queries shift the groups' learned parts.   Here: every group is as small as the first.
 
     With ``ms_detr.groups=all`` one-to-many matching, too, is done per group and its losses are the mean over groups.
@@ -85,25 +86,30 @@ class Group(Method):
         return [Branch(self.name, of_group(self.name), matcher, weighted_terms(self.run.loss, self.run))]
 
     def revised(self, branches: Sequence[Branch]) -> Sequence[Branch]:
-        own, candidates = self.config.groups, f"one_to_many_{self.name}"
-        of_primary = {"one_to_one"}
-        if candidates in {branch.name for branch in branches}:
-            of_primary.add("one_to_many")
-        revised = []
-        for branch in branches:
-            if branch.name in of_primary:
-                branch = replace(branch, select=_divided(branch.select, own))
-            if branch.name == candidates:
-                branch = replace(branch, matcher=PartwiseMatcher(branch.matcher, own - 1))
-            revised.append(branch)
-        return revised
+        return grouped(branches, self.name, self.config.groups)
 
 
-def _divided(select, groups: int):
-    """Supervises the same, as one of so many groups."""
+def grouped(branches: Sequence[Branch], name: str, groups: int) -> Sequence[Branch]:
+    """Branches of a run whose further groups are one source ``name``: every group weighs the same, the primary one, too, and
+    one-to-many matching is done per group."""
+    candidates, of_primary = f"one_to_many_{name}", {"one_to_one"}
+    if candidates in {branch.name for branch in branches}:
+        of_primary.add("one_to_many")
+    revised = []
+    for branch in branches:
+        if branch.name in of_primary:
+            branch = replace(branch, select=_divided(branch.select, name, groups))
+        if branch.name == candidates:
+            branch = replace(branch, matcher=PartwiseMatcher(branch.matcher, groups - 1))
+        revised.append(branch)
+    return revised
+
+
+def _divided(select, name: str, groups: int):
+    """Supervises the same, as one of so many groups, where there are others (in evaluation there are none)."""
 
     def selected(output: DetectorOutput, targets: Targets):
         given = select(output, targets)
-        return given and replace(given, divisor=given.divisor * groups)
+        return given if given is None or name not in output.groups else replace(given, divisor=given.divisor * groups)
 
     return selected

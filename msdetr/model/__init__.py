@@ -1,10 +1,12 @@
 """The detector: backbone, encoder, query selection, decoder."""
 
 from .backbone import BACKBONES, build_backbone
+from .coding import BoxCoding, LogitBoxes, RelativeBoxes
 from .convert import from_released, to_released
 from .decoder import Decoder
 from .detector import Detector, build_projections
 from .encoder import DenseFusion, Encoder, EncoderLayer
+from .group_selection import FurtherOffsetQueries, OffsetQueries
 from .query_selection import (
     PRIMARY,
     LearnedBoxQueries,
@@ -22,17 +24,22 @@ from .strip import strip, training_only_names
 __all__ = [
     "BACKBONES",
     "PRIMARY",
+    "BoxCoding",
     "Decoder",
     "DenseFusion",
     "Detector",
     "Encoder",
     "EncoderLayer",
+    "FurtherOffsetQueries",
     "LearnedBoxQueries",
     "LearnedQueries",
+    "LogitBoxes",
+    "OffsetQueries",
     "Proposals",
     "ProposedQueries",
     "QuerySource",
     "ReferenceQueries",
+    "RelativeBoxes",
     "TokenContents",
     "TwoStageQueries",
     "build_backbone",

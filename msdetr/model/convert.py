@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ..config import RunConfig
 from ..errors import CheckpointError, InputError
+from .convert_lw_detr import from_lw_detr, to_lw_detr
+from .rename import rename
 
 # released name -> name here; {i} and {j} stand for a number, {*} for the rest of the name
 RENAMES = [
@@ -126,6 +128,8 @@ def from_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, T
 
     DINO's label embedding has a last row that nothing uses; it is left out.
     """
+    if "lw_detr" in config.methods:
+        return from_lw_detr(state, config)
     renamed, unknown = {}, []
     for name, tensor in state.items():
         if name.startswith(REPEATED):
@@ -149,6 +153,8 @@ def from_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, T
 
 def to_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, Tensor]:
     """A released state dict, repeated names and all, from that of a detector; tensors are shared."""
+    if "lw_detr" in config.methods:
+        return to_lw_detr(state, config)
     released = {}
     queries = [state[name] for name in learned_queries(config) if name in state]
     if queries:
@@ -223,14 +229,14 @@ def _from_released_name(name: str, config: RunConfig) -> str | None:
             return ""
         if is_two_stage(config) and int(number) == config.model.decoder_layers:
             return f"query_selection.{'class' if kind == 'class' else 'box'}_head.{rest}"
-    return _rename(name, _renames(config))
+    return rename(name, _renames(config))
 
 
 def _to_released_name(name: str, config: RunConfig) -> str:
     if not _is_dino(config) and (match := re.fullmatch(r"query_selection\.(class|box)_head\.(.*)", name)):
         kind = "class_embed" if match[1] == "class" else "bbox_embed"
         return f"{kind}.{config.model.decoder_layers}.{match[2]}"
-    renamed = _rename(name, [(new, old) for old, new in _renames(config)])
+    renamed = rename(name, [(new, old) for old, new in _renames(config)])
     if renamed is None:
         raise InputError(
             f"the released code has no counterpart of {name}; only its own variants (baseline, a, c) convert"
@@ -247,12 +253,3 @@ def _renames(config: RunConfig) -> list[tuple[str, str]]:
     if "mr_detr" in config.methods:
         special = [*OF_MR_DETR, *special]
     return [*special, *(OF_DINO * _is_dino(config)), (LABELS, LABELS_HERE), *RENAMES]
-
-
-def _rename(name: str, table: list[tuple[str, str]]) -> str | None:
-    for old, new in table:
-        pattern = re.escape(old).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{\*\}", "(?P<rest>.+)")
-        if match := re.fullmatch(pattern, name):
-            groups = match.groupdict()
-            return new.replace("{i}", groups.get("i", "")).replace("{*}", groups.get("rest", ""))
-    return None

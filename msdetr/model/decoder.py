@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..boxes import logit
 from ..modules import BoxHead, Context, DecoderLayer, Layout, Pyramid, class_head, concatenated
 from ..structures import GroupOutput, Predictions, QueryGroup
+from .coding import BoxCoding, LogitBoxes
 
 # of a query group, what its output has, too
 SHARED = ("parts", "targets", "pairs", "divisor", "selected", "objects", "encoder")
@@ -28,7 +28,9 @@ class Decoder(nn.Module):
     query_positions: makes the positions of every layer, ``(layer index, queries, references, memory) -> [B, Q, C]`` (see
     ``ReferencePositions``); None: the groups' own positions serve all layers.
     output_norm: applied to what the predictors read, not to what the next layer gets or its references are made from.
-    eps: how near to 0 and 1 a reference's numbers come before their logit is taken.
+    coding: how boxes are made from references and offsets; None: in logits.
+    learned_start: with look forward twice, the second layer's boxes also reach the references that the first layer starts
+    from (LW-DETR, whose are learned).
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class Decoder(nn.Module):
         query_positions: nn.Module | None = None,
         output_norm: nn.Module | None = None,
         shared_heads: bool = False,
-        eps: float = 1e-5,
+        coding: BoxCoding | None = None,
+        learned_start: bool = False,
     ):
         super().__init__()
         self.box_refine = box_refine
         self.look_forward_twice = look_forward_twice
-        self.eps = eps
+        self.coding = coding or LogitBoxes()
+        self.learned_start = learned_start
         self.gradient_checkpointing = False
         self.layers = nn.ModuleList(layers)
         num_heads = len(layers) if box_refine and not shared_heads else 1
@@ -73,16 +77,16 @@ class Decoder(nn.Module):
             head = min(i, len(self.class_heads) - 1)
             read = queries if self.output_norm is None else self.output_norm(queries)
             logits, offsets = self.class_heads[head](read), self.box_heads[head](read)
-            boxes = shift(anchor, offsets, self.eps)
+            boxes = self.coding(anchor, offsets)
             result = [logits, boxes, _as_boxes(references.detach())]
             if candidates:
                 heads = self.class_heads[head], self.box_heads[head]
                 extra_logits, extra_offsets = self.one_to_many(i, collected, offsets, *heads)
-                result += [extra_logits, shift(anchor, extra_offsets, self.eps)]
+                result += [extra_logits, self.coding(anchor, extra_offsets)]
             results.append(result)
             if self.box_refine:
                 step = offsets if self.output_norm is None else self.box_heads[head](queries)
-                refined = shift(references.detach(), step, self.eps)
+                refined = self.coding(references if self.learned_start else references.detach(), step)
                 anchor = refined if self.look_forward_twice else refined.detach()
                 references = refined.detach()
         stacked = [torch.stack(column) for column in zip(*results)]
@@ -102,14 +106,6 @@ def _output(group: QueryGroup, stacked: Sequence[Tensor], where: slice) -> Group
         references,
         **{name: getattr(group, name) for name in SHARED},
     )
-
-
-def shift(reference: Tensor, offsets: Tensor, eps: float = 1e-5) -> Tensor:
-    """A box from a reference box or point [B, Q, 4 or 2] and offsets in logits [B, Q, 4]; eps: see ``logit``."""
-    base = logit(reference, eps)
-    if base.shape[-1] == 2:
-        base = torch.cat([base, torch.zeros_like(base)], dim=-1)
-    return (base + offsets).sigmoid()
 
 
 def _as_boxes(references: Tensor) -> Tensor:

@@ -42,13 +42,15 @@ class Detector(nn.Module):
         dim = projections[0][0].out_channels
         self.backbone = backbone
         self.projections = projections
-        self.level_embedding = nn.Parameter(torch.empty(len(projections), dim))
+        # only the encoder reads where tokens are
+        self.level_embedding = nn.Parameter(torch.empty(len(projections), dim)) if len(encoder.layers) else None
         self.encoder = encoder
         self.query_selection = query_selection
         self.decoder = decoder
         self.sources = nn.ModuleDict(sources or {})
         self.map_positions = map_positions or MapPositions()
-        nn.init.normal_(self.level_embedding)
+        if self.level_embedding is not None:
+            nn.init.normal_(self.level_embedding)
 
     @in_half_where_parameters_are
     def forward(
@@ -109,7 +111,9 @@ class Detector(nn.Module):
             mask = F.interpolate(batch.mask[None].float(), size=x.shape[-2:])[0].bool()  # [B, h, w]
             position = self.map_positions(mask, x.shape[1], x.dtype if x.dtype == torch.float64 else torch.float32)
             tokens.append(x.flatten(2).transpose(1, 2))
-            positions.append((position + self.level_embedding[level]).flatten(1, 2))
+            if self.level_embedding is not None:
+                position = position + self.level_embedding[level]
+            positions.append(position.flatten(1, 2))
             masks.append(mask.flatten(1))
             ratios.append(
                 torch.stack([(~mask[:, 0]).to(position.dtype).mean(1), (~mask[:, :, 0]).to(position.dtype).mean(1)], -1)

@@ -30,6 +30,7 @@ class Proposals:
     [B, Q, C], as the primary source makes them.
     points: of a one-stage model, positions [B, Q, C] -> reference points [B, Q, 2], as the primary source makes them.
     by: number ranked, class head, box head -> what other heads make of the same tokens.
+    offset_boxes: proposals [B, T, 4] (None: there are none) and learned offsets [Q, 4] -> references, as above.
     """
 
     memory: Pyramid
@@ -39,6 +40,7 @@ class Proposals:
     embed: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]] | None = None
     points: Callable[[Tensor], Tensor] | None = None
     by: Callable[[int, nn.Module, nn.Module], Proposals] | None = None
+    offset_boxes: Callable[[Tensor | None, Tensor], Tensor] | None = None
 
     def references(self, selected: Tensor) -> Tensor:
         """[B, Q, 4]: the proposed boxes of tokens [B, Q], without gradient."""
@@ -105,7 +107,7 @@ class LearnedBoxQueries(QuerySource):
     def propose(self, memory: Pyramid, ranked: int, class_head: nn.Module, box_head: nn.Module) -> Proposals:
         if ranked:
             raise InputError("a one-stage model has no proposals to rank; use a two-stage model with this method")
-        return Proposals(memory, embed=lambda references, selected=None: (_no_positions(references, memory), None))
+        return Proposals(memory, embed=lambda references, selected=None: (no_positions(references, memory), None))
 
     def forward(self, proposals, targets=None, earlier=None) -> QueryGroup:
         batch = proposals.memory.tokens.shape[0]
@@ -191,10 +193,7 @@ class ProposedQueries(QuerySource):
 
     def anchors(self, memory: Pyramid) -> tuple[Tensor, Tensor]:
         """Logits of the anchors [B, S, 4], infinite where unusable, and which tokens are usable [B, S] bool."""
-        centers = memory.token_centers()
-        side = torch.cat([centers.new_full((h * w,), 0.05 * 2.0**level) for level, (h, w) in enumerate(memory.shapes)])
-        boxes = torch.cat([centers, side[None, :, None].expand(centers.shape[0], -1, 2)], dim=-1)
-        usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~memory.mask
+        boxes, usable = anchor_boxes(memory)
         return torch.log(boxes / (1 - boxes)).masked_fill(~usable[..., None], torch.inf), usable
 
 
@@ -265,10 +264,18 @@ class ReferenceQueries(ProposedQueries):
         contents = None
         if selected is not None:
             contents = _of_tokens(features, selected).detach()
-        return _no_positions(references, memory), contents
+        return no_positions(references, memory), contents
 
 
-def _no_positions(references: Tensor, memory: Pyramid) -> Tensor:
+def anchor_boxes(memory: Pyramid) -> tuple[Tensor, Tensor]:
+    """A box around every token [B, S, 4], and which of them are usable [B, S] bool (see ``ProposedQueries``)."""
+    centers = memory.token_centers()
+    side = torch.cat([centers.new_full((h * w,), 0.05 * 2.0**level) for level, (h, w) in enumerate(memory.shapes)])
+    boxes = torch.cat([centers, side[None, :, None].expand(centers.shape[0], -1, 2)], dim=-1)
+    return boxes, ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~memory.mask
+
+
+def no_positions(references: Tensor, memory: Pyramid) -> Tensor:
     """Zeros [B, Q, C] in the place of positions that the decoder makes itself."""
     return references.new_zeros(1).expand(*references.shape[:2], memory.tokens.shape[-1])
 

@@ -42,12 +42,23 @@ class QueryFFN(FFN):
 
 
 class DecoderLayer(nn.Module):
-    """Owns the three sub-layers; a subclass says in which order they run."""
+    """Owns the three sub-layers; a subclass says in which order they run. cross_heads: heads of cross-attention, where they
+    are not as many as those of self-attention."""
 
-    def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int, dropout: float):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_levels: int,
+        num_points: int,
+        ffn_dim: int,
+        dropout: float,
+        cross_heads: int = 0,
+    ):
         super().__init__()
+        cross_heads = cross_heads or num_heads
         self.self_attention = Residual(SelfAttention(dim, num_heads, dropout), dim, dropout)
-        self.cross_attention = Residual(CrossAttention(dim, num_heads, num_levels, num_points), dim, dropout)
+        self.cross_attention = Residual(CrossAttention(dim, cross_heads, num_levels, num_points), dim, dropout)
         self.ffn = Residual(QueryFFN(dim, ffn_dim, dropout), dim, dropout)
 
     def forward(self, queries: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:

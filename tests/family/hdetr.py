@@ -207,7 +207,7 @@ def compare_encoder(case: Case, detector: Detector, batch, arrays: dict, toleran
 
 def compare_predictions(case: Case, prefix: str, output: DetectorOutput, arrays, config, tolerance: Tolerance) -> None:
     """Classes and boxes of every layer and group, and the references that the layers start from."""
-    found = {"one2one": output.one_to_one} | {"one2many": g.predictions for g in output.groups.values()}
+    found = {"one2one": output.one_to_one} | {BRANCHES[n]: g.predictions for n, g in output.groups.items()}
     if prefix:
         case.equal("groups of evaluation", list(found), ["one2one"])
     for branch, predictions in found.items():
