@@ -35,7 +35,13 @@ class DenoisingConfig:
     style: Literal["plain", "indicated", "released_contrastive"] = "plain"  # indicated: DN-DETR's, a channel says which
     # queries are denoising ones, and there is no loss where an image does not fill its queries; released_contrastive: so,
     # with negatives as DN-DETR's two-stage code mixes them up
-    noise: Literal["auto", "corners", "centers"] = "auto"  # of boxes: corners move (contrastive), or centers and sizes
+    noise: Literal["auto", "corners", "clamped_corners", "centers"] = (
+        "auto"  # of boxes: corners move (contrastive), or centers
+    )
+    # and sizes; clamped_corners: corners, and a size that comes out below 0 becomes 0 (Stable-DINO)
+    negatives: Annotated[int, Range(1, 100)] = 1  # of each positive, in contrastive denoising
+    negative_step: Annotated[float, Range(0, 2)] = 1.0  # how much further each of them is moved than the one before, in
+    # box_noise half sizes; 0: Stable-DINO, whose negatives are moved as little as positives
 
     def check(self, run: RunConfig) -> None:
         if not {"two_stage", "dab"} & run.methods.keys():
@@ -46,6 +52,15 @@ class DenoisingConfig:
         if self.contrastive and self.noise == "centers":
             raise ConfigError(
                 "denoising.noise: negatives are made by moving corners; use corners, or contrastive=false"
+            )
+        if self.noise == "clamped_corners" and not self.contrastive:
+            raise ConfigError(
+                "denoising.noise: clamped_corners is a contrastive noise; use corners, or contrastive=true"
+            )
+        if not (self.contrastive and self.style == "plain") and (self.negatives, self.negative_step) != (1, 1.0):
+            raise ConfigError(
+                "denoising.negatives, denoising.negative_step: say how plain contrastive denoising makes negatives; leave them "
+                "at 1, or set contrastive=true and style=plain"
             )
         if self.style == "released_contrastive" and not self.contrastive:
             raise ConfigError(

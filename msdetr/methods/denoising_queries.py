@@ -59,15 +59,17 @@ def move_centers_and_sizes(boxes: Tensor, draws: Draws, scale: float) -> Tensor:
     return (boxes + (2 * draws.box - 1) * extent * scale).clamp(0, 1)
 
 
-def move_corners(boxes: Tensor, draws: Draws, scale: float, negative: Tensor) -> Tensor:
-    """DINO's noise, Section 3.3: every corner coordinate moves by up to ``scale`` half sizes, that of a negative [N] bool by
-    one to two times ``scale`` half sizes.
+def move_corners(boxes: Tensor, draws: Draws, scale: float, further: Tensor, clamp_sizes: bool = False) -> Tensor:
+    """DINO's noise, Section 3.3: every corner coordinate moves by up to ``scale`` half sizes, or ``further`` [N] to
+    ``further`` + 1 times that: 0 for positives, 1 for DINO's negatives; may be bool.
 
     boxes [N, 4] cxcywh -> the same, corners clamped to [0, 1]; a negative's size may come out below 0 where scale >= 1.
+    clamp_sizes: such a size becomes 0, as in Stable-DINO's code.
     """
     half = boxes[:, 2:].repeat(1, 2) / 2
-    distance = draws.sign * (draws.box + negative[:, None].to(draws.box.dtype))
-    return xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + distance * half * scale).clamp(0, 1))
+    distance = draws.sign * (draws.box + further[:, None].to(draws.box.dtype))
+    moved = xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + distance * half * scale).clamp(0, 1))
+    return moved.clamp(min=0) if clamp_sizes else moved
 
 
 def move_corners_both_ways(boxes: Tensor, draws: Draws, scale: float) -> Tensor:
@@ -97,9 +99,9 @@ def number_of_groups(queries: int, most: int) -> int:
 class Slots:
     """The places of N noised objects: those of one group are together, padded to the image with most objects.
 
-    groups: G.   size: queries of a group; with negatives the first half are positives, the second half negatives.
+    groups: G.   size: queries of a group; positives come first, then, as many each, the kinds of negatives.
     object: [N] index into the targets.   slot: [N] in [0, G x size).   negative: [N] bool.
-    positive: which of the N are to reconstruct their object.
+    positive: which of the N are to reconstruct their object.   kind: [N] 0 for positives, from 1 on the kind of a negative.
     """
 
     groups: int
@@ -108,11 +110,12 @@ class Slots:
     slot: Tensor
     negative: Tensor
     positive: Tensor
+    kind: Tensor
 
     @classmethod
-    def of(cls, targets: Targets, groups: int, contrastive: bool) -> Slots:
-        """All objects, ``groups`` times, each time (contrastive) first as positives, then as negatives."""
-        count, kinds = len(targets), 2 if contrastive else 1
+    def of(cls, targets: Targets, groups: int, contrastive: bool, negatives: int = 1) -> Slots:
+        """All objects, ``groups`` times, each time (contrastive) first as positives, then ``negatives`` times as negatives."""
+        count, kinds = len(targets), 1 + negatives if contrastive else 1
         most = int(targets.counts.max()) if targets.num_images else 0
         repetition, number = torch.meshgrid(
             torch.arange(groups * kinds, device=targets.image.device),
@@ -126,8 +129,9 @@ class Slots:
             most * kinds,
             number.flatten(),
             (repetition * most + place).flatten(),
-            (repetition % kinds == 1).flatten(),
+            (repetition % kinds > 0).flatten(),
             position[:, 0].flatten(),
+            (repetition % kinds).flatten(),
         )
 
 
@@ -154,14 +158,15 @@ class DenoisingQueries(QuerySource):
 
     def slots(self, targets: Targets, groups: int) -> Slots:
         """Where the noised objects lie."""
-        return Slots.of(targets, groups, self.config.contrastive)
+        return Slots.of(targets, groups, self.config.contrastive, self.config.negatives)
 
     def noised(self, targets: Targets, slots: Slots, draws: Draws) -> tuple[Tensor, Tensor]:
         """Their labels [N] and boxes [N, 4]."""
         own, boxes = self.config, targets.boxes[slots.object]
         labels = noised_labels(targets.labels[slots.object], draws, own.label_noise)
         if own.contrastive:
-            return labels, move_corners(boxes, draws, own.box_noise, slots.negative)
+            further = slots.kind * own.negative_step
+            return labels, move_corners(boxes, draws, own.box_noise, further, own.noise == "clamped_corners")
         move = move_corners_both_ways if own.noise == "corners" else move_centers_and_sizes
         return labels, move(boxes, draws, own.box_noise)
 

@@ -81,11 +81,11 @@ class Stable(Method):
         )
 
     def _modulated(self, matcher: Matcher | None) -> Matcher | None:
-        own = self.config
+        own, alpha = self.config, self.run.matching.focal_alpha
         if type(matcher) is not HungarianMatcher or not own.cost_power or not matcher.costs.get("class", (0,))[0]:
             return matcher
         if own.cost == "released":
-            return ReleasedModulatedMatcher(matcher.costs, matcher.parts, own.cost_power)
+            return ReleasedModulatedMatcher(matcher.costs, matcher.parts, own.cost_power, alpha)
         weight, _ = matcher.costs["class"]
-        cost = partial(modulated_focal_cost, power=own.cost_power, giou_eps=self.run.loss.giou_eps)
+        cost = partial(modulated_focal_cost, power=own.cost_power, alpha=alpha, giou_eps=self.run.loss.giou_eps)
         return replace(matcher, costs={**matcher.costs, "class": (weight, cost)})

@@ -61,15 +61,19 @@ OF_DINO = [
     ("transformer.enc_out_class_embed.{*}", "query_selection.class_head.{*}"),
     ("transformer.enc_out_bbox_embed.{*}", "query_selection.box_head.{*}"),
 ]
-# what Mr.DETR's code, made of detrex's parts, calls otherwise
-OF_MR_DETR = [
-    ("query_embedding.weight", "query_selection.contents.weight"),
-    ("transformer.level_embeds", "level_embedding"),
+# encoders made of detrex's parts
+OF_DETREX_ENCODER = [
     ("transformer.encoder.layers.{i}.attentions.0.{*}", "encoder.layers.{i}.attention.inner.{*}"),
     ("transformer.encoder.layers.{i}.norms.0.{*}", "encoder.layers.{i}.attention.norm.{*}"),
     ("transformer.encoder.layers.{i}.ffns.0.layers.0.0.{*}", "encoder.layers.{i}.ffn.inner.linear1.{*}"),
     ("transformer.encoder.layers.{i}.ffns.0.layers.1.{*}", "encoder.layers.{i}.ffn.inner.linear2.{*}"),
     ("transformer.encoder.layers.{i}.norms.1.{*}", "encoder.layers.{i}.ffn.norm.{*}"),
+]
+# what Mr.DETR's code calls otherwise
+OF_MR_DETR = [
+    *OF_DETREX_ENCODER,
+    ("query_embedding.weight", "query_selection.contents.weight"),
+    ("transformer.level_embeds", "level_embedding"),
     ("transformer.decoder.layers.{i}.attentions.0.attn.{*}", "decoder.layers.{i}.self_attention.inner.attention.{*}"),
     ("transformer.decoder.layers.{i}.attentions.0.norm_o2o.{*}", "decoder.layers.{i}.self_attention.norm.{*}"),
     (
@@ -99,6 +103,12 @@ OF_MR_DETR = [
     ("transformer.decoder.layers.{i}.norms.1.{*}", "decoder.layers.{i}.ffn.norm.{*}"),
     ("transformer.decoder.class_embed_o2m_encoder.{*}", "sources.instruct_route.class_head.{*}"),
     ("transformer.decoder.bbox_embed_enc_o2m.{*}", "sources.instruct_route.box_head.{*}"),
+]
+# Stable-DINO's encoder
+OF_FUSED_ENCODER = [
+    *OF_DETREX_ENCODER,
+    ("transformer.encoder.fusion_layer.0.{*}", "encoder.fusion.projection.{*}"),
+    ("transformer.encoder.fusion_layer.1.{*}", "encoder.fusion.norm.{*}"),
 ]
 # the released models register shared heads under several names; these repeat others
 REPEATED = ("transformer.decoder.class_embed.", "transformer.decoder.bbox_embed.", "bbox_embed_o2m.")
@@ -252,4 +262,6 @@ def _renames(config: RunConfig) -> list[tuple[str, str]]:
     special = OF_DAB if "dab" in config.methods else OF_REFERENCES * (config.model.query_positions != "once")
     if "mr_detr" in config.methods:
         special = [*OF_MR_DETR, *special]
+    elif "stable" in config.methods and config.stable.memory_fusion:
+        special = [*OF_FUSED_ENCODER, *special]
     return [*special, *(OF_DINO * _is_dino(config)), (LABELS, LABELS_HERE), *RENAMES]
