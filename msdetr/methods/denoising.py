@@ -31,6 +31,9 @@ class DenoisingConfig:
     weight: Annotated[float, Range(0, 10**6)] = (
         1.0  # of the denoising loss, times the weights of one-to-one supervision
     )
+    class_weight: Annotated[float, Range(0, 10**6)] | None = (
+        None  # of its class loss; null: as of one-to-one supervision
+    )
     groups: Annotated[int, Range(1, 1000)] | None = None  # noise every object so often; null: as often as queries hold
     style: Literal["plain", "indicated", "released_contrastive"] = "plain"  # indicated: DN-DETR's, a channel says which
     # queries are denoising ones, and there is no loss where an image does not fill its queries; released_contrastive: so,
@@ -98,6 +101,8 @@ class Denoising(Method):
 
     def branches(self, groups: Sequence[str]) -> Sequence[Branch]:
         terms, select = weighted_terms(self.run.loss, self.run, self.config.weight), of_group(self.name)
+        if self.config.class_weight is not None:
+            terms = {**terms, "class": (self.config.weight * self.config.class_weight, terms["class"][1])}
         if self.config.style != "plain":
             select = without_filling(select)
         if self.config.style == "released_contrastive":

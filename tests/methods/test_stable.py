@@ -5,10 +5,12 @@ import small
 import torch
 
 from msdetr import recipes
+from msdetr.boxes import cxcywh_to_xyxy
 from msdetr.config import ConfigError
 from msdetr.losses import position_supervised_loss
 from msdetr.matching import HungarianMatcher, OneToManyMatcher, ReleasedModulatedMatcher, modulated_focal_cost
 from msdetr.methods import build_criterion, build_detector
+from msdetr.methods.denoising_queries import DenoisingQueries, Draws, move_corners
 from msdetr.structures import ImageBatch, Targets
 
 STABLE = {"stable.loss_iou_power": 2.0}
@@ -152,5 +154,53 @@ def test_recipes_build(name):
     config = recipes.get(name)
     with torch.device("meta"):
         build_detector(config.override({"model.pretrained": "none"}))
-    weights = [b.weights["class"] for b in build_criterion(config).branches if b.name != "denoising"]
-    assert weights == [6.0] * len(weights)
+    weights = {branch.name: branch.weights["class"] for branch in build_criterion(config).branches}
+    denoising = weights.pop("denoising", None)
+    assert set(weights.values()) == {6.0}
+    assert denoising == (1.0 if name.startswith(("coco/", "small-gpu/")) else None)
+
+
+# ---------------------------------------------------------------- its denoising
+
+
+def test_negatives_of_several_kinds():
+    """Each kind of them moves by a step further; those of a step of 0 as little as positives."""
+    targets = objects(3, 1)
+    for negatives, step in ((1, 0.0), (3, 0.5)):
+        changes = {"denoising.negatives": negatives, "denoising.negative_step": step, "denoising.queries": 9}
+        config = small.config("baseline", **changes, **{"denoising.box_noise": 0.1}).denoising
+        source = DenoisingQueries(32, 8, config)
+        slots = source.slots(targets, 3)
+        assert slots.size == 3 * (1 + negatives) and len(slots.slot) == 3 * (1 + negatives) * 4
+        assert slots.kind.bincount().tolist() == [12] * (1 + negatives)
+        assert torch.equal(slots.negative, slots.kind > 0) and not slots.negative[slots.positive].any()
+        assert len(set(zip(targets.image[slots.object].tolist(), slots.slot.tolist()))) == len(slots.slot)
+        draws = Draws.of(len(slots.slot), 8, targets.boxes)
+        _, boxes = source.noised(targets, slots, draws)
+        true = targets.boxes[slots.object]
+        moved = (cxcywh_to_xyxy(boxes) - cxcywh_to_xyxy(true)).abs() / (true[:, 2:].repeat(1, 2) / 2) / 0.1
+        torch.testing.assert_close(moved, draws.box + slots.kind[:, None] * step)
+
+
+def test_sizes_below_0_become_0():
+    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2]], dtype=torch.float64)
+    inward = Draws(torch.zeros(1), torch.zeros(1), torch.full((1, 4), 0.9), torch.tensor([[1.0, 1.0, -1.0, -1.0]]))
+    further = torch.ones(1)
+    assert (move_corners(boxes, inward, 1.0, further)[:, 2:] < 0).all()
+    assert torch.equal(move_corners(boxes, inward, 1.0, further, clamp_sizes=True)[:, 2:], torch.zeros(1, 2).double())
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"denoising.negatives": 0}, "denoising.negatives"),
+        ({"denoising.negative_step": -1}, "denoising.negative_step"),
+        ({"denoising.class_weight": -1}, "denoising.class_weight"),
+        ({"denoising.contrastive": False, "denoising.negatives": 2}, "denoising.negatives.*contrastive=true"),
+        ({"denoising.contrastive": False, "denoising.noise": "clamped_corners"}, "denoising.noise: clamped_corners"),
+    ],
+    ids=str,
+)
+def test_denoising_that_cannot_be(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        small.config("baseline", **changes)
