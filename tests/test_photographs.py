@@ -15,7 +15,14 @@ from msdetr.engine import train
 
 DEFAULT = Path(__file__).parents[2] / "shared" / "coco_tiny"
 ROOT = Path(os.environ.get("MSDETR_COCO_TINY", DEFAULT))
-TINY = {
+SCRATCH = {
+    "model.backbone": "resnet18",
+    "model.pretrained": "none",
+    "model.backbone_norm": "group",
+    "model.hidden_dim": 128,
+    "model.ffn_dim": 512,
+}
+TINY = SCRATCH | {
     "data.root": str(ROOT),
     "data.num_train": 6,
     "data.num_val": 6,
@@ -69,8 +76,9 @@ def test_a_prediction_does_not_depend_on_its_batch():
     assert max(sizes) > 1  # some photographs did share a batch
 
 
-OVERFIT = {
+OVERFIT = SCRATCH | {
     "model.num_queries": 100,
+    "ms_detr.k": 6,
     "data.augment": "none",
     "data.train_sizes": "192",
     "data.test_size": 192,

@@ -34,6 +34,7 @@ def train(
     For example:
         msdetr train photos/ms-detr-c --data my-photographs
         msdetr train shapes/ms-detr-c --run-dir runs/d --set ms_detr.variant=d train.lr=5e-4
+        msdetr train photos/ms-detr-pp-300 --data my-photographs --init-from ms_detr_pp_300.pth --reset-class-head
         msdetr train coco/ms-detr-pp-300 --data data/coco --nproc 8
         torchrun --nproc-per-node 8 -m msdetr train coco/ms-detr-pp-300 --data data/coco
 
@@ -51,7 +52,7 @@ def train(
         device: auto, cpu, cuda or cuda:N.
         nproc: Processes on this machine, e.g. one per GPU; starts torchrun.
         resume: auto: go on from the newest checkpoint if there is one. never: insist on a fresh directory. Or a checkpoint.
-        init_from: Checkpoint or run whose weights to start from.
+        init_from: Checkpoint, run, or released MS-DETR or Deformable DETR file (.pth) whose weights to start from.
         reset_class_head: With --init-from: start the class heads anew where the number of classes differs.
         init_partial: With --init-from: take over whatever fits and report the rest.
         allow_config_change: Resume although the configuration differs from the checkpoint's.

@@ -16,6 +16,7 @@ from torch import nn
 from ..config import RunConfig
 from ..errors import CheckpointError, EngineError, EvaluationStopped, TrainingError
 from ..methods import build_postprocess
+from ..model.convert import load_released
 from . import checkpoint as checkpoints
 from . import location
 from .classes import classes_were_given
@@ -56,8 +57,8 @@ def train(
     resume: "auto" continues from the newest checkpoint in ``run_dir`` if there is one (a run that is finished is
         returned as it is, or goes on where ``config`` has more epochs); "never" insists on a fresh directory; a path
         continues from that checkpoint.
-    init_from: checkpoint or run whose weights the training starts from; ``reset_class_head`` where the number of
-        classes differs, ``init_partial`` to take whatever fits. Does not apply to a run that resumes.
+    init_from: checkpoint, run or released .pth file whose weights the training starts from; ``reset_class_head`` where
+        the number of classes differs, ``init_partial`` to take whatever fits. Does not apply to a run that resumes.
     allow_config_change: resume although the configuration differs from the checkpoint's.
     given_classes: whether the data must have ``model.num_classes`` classes; False: the model gets as many as the data has.
         By default it must where that number is another than the recipe's.
@@ -164,10 +165,13 @@ class Training:
         self.run.keep_lines(lambda line: line["step"] <= done and (line["kind"] != "eval" or line["step"] in evaluated))
 
     def initialize(self, path: str | Path, reset_class_head: bool, partial: bool) -> None:
-        """Starts from the weights of a checkpoint or run, and reports what was taken over."""
+        """Starts from the weights of a checkpoint or run, or of a released file, and reports what was taken over."""
         detector = self.trainer.detector
-        found = checkpoints.find(path, checkpoints.verify_weights)
-        taken = checkpoints.load_weights(detector, found.weights(), reset_class_head, partial)
+        if Path(path).is_file():
+            weights = load_released(path, self.config)
+        else:
+            weights = checkpoints.find(path, checkpoints.verify_weights).weights()
+        taken = checkpoints.load_weights(detector, weights, reset_class_head, partial)
         if self.trainer.average:
             self.trainer.average = MovingAverage(detector, self.config.train.ema_decay)
         self.run.write_results(init_from={"path": str(path), "report": taken.report(), **asdict(taken)})

@@ -4,7 +4,7 @@ coco/...      the released training of MS-DETR and its baselines: ResNet-50, COC
 small-gpu/... the same optimisation on one small GPU: one image at a time, gradients accumulated to 16, activations
               recomputed
 shapes/...    the embedded data set: trained from scratch in minutes on a laptop's processor
-photos/...    a small ResNet on a small folder of photographs, to try the whole path before COCO
+photos/...    a folder of one's own photographs: from an ImageNet backbone on a processor, or from a released detector on a GPU
 """
 
 from __future__ import annotations
@@ -268,29 +268,49 @@ _MR = {"mr_detr.k": 4}
 
 _RELEASED_WEIGHTS = {"loss.class_weight": 1.0}
 
-# ---------------------------------------------------------------- photographs, to try the path
+# ---------------------------------------------------------------- one's own photographs
 
-_PHOTOS = _PLUS_PLUS | {
+_OWN_DATA = {"data.raw_category_ids": False, "data.train_split": "auto", "data.val_split": "auto"}
+_PHOTOS = _OWN_DATA | {
     "model.num_classes": 80,
-    "model.backbone": "resnet18",
-    "model.pretrained": "none",
-    "model.backbone_norm": "group",
+    "model.backbone": "shufflenet_v2_x0_5",
+    "model.pretrained": "imagenet",
     "model.trainable_layers": 5,
-    "model.hidden_dim": 128,
+    "model.hidden_dim": 96,
+    "model.num_heads": 8,
     "model.encoder_layers": 2,
     "model.decoder_layers": 3,
-    "model.ffn_dim": 512,
+    "model.ffn_dim": 384,
     "model.num_queries": 100,
-    "data.raw_category_ids": False,
-    "data.train_split": "auto",
-    "data.val_split": "auto",
-    "data.train_sizes": (224, 256, 288, 320),
-    "data.test_size": 320,
-    "data.max_size": 480,
+    "ms_detr": None,
+    "loss.class_weight": 2.0,
+    "data.train_sizes": (192, 208, 224, 240, 256),
+    "data.test_size": 256,
+    "data.max_size": 320,
     "data.workers": 0,
-    "train.batch_size": 4,
-    "train.micro_batch": 2,
+    "train.epochs": 36,
+    "train.batch_size": 8,
+    "train.micro_batch": 8,
+    "train.lr": 1e-3,
+    "train.lr_backbone": 1e-4,
+    "train.lr_projection_factor": 1.0,
+    "train.schedule": "one_cycle",
+    "train.eval_every": 4,
+    "train.checkpoint_every": 4,
 }
+_FINE_TUNE = (
+    _PLUS_PLUS
+    | _MS
+    | _OWN_DATA
+    | {
+        "ms_detr.variant": "c",
+        "train.batch_size": 8,
+        "train.micro_batch": 1,
+        "train.gradient_checkpointing": True,
+        "train.lr": 1e-4,
+        "train.lr_backbone": 1e-5,
+    }
+)
 
 
 def _all() -> dict[str, Recipe]:
@@ -334,11 +354,16 @@ def _all() -> dict[str, Recipe]:
             f"{title} and MS-DETR (c) on the embedded data set",
             _SHAPES | values | {"ms_detr.variant": "c"} | _SHAPES_K | _BESIDE.get(name, {}),
         )
-    add("photos/baseline", "a small Deformable DETR++ on a folder of photographs, from scratch", _PHOTOS)
+    add("photos/baseline", "a small Deformable DETR++ on a folder of photographs, about 320 pixels", _PHOTOS)
     add(
         "photos/ms-detr-c",
-        "a small MS-DETR (c) on a folder of photographs, from scratch",
-        _PHOTOS | {"ms_detr.variant": "c"},
+        "a small MS-DETR (c) on a folder of photographs, about 320 pixels",
+        _PHOTOS | {"ms_detr.variant": "c"} | _SHAPES_K,
+    )
+    add(
+        "photos/ms-detr-pp-300",
+        "the model of coco/ms-detr-pp-300 on a folder of photographs, to go on from released weights with init_from",
+        _FINE_TUNE,
     )
     return recipes
 
