@@ -16,6 +16,7 @@ from msdetr.data.layouts import YoloLayout
 from msdetr.data.layouts.base import Collected
 from msdetr.engine.evaluate import coco_rows
 from msdetr.errors import AnnotationError
+from msdetr.results import category_ids, coco_dataset
 from msdetr.structures import Detections
 
 ALPHABET = "abcXYZ 019-_.,:;#'\"&<>%{}[]\\/äöüßéñçøł漢字カナ한글العربيةעברית🐟🦈 \u200b\t"
@@ -149,9 +150,13 @@ def test_training_and_what_follows_keep_the_names(layout, names, ids, tmp_path):
     image = next(root.rglob("*.png"))
     found = predictor.predict(image, min_score=0.0)
     assert found.names == [wanted[c] for c in found.labels.tolist()]
+    exported = coco_dataset([found], category_ids(predictor))
+    name_of = {category["id"]: category["name"] for category in exported["categories"]}
+    assert [name_of[row["category_id"]] for row in exported["annotations"]] == found.names
     result = msdetr.evaluate(run, progress=False, device="cpu")
     written = {int(i) for i in np.unique(result.detections["category_id"])}
     id_of = sorted(ids) if ids else [i + (layout == "voc") for i in range(len(names))]
     assert written <= set(id_of) and list(predictor.category_ids) == id_of
+    assert name_of == dict(zip(id_of, wanted.values()))
     held = (run / "held_out.txt").read_text().splitlines()
     assert len(held) == 2 == result.num_images and all(name.endswith(".png") for name in held)
