@@ -53,7 +53,7 @@ PRECISIONS = {
     ),
 }
 GRADIENTS, PIXELS = {"rtol": 1e-6, "atol": 1e-9}, {"atol": 1e-5}
-SIZES = torch.tensor([[480, 640], [333, 500]])  # of the images that detections are wanted in
+SIZES = torch.tensor([[480, 640], [333, 500]])  # of the images that detections are wanted in, in turn
 TERMS = {"class": "loss_ce", "l1": "loss_bbox", "giou": "loss_giou"}
 
 
@@ -241,9 +241,10 @@ def model_case(system: System, case: Case, folder: Path, manifest: Mapping, name
         if f"eval/{layer}/logits" in arrays:
             compare_predictions(case, f"eval/{layer}", found, layer, arrays, precision)
     if "eval/post/0/scores" in arrays:
-        kept = postprocess(found.layer(-1), SIZES[: len(mask)], system.detections(variant, spec))
-        for image, detections in enumerate(kept):
-            stem = f"eval/post/{image}/"
+        wanted = SIZES[torch.arange(len(mask)) % len(SIZES)]
+        kept = postprocess(found.layer(-1), wanted, system.detections(variant, spec))
+        for image in range(len(_numbered(arrays, "eval/post/{}/scores"))):
+            stem, detections = f"eval/post/{image}/", kept[image]
             case.close(stem + "scores", detections.scores, arrays[stem + "scores"], **precision.logits)
             if precision.exact:  # else detections with nearly the same score may change places
                 case.equal(stem + "labels", detections.labels.tolist(), arrays[stem + "labels"].tolist())
