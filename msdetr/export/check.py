@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,11 @@ from .graph import Graph
 
 Function = Callable[..., Sequence[Tensor]]
 
-TIE = 1e-5  # two proposals whose scores (logits) differ by no more may change places by rounding, and queries with them
-
 
 @dataclass(frozen=True)
 class Comparison:
-    """inputs: how many were compared.   same: gave the same within the tolerance.   undecided: did not, but the detector itself
-    ranks two proposals within ``TIE`` there, so rounding decides which query gets which.   different: the rest.
+    """inputs: how many were compared.   same: gave the same within the tolerance.   undecided: did not, but rounding decides
+    there which query gets which proposal (see ``ranking_is_tied``).   different: the rest.
     largest: the largest difference of a score, and of a box as a share of the image's longer side, among ``same``.
     eager, exported: seconds an input, median."""
 
@@ -39,7 +38,7 @@ class Comparison:
         return self.different == 0 and self.same > 0.9 * self.inputs
 
     def __str__(self) -> str:
-        undecided = f", {self.undecided} undecided (proposals tied within {TIE:.0e})" if self.undecided else ""
+        undecided = f", {self.undecided} undecided (proposals tied up to rounding)" if self.undecided else ""
         return (
             f"{self.inputs} random inputs: {self.same} the same (largest difference {self.largest:.1e}){undecided}, "
             f"{self.different} different; {self.exported * 1e3:.1f} ms an input, eager {self.eager * 1e3:.1f} ms: "
@@ -65,9 +64,7 @@ def compare(
                 results.append([torch.as_tensor(x) for x in function(*given)])
             seconds.append(time.perf_counter() - start)
         difference = _raw_difference(*results) if graph.raw else _difference(*results, given, tolerance)
-        verdict = (
-            "same" if difference <= tolerance else "undecided" if smallest_gap(graph, given) <= TIE else "different"
-        )
+        verdict = "same" if difference <= tolerance else "undecided" if ranking_is_tied(graph, given) else "different"
         largest = max(largest, difference) if verdict == "same" else largest
         verdicts[verdict] += 1
     eager, other = (float(torch.tensor(seconds).median()) for seconds in times)
@@ -117,18 +114,30 @@ def _largest(x: Tensor) -> float:
     return x.abs().max().nan_to_num(nan=torch.inf).item() if x.numel() else 0.0
 
 
-def smallest_gap(graph: Graph, given: tuple[Tensor, ...]) -> float:
-    """The smallest difference between the scores (logits) of proposals of neighboring rank, down to the first one that is not
-    selected; infinite for a one-stage detector."""
+def ranking_is_tied(graph: Graph, given: tuple[Tensor, ...]) -> bool:
+    """Whether two proposals of neighboring rank, down to the first one that is not selected, have scores so close that
+    rounding may exchange them, and with them the queries that refine them: closer than twice what the scores change in
+    double precision. False for a one-stage detector."""
+    exact = copy.deepcopy(graph).double()
+    scores, selected = _proposal_scores(graph, given)
+    if scores is None:
+        return False
+    rounding = (scores - _proposal_scores(exact, given)[0]).abs().max()
+    ranked = scores.topk(min(selected + 1, scores.shape[1]), dim=1).values
+    return bool((ranked.diff(dim=1).abs() <= 2 * rounding).any())
+
+
+def _proposal_scores(graph: Graph, given: tuple[Tensor, ...]) -> tuple[Tensor | None, int]:
+    """What the encoder's proposals are ranked by [B, S], and how many are selected; None for a one-stage detector."""
+    images, mask = given[:2]
+    if images.is_floating_point():
+        images = images.to(graph.pixel_mean.dtype)
     with torch.inference_mode():
-        batch = graph.batch(*given[:2])
-        output = graph.detector(batch, one_to_many=False)
-        if output.encoder is None:
-            return float("inf")
-        scores = graph.detector.query_selection.scores(output.encoder.predictions.logits[0])
-        count = min(output.one_to_one.boxes.shape[2] + 1, scores.shape[1])
-        ranked = scores.topk(count, dim=1).values
-        return ranked.diff(dim=1).abs().min().item()
+        output = graph.detector(graph.batch(images, mask), one_to_many=False)
+    if output.encoder is None:
+        return None, 0
+    scores = graph.detector.query_selection.scores(output.encoder.predictions.logits[0])
+    return scores.double(), output.one_to_one.boxes.shape[2]
 
 
 def require_onnxruntime() -> None:
