@@ -50,7 +50,9 @@ class Part:
         )
 
     def __str__(self) -> str:
-        return {None: "", True: "images held out of ", False: "the rest of "}[self.held_out] + self.split
+        if self.held_out is None:
+            return self.split
+        return f"the images held out of {self.split}" if self.held_out else f"{self.split} without the images held out"
 
 
 def held_out(file_names: Sequence[str]) -> np.ndarray:

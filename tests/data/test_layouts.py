@@ -76,7 +76,7 @@ def test_without_a_validation_split_the_same_images_are_held_out(layout, tmp_pat
     assert train_set.class_names == val_set.class_names == NAMES
     other = build_datasets(config(root, seed=7))[1]
     assert other.annotations.file_names == val_set.annotations.file_names, "whatever the seed"
-    assert "validated on: images held out of train" in str(check(root))
+    assert "validated on: the images held out of train" in str(check(root))
     assert part(config(root).data, "val").digest() != part(config(root).data, "train").digest()
 
 
