@@ -34,7 +34,7 @@ def position_supervised_loss(
     probability_power: float = 0.0,
     transform: Transform = "none",
 ) -> Tensor:
-    """Stable-DINO's class loss (Liu et al., "Detection Transformer with Stable Matching", ICCV 2023, Section 3.2).
+    """Stable-DINO's position-supervised loss (Liu et al., "Detection Transformer with Stable Matching", ICCV 2023).
 
     A positive's target is q = p^probability_power u^iou_power, perhaps transformed ("exp": (e^q - 1) / (e - 1), "sin":
     sin(q pi / 2)), then rescaled so that the best pair of every image and layer has target 1. Sum of alpha |q - p|^gamma

@@ -27,8 +27,8 @@ class IoUMatcher(Matcher):
     3. It takes the k best of them at most.
     Classes play no part, and a pair without any overlap is none.
 
-    Paper: an object's best query is positive below the threshold, too.  Released: see ``ReleasedIoUMatcher``.  Here: the
-    best of those that overlap no other object more, so that it does serve that object.
+    Released: an object's best query is positive below the threshold, but may serve another object (see
+    ``ReleasedIoUMatcher``).  Here: the best of those that overlap no other object more, so that it does serve that object.
 
     Ties: a query that overlaps two objects alike goes to the first; of two queries that overlap an object alike the one
     with the lower index is taken. Pairs are sorted by layer, then by ascending IoU.

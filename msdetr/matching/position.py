@@ -23,7 +23,7 @@ def modulated_focal_cost(
     giou_eps: float = 0.0,
 ) -> Tensor:
     """[K, T, Q]: ``focal_cost`` of p u^power in place of p, where u = (GIoU + 1) / 2, rescaled so that the best pair of
-    every image has 1 (Section 3.3)."""
+    every image has 1: the position-modulated cost."""
     u = (1 - giou_cost(predictions, targets, giou_eps)) / 2
     u = u * _to_one(_largest_per_image(u, targets))[:, targets.image, None]
     return focal_cost_of(class_table(predictions.logits.sigmoid(), targets) * u**power, alpha, gamma)

@@ -33,8 +33,8 @@ class EncoderLayer(nn.Module):
 
 
 class DenseFusion(nn.Module):
-    """Makes the memory from all stages of the encoder, its input among them (Stable-DINO, Liu et al., ICCV 2023, Section
-    3.4): stages + 1 times [B, S, C], concatenated, projected to [B, S, C], normalised."""
+    """Makes the memory from all stages of the encoder, its input among them (Stable-DINO, Liu et al., ICCV 2023):
+    stages + 1 times [B, S, C], concatenated, projected to [B, S, C], normalised."""
 
     def __init__(self, stages: int, dim: int):
         super().__init__()

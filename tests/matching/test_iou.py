@@ -20,7 +20,7 @@ ANY_K = pytest.mark.filterwarnings("ignore:IoU matching. k")
     ids=["exclusive", "released"],
 )
 @ANY_K
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(scenes, st.sampled_from([0.0, 0.25, 0.6, 1.0]), st.sampled_from([1, 2, 4, 30]))
 def test_against_brute_force(matcher, oracle, description, threshold, k):
     predictions, targets = scene(**description)
