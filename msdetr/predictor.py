@@ -25,6 +25,7 @@ from .engine.evaluate import EvalResult, autocast
 from .engine.evaluate import evaluate as evaluate_detector
 from .engine.postprocess import postprocess, require_finite
 from .engine.train import train as train_run
+from .engine.transformers_folder import is_transformers_folder, read_transformers
 from .errors import ConfigError
 from .methods import build_detector, build_postprocess
 from .recipes import requested, resolve
@@ -191,10 +192,13 @@ def build(
 def load(path: str | Path, device: str | torch.device = "auto", ema: bool | None = None) -> Predictor:
     """A predictor from a checkpoint directory, or from the best checkpoint of a run.
 
+    A folder of transformers' Deformable DETR is read, too (see ``msdetr.integrations.transformers``).
+
     ema: the moving average of the weights where the checkpoint has one (default), or False for the weights themselves.
     Raises CheckpointError.
     """
-
+    if is_transformers_folder(path):
+        return Predictor(*read_transformers(path), device=device)
     checkpoint = checkpoints.find(path, checkpoints.verify_weights)
     config = checkpoint.config
     detector = build_detector(config.override({"model.pretrained": "none"}))

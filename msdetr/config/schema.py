@@ -40,6 +40,7 @@ class ModelConfig:
     )
     # stage 1 frozen; 5 trains all
     finest_stride: Annotated[int, Range(4, 32)] = 8  # of the backbone's maps that are used: 4 adds its first stage
+    dilation: bool = False  # the last stage of a ResNet dilated instead of strided (DC5)
     hidden_dim: Annotated[int, Range(1, 2**16)] = 256
     num_heads: Depth = 8
     cross_heads: Annotated[int, Range(0, 1000)] = 0  # of the decoder's cross-attention; 0: num_heads
@@ -80,6 +81,14 @@ class ModelConfig:
             raise ConfigError(
                 "model.pretrained: imagenet's weights have batch norm, model.backbone_norm=group has not; set "
                 "model.backbone_norm=frozen, or model.pretrained=none to train from scratch"
+            )
+        if self.dilation and self.backbone not in ("resnet50", "resnet101", "resnet152"):
+            raise ConfigError(
+                f"model.dilation: {self.backbone} cannot be dilated; resnet50, resnet101 and resnet152 can"
+            )
+        if self.dilation and self.finest_stride > 16:
+            raise ConfigError(
+                "model.dilation: a dilated backbone has strides up to 16; set model.finest_stride=16 or less"
             )
         if self.look_forward_twice and not self.box_refine:
             raise ConfigError("model.look_forward_twice: needs model.box_refine")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torchvision
@@ -155,6 +155,12 @@ def _resnet(name: str, first: int) -> Network:
     return Network(_torchvision(name), ends, _doubling(first), ("conv1", "bn1", "relu", "maxpool"))
 
 
+def dilated(network: Network) -> Network:
+    """A ResNet of bottlenecks whose last stage is dilated instead of strided (DC5)."""
+    build = partial(network.build, replace_stride_with_dilation=[False, False, True])
+    return replace(network, build=build, strides=(4, 8, 16, 16))
+
+
 def _shufflenet(name: str, first: int) -> Network:
     ends = ("maxpool", "stage2", "stage3", "stage4")
     return Network(_torchvision(name), ends, (24, first, 2 * first, 4 * first), ("conv1", "maxpool"))
@@ -228,7 +234,7 @@ def build_backbone(config: ModelConfig) -> nn.Module:
         close = difflib.get_close_matches(name, [*BACKBONES, "conv"], n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are conv, {', '.join(BACKBONES)}"
         raise ConfigError(f"model.backbone: {name!r} is unknown; {hint} (or {TIMM}NAME for a model of timm)")
-    network = BACKBONES[name]
+    network = dilated(BACKBONES[name]) if config.dilation else BACKBONES[name]
     backbone = Backbone(network, config.backbone_norm, config.trainable_layers, config.finest_stride)
     if config.pretrained != "none":
         if config.backbone_norm != "frozen" and network.norm == "batch":
