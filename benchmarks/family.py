@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import sys
 from collections.abc import Callable
 from itertools import product
@@ -99,9 +98,16 @@ def peak_memory(recipe: str, batch: Batch, device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         step()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # what was there at most, e.g. while importing, is forgotten
+    before = _resident("VmRSS")
     step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    """Memory of this process in MiB, now (VmRSS) or at most (VmHWM). Linux only."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) / 2**10
 
 
 def parameters(recipe: str) -> dict[str, int]:
