@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from pycocotools.coco import COCO
 
-from msdetr.engine.evaluate import HOTCOCO, PYCOCOTOOLS, coco_metrics
+from msdetr.engine.metric import HOTCOCO, PYCOCOTOOLS, coco_metrics
 
 
 def data_set(images: int, detections: int, objects: int = 7, classes: int = 80) -> tuple[COCO, np.ndarray]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .config import RunConfig as RunConfig
     from .config import register_section as register_section
     from .data.images import ImageLike as ImageLike
-    from .engine.evaluate import EvalResult as EvalResult
+    from .engine.metric import EvalResult as EvalResult
     from .errors import CheckpointError as CheckpointError
     from .errors import ConfigError as ConfigError
     from .errors import DataError as DataError
@@ -49,7 +49,7 @@ __version__ = "0.2.0.dev0"
 _EXPORTS = {  # module -> the names of it that are the package's
     "config": ("RunConfig", "register_section"),
     "data.images": ("ImageLike",),
-    "engine.evaluate": ("EvalResult",),
+    "engine.metric": ("EvalResult",),
     "errors": ("CheckpointError", "ConfigError", "DataError", "EngineError", "InputError", "MSDETRError", "RunError"),
     "model.detector": ("Detector",),
     "predictor": ("NamedDetections", "Predictor", "build", "evaluate", "load", "train"),

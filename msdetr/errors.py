@@ -20,7 +20,13 @@ class InputError(MSDETRError, ValueError):
 
 
 class InputTypeError(InputError, TypeError):
-    """Tensors of a dtype, layout or device that does not fit."""
+    """Tensors of a dtype, layout or device that does not fit, or something of another type than was asked for."""
+
+
+class InputLookupError(InputError, IndexError, KeyError):
+    """An index, number or name that does not exist in what it was looked up in."""
+
+    __str__ = Exception.__str__  # a KeyError would show its message in quotation marks
 
 
 class OperatorError(MSDETRError, RuntimeError):
@@ -41,6 +47,10 @@ class WriteError(MSDETRError, OSError):
 
 class DataError(MSDETRError):
     """A data set that cannot be read or used."""
+
+
+class MissingDataError(DataError, FileNotFoundError):
+    """A folder without the data that is looked for there."""
 
 
 class AnnotationError(DataError, ValueError):

@@ -125,9 +125,9 @@ def run_notebook(
     that has a results.json there is told: its status becomes "failed".
 
     Raises ConfigError for an unknown parameter (with the nearest), NotebookError naming the cell that failed, called
-    ``sys.exit()``, or never ran, and one for an output that cannot be written or that another process is writing. SIGTERM and
-    SIGHUP go on to the kernel as SIGTERM, so that a training saves and stops; then raises Terminated
-    (exit 143).
+    ``sys.exit()``, or never ran, and one for an output that cannot be written or that another process is writing. SIGTERM,
+    SIGHUP and Ctrl-C go on to the kernel, so that a training saves and stops; then raises Terminated (exit 143), or
+    KeyboardInterrupt after Ctrl-C. A second Ctrl-C does not wait for that.
     """
     import nbformat
     import papermill
@@ -141,7 +141,7 @@ def run_notebook(
         if name not in known:
             raise ConfigError(f"parameter '{name}': {notebook.name} does not have it; {nearest(name, known)}")
     failure = None
-    with _holding(output), passing_signals_to_kernels() as told, _private_transport() as config:
+    with _holding(output), passing_signals_to_kernels() as received, _private_transport() as config:
         try:
             papermill.execute_notebook(
                 str(notebook),
@@ -159,8 +159,9 @@ def run_notebook(
         except Exception as error:  # noqa: BLE001 (a kernel that dies raises what it likes)
             failure = f"{type(error).__name__}: {error}"
         failure = failure or _incomplete(nbformat.read(output, as_version=4))
-    if failure and told:
-        raise Terminated(f"{notebook}, {failure}\nWhat ran is in {output}; run it again to go on")
+    if failure and received:
+        message = f"{notebook}, {failure}\nWhat ran is in {output}; run it again to go on"
+        raise KeyboardInterrupt(message) if signal.SIGINT in received else Terminated(message)
     if failure:
         from .engine.run import mark_failed
 
@@ -218,26 +219,29 @@ def _private_transport():
 
 
 @contextlib.contextmanager
-def passing_signals_to_kernels() -> Iterator[set[int]]:
-    """While the block lasts, SIGTERM and SIGHUP go on to this process's kernels as SIGTERM, so that a training in one saves
-    and stops. Yields the process ids of those that were told, empty as long as nothing happened."""
+def passing_signals_to_kernels() -> Iterator[list[int]]:
+    """While the block lasts, SIGTERM and SIGHUP go on to this process's kernels as SIGTERM and the first Ctrl-C as SIGINT, so
+    that a training in one saves and stops; the second Ctrl-C interrupts at once. Kernels get no Ctrl-C of the terminal
+    themselves. Yields the signals that came, none as long as nothing happened."""
     from .engine.signals import TERMINATING
 
-    told: set[int] = set()
+    received: list[int] = []
 
     def forward(number, frame):
+        if number == signal.SIGINT and signal.SIGINT in received:
+            raise KeyboardInterrupt
+        received.append(number)
         children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-        told.update(int(pid) for file in children for pid in file.read_text().split())
-        for pid in told:
+        for pid in {int(pid) for file in children for pid in file.read_text().split()}:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+                os.kill(pid, signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
     previous = {}
     if threading.current_thread() is threading.main_thread():
-        numbers = [number for number in TERMINATING if signal.getsignal(number) != signal.SIG_IGN]
+        numbers = [n for n in (*TERMINATING, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
         previous = {number: signal.signal(number, forward) for number in numbers}
     try:
-        yield told
+        yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -21,12 +21,13 @@ from .data import ImageLike, build_dataset, eval_transform, image_files, to_pixe
 from .engine import checkpoint as checkpoints
 from .engine import location
 from .engine.distributed import pick_device
-from .engine.evaluate import EvalResult, autocast
 from .engine.evaluate import evaluate as evaluate_detector
+from .engine.evaluate import mixed_precision
+from .engine.metric import EvalResult
 from .engine.postprocess import postprocess, require_finite
 from .engine.train import train as train_run
 from .engine.transformers_folder import is_transformers_folder, read_transformers
-from .errors import ConfigError
+from .errors import ConfigError, InputTypeError
 from .methods import build_detector, build_postprocess
 from .recipes import requested, resolve
 from .structures import Detections, ImageBatch
@@ -60,7 +61,7 @@ class NamedDetections(Detections):
 class Predictor:
     """A trained detector, ready to be asked: image in, named detections out.
 
-    detector: in eval mode, on its device, the one-to-many branch removed (it serves training alone).
+    detector: in eval mode, on its device; from ``load`` without the parts that only training needs.
     config: the run's. class_names: index = class. category_ids: class -> category id of the annotations, or None.
     source: the checkpoint's directory, by which the run's own data set is found.
     """
@@ -105,7 +106,7 @@ class Predictor:
         if isinstance(images, (str, os.PathLike, np.ndarray, Tensor, Image.Image)):
             return next(self.stream([images], max_detections, min_score, batch_size))
         if not isinstance(images, Iterable) or isinstance(images, (Mapping, bytes)):
-            raise TypeError(f"expected a path, PIL image, array or tensor, got {type(images).__name__}")
+            raise InputTypeError(f"images: expected a path, PIL image, array or tensor, got {type(images).__name__}")
         return list(self.stream(images, max_detections, min_score, batch_size))
 
     def stream(
@@ -160,7 +161,7 @@ class Predictor:
         """Detections of images that have one size once resized; boxes in pixels of each, clipped to it."""
         batch = ImageBatch.from_images([image.pixels for image in images]).to(self.device)
         sizes = torch.tensor([image.size for image in images])
-        with torch.inference_mode(), autocast(self.device, self.config.train.precision):
+        with torch.inference_mode(), mixed_precision(self.device, self.config.train.precision):
             output = self.detector(batch)
             found = self.postprocess(output.one_to_one, sizes, max_detections)
         detections = []
@@ -189,12 +190,15 @@ def build(
     return build_detector(resolve(config, overrides))
 
 
-def load(path: str | Path, device: str | torch.device = "auto", ema: bool | None = None) -> Predictor:
+def load(
+    path: str | Path, device: str | torch.device = "auto", ema: bool | None = None, strip: bool = True
+) -> Predictor:
     """A predictor from a checkpoint directory, or from the best checkpoint of a run.
 
     A folder of transformers' Deformable DETR is read, too (see ``msdetr.integrations.transformers``).
 
     ema: the moving average of the weights where the checkpoint has one (default), or False for the weights themselves.
+    strip: False keeps the parts of the detector that only training needs, to look at what they do.
     Raises CheckpointError.
     """
     if is_transformers_folder(path):
@@ -205,7 +209,8 @@ def load(path: str | Path, device: str | torch.device = "auto", ema: bool | None
     if checkpoint.manifest.get("stripped"):  # `msdetr export --to weights`: what only training needs is not in it
         detector.strip()
     checkpoints.load_weights(detector, checkpoint.weights(ema))
-    detector.strip()
+    if strip:
+        detector.strip()
     return Predictor(detector, config, checkpoint.class_names, checkpoint.category_ids, device, checkpoint.directory)
 
 

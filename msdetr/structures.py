@@ -173,6 +173,7 @@ class Targets(_Movable):
     def of_image(self, index: int) -> Targets:
         """The objects of one image, as a batch of one."""
         keep = self.image == index
+        original = None if self.original is None else self.original[keep]
         return Targets(
             self.labels[keep],
             self.boxes[keep],
@@ -180,6 +181,7 @@ class Targets(_Movable):
             num_images=1,
             image_ids=self.image_ids[index : index + 1],
             sizes=None if self.sizes is None else self.sizes[index : index + 1],
+            original=original if original is None or not len(original) else original - original.min(),
         )
 
     def class_agnostic(self) -> Targets:

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from small import SMALL
 
 from msdetr import cli
 from msdetr.data import shapes as generator
@@ -22,8 +23,8 @@ def run_dir(tmp_path_factory, data):
 
 
 TINY = ["--epochs", "1", "--seed", "1", "--device", "cpu", "--set"]
-TINY += ["model.hidden_dim=32", "model.encoder_layers=1", "model.decoder_layers=2", "model.ffn_dim=32"]
-TINY += ["model.num_queries=20", "data.num_train=16", "data.num_val=6", "train.batch_size=8", "train.micro_batch=8"]
+TINY += [f"{name}={value}" for name, value in (SMALL | {"model.num_queries": 20}).items()]
+TINY += ["data.num_train=16", "data.num_val=6", "train.batch_size=8", "train.micro_batch=8"]
 
 
 def run(capsys, *arguments):
@@ -112,8 +113,7 @@ def released(tmp_path_factory):
     import msdetr
     from msdetr.engine import checkpoint as checkpoints
 
-    small = {"model.hidden_dim": 32, "model.num_heads": 4, "model.encoder_layers": 1, "model.decoder_layers": 2}
-    small |= {"model.pretrained": "none", "model.ffn_dim": 32, "model.num_queries": 20}
+    small = SMALL | {"model.pretrained": "none", "model.num_queries": 20}
     config = msdetr.resolve("coco/ms-detr-pp-300", small)
     folder = tmp_path_factory.mktemp("runs") / "released"
     manifest = {"step": 0, "epoch": 0.0, "config": config.to_dict(), "class_names": ["x"] * 91}
@@ -323,8 +323,8 @@ def test_convert_names_the_recipe_that_fits_a_file(capsys, tmp_path, monkeypatch
     from msdetr import recipes
     from msdetr.model import to_released
 
-    small = {"model.hidden_dim": 32, "model.num_heads": 4, "model.encoder_layers": 1, "model.decoder_layers": 2}
-    small |= {"model.pretrained": "none", "model.ffn_dim": 32, "model.backbone": "resnet18"}
+    small = SMALL | {"model.pretrained": "none", "model.backbone": "resnet18"}
+    del small["model.num_queries"]  # in which the recipes differ
     whole, names = recipes.get, ["coco/deformable-detr-pp-300", "coco/ms-detr-300", "coco/ms-detr-pp-900"]
     monkeypatch.setattr(recipes, "names", lambda: names)
     monkeypatch.setattr(recipes, "get", lambda name: whole(name).override(small))

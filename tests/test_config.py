@@ -1,7 +1,5 @@
-import ast
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -28,22 +26,6 @@ from msdetr.config import (
 )
 from msdetr.errors import ConfigError
 from msdetr.methods import MSDETRConfig
-
-PACKAGE = Path(config_module.__file__).parent.parent
-
-
-@pytest.mark.parametrize("path", all_paths())
-def test_every_field_is_read_by_something(path):
-    """A setting nobody reads would be a promise that nothing keeps."""
-    name = path.rsplit(".", 1)[-1]
-    readers = [
-        file
-        for file in PACKAGE.rglob("*.py")
-        if "config" not in file.parts and "recipes" not in file.parts
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.ctx, ast.Load)
-    ]
-    assert readers, f"{path} is not read anywhere"
 
 
 @pytest.mark.fault("F69")

@@ -191,30 +191,45 @@ def test_leaving_a_notebook_early_is_not_success(tmp_path, notebook, leave):
 
 
 @pytest.mark.fault("F59")
-@pytest.mark.parametrize("cell", ["wait()", "engine_stops()"])
-def test_sigterm_reaches_the_kernel(tmp_path, notebook, cell):
-    """Whether the cell that runs has a way to stop, as a training does, or not. Exit 143, and a training says itself how it
-    ended."""
+@pytest.mark.parametrize(
+    ("cell", "number", "status"),
+    [
+        ("wait()", signal.SIGTERM, 143),
+        ("engine_stops()", signal.SIGTERM, 143),
+        ("engine_stops()", signal.SIGINT, 130),
+    ],
+)
+def test_signals_reach_the_kernel(tmp_path, notebook, cell, number, status):
+    """Whether the cell that runs has a way to stop, as a training does, or not. A training finishes its step, saves, and says
+    itself how it ended."""
     prepare = """
 import pathlib, signal, sys, time
 def wait():
     pathlib.Path(where).touch()
     time.sleep(60)
 def engine_stops():
-    def stop(number, frame):
-        sys.exit(143)
-    signal.signal(signal.SIGTERM, stop)
-    wait()
+    came = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: came.append(number))
+    pathlib.Path(where).touch()
+    while not came:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    pathlib.Path(where + '.saved').touch()
+    if came[0] == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(143)
 """
     output, flag = tmp_path / "run" / "out.ipynb", tmp_path / "flag"
     output.parent.mkdir()
     (output.parent / "results.json").write_text('{"status": "terminated"}')
     command = [sys.executable, "-m", "msdetr", "notebook", str(notebook(prepare, cell)), "--output", str(output)]
     process = subprocess.Popen([*command, "-p", f"where={flag}"], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not flag.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=40)
-    assert process.returncode == 143 and "run it again to go on" in said
+    process.send_signal(number)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == status and "run it again to go on" in said
+    assert flag.with_suffix(".saved").exists() == (cell == "engine_stops()")
     assert json.loads((output.parent / "results.json").read_text()) == {"status": "terminated"}

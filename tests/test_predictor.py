@@ -4,17 +4,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import SMALL
 
 import msdetr
 from msdetr.config import RunConfig
 from msdetr.data import shapes as generator
 from msdetr.errors import ConfigError, EvaluationError, ImageError, InputError
 
-TINY = {
-    "model.hidden_dim": 32,
-    "model.encoder_layers": 1,
-    "model.decoder_layers": 2,
-    "model.ffn_dim": 32,
+TINY = SMALL | {
     "model.num_queries": 20,
     "data.num_train": 8,
     "data.num_val": 4,

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from small import SMALL
 
 import msdetr
 
@@ -73,8 +74,7 @@ def test_the_options_of_training_are_named():
 
 
 def test_a_detector_takes_images_as_they_come():
-    small = {"model.hidden_dim": 32, "model.encoder_layers": 1, "model.decoder_layers": 1, "model.num_queries": 5}
-    detector = msdetr.build("shapes/baseline", small).eval()
+    detector = msdetr.build("shapes/baseline", SMALL).eval()
     images = torch.rand(2, 3, 64, 48)
     with torch.no_grad():
         outputs = [detector(form) for form in (images, list(images), msdetr.ImageBatch.from_images(list(images)))]

@@ -21,7 +21,7 @@ RELEASED = "released code"
 
 
 @dataclass(frozen=True)
-class Step:
+class AlgorithmStep:
     """A line of the algorithm after it ran: table [T, Q] of scores, and which pairs [T, Q] are still in the running."""
 
     line: str
@@ -76,18 +76,20 @@ def simulated_scenes(num_images: int = 40, num_queries: int = 60, seed: int = 0)
     return predictions_from_arrays(boxes, scores), targets
 
 
-def steps(table: np.ndarray, threshold: float, k: int, exclusive: bool = True) -> list[Step]:
+def steps(table: np.ndarray, threshold: float, k: int, exclusive: bool = True) -> list[AlgorithmStep]:
     """The lines of Section C (exclusive) or Algorithm 1 as listed, and what each leaves of the score table [T, Q]."""
     table = np.asarray(table, dtype=np.float64)
     alive = np.ones(table.shape, dtype=bool)
-    done = [Step("score = α · p + (1 − α) · IoU", "every object with every query", table, alive)]
+    done = [AlgorithmStep("score = α · p + (1 − α) · IoU", "every object with every query", table, alive)]
     if exclusive:
         alive = np.arange(len(table))[:, None] == table.argmax(0)
-        done.append(Step("favourite = argmax over objects", "a query competes for one object only", table, alive))
+        done.append(
+            AlgorithmStep("favourite = argmax over objects", "a query competes for one object only", table, alive)
+        )
     alive = alive & _best(np.where(alive, table, -np.inf), k)
-    done.append(Step(f"top-k of every object, k = {k}", "an object's best queries", table, alive))
+    done.append(AlgorithmStep(f"top-k of every object, k = {k}", "an object's best queries", table, alive))
     alive = alive & (table > threshold)
-    done.append(Step(f"score > τ = {threshold:g}", "only good ones", table, alive))
+    done.append(AlgorithmStep(f"score > τ = {threshold:g}", "only good ones", table, alive))
     return done
 
 

@@ -146,18 +146,21 @@ PARTS = {
     "backbone": ("backbone",),
     "pyramid, encoder": ("projections", "level_embedding", "encoder"),
     "query selection": ("query_selection",),
-    "decoder layers": ("decoder.layers",),
+    "decoder layers": ("decoder.layers", "decoder.query_positions", "decoder.output_norm"),
     "predictors": ("decoder.class_heads", "decoder.box_heads"),
     "one-to-many only": ("decoder.one_to_many",),
+    "further query groups": ("sources",),
 }
 
 
 def count_parameters(detector: nn.Module) -> dict[str, int]:
-    """Numbers of parameters by part of the detector; the last is what only training needs."""
-    return {
+    """Numbers of parameters by part of the detector; those named last, what only training needs. Further query groups are
+    named where there are any."""
+    counts = {
         part: sum(p.numel() for name, p in detector.named_parameters() if name.startswith(prefixes))
         for part, prefixes in PARTS.items()
     }
+    return {part: count for part, count in counts.items() if count or part != "further query groups"}
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ class Cost:
     inference: float
 
 
-def measure(
+def measure_costs(
     detectors: Mapping[str, nn.Module], criteria: Mapping[str, Criterion], batch: ImageBatch, targets: Targets,
     repeats: int = 5,
 ) -> dict[str, Cost]:  # fmt: skip

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from msdetr import files
-from msdetr.errors import InputError
+from msdetr.errors import InputError, InputLookupError
 from msdetr.matching import class_probability, pair_iou
 from msdetr.structures import DetectorOutput, ImageBatch, Predictions, Targets
 
@@ -75,7 +75,7 @@ class CandidateTable:
         """Candidates per object with IoU above one of ``thresholds``."""
         index = np.flatnonzero(np.isclose(self.thresholds, threshold))
         if not len(index):
-            raise KeyError(f"IoU threshold {threshold} was not measured; there are {self.thresholds.tolist()}")
+            raise InputLookupError(f"IoU threshold {threshold} was not measured; there are {self.thresholds.tolist()}")
         return float(self.above[layer, index[0]])
 
     def summary(self, layer: int = -1) -> dict[str, float | int | None]:
@@ -229,7 +229,7 @@ class CandidateQuality:
 
 
 @torch.no_grad()
-def measure(
+def measure_candidates(
     detector: Callable[[ImageBatch], DetectorOutput],
     loader: Iterable[tuple[ImageBatch, Targets]],
     device: str | torch.device = "cpu",
@@ -265,7 +265,7 @@ def measure_run(
     dataset = build_dataset(config, "val")
     check_classes(predictor, dataset)
     loader = build_eval_loader(dataset, config.train.micro_batch, workers=config.data.workers)
-    return measure(predictor.detector, loader, predictor.device, **settings)
+    return measure_candidates(predictor.detector, loader, predictor.device, **settings)
 
 
 def _checked(predictions: Predictions, targets: Targets) -> tuple[Predictions, Targets]:

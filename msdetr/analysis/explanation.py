@@ -12,8 +12,9 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from msdetr.analysis.outcomes import ObjectOutcome, explain_output
-from msdetr.analysis.reasons import Reason, object_name, one_to_many_reason, one_to_one_reason
-from msdetr.matching import STATUSES, MatchingRules, Status
+from msdetr.analysis.reasons import Reason, object_name, reason_of
+from msdetr.errors import InputLookupError
+from msdetr.matching import STATUSES, Matcher, MatchingRules, Status
 from msdetr.structures import Matches, Predictions, Targets
 
 
@@ -55,6 +56,8 @@ class BranchExplanation:
     """Every pair of a branch. All tables are numpy arrays [K, T, Q]; ``status`` holds indices into ``STATUSES``.
     matched, status, obstacles, rival, place and votes are what the branch's matcher decided, see ``Decisions``.
 
+    predictions: what is supervised. targets: with what; objects repeated where the branch repeats them. objects: those of the
+    image. matcher: None where the pairs were known. parts: the queries are so many equal parts, each matched by itself.
     score is alpha * probability + (1 - alpha) * iou; cost_class, cost_l1 and cost_giou are weighted terms of the
     Hungarian cost. place is the 1-based rank of the query among those the rule lets compete for the object, were it one
     of them. hypothetical: the detector has no such branch; its one-to-one predictions were used.
@@ -63,7 +66,9 @@ class BranchExplanation:
     name: str
     predictions: Predictions
     targets: Targets
+    objects: Targets
     matching: MatchingRules
+    matcher: Matcher | None
     matches: Matches
     probability: np.ndarray
     iou: np.ndarray
@@ -79,6 +84,7 @@ class BranchExplanation:
     votes: np.ndarray  # [K, T] number of queries an object may take: k (of as many as there are), or its capped votes
     class_names: tuple[str, ...] = ()
     hypothetical: bool = False
+    parts: int = 1
 
     @property
     def cost(self) -> np.ndarray:
@@ -107,21 +113,31 @@ class BranchExplanation:
         layer = self._layer(layer)
         self._object(target)
         if not 0 <= query < self.score.shape[-1]:
-            raise IndexError(f"query {query}: there are {self.score.shape[-1]}, counted from 0")
-        rule = one_to_one_reason if self.name == "one_to_one" else one_to_many_reason
-        return rule(self, query, target, layer)
+            raise InputLookupError(f"query {query}: there are {self.score.shape[-1]}, counted from 0")
+        return reason_of(self.matcher)(self, query, target, layer)
+
+    def part(self, query: int) -> slice:
+        """The queries that are matched together with this one."""
+        size = self.score.shape[-1] // self.parts
+        return slice(query // size * size, query // size * size + size)
 
     def regret(self, query: int, target: int, layer: int = -1) -> float:
         """By how much the least total cost of one-to-one matching grows if the query must serve the object; at least
         0, and 0 for a matched pair."""
-        cost = self.cost[self._layer(layer)].astype(np.float64)
+        part = self.part(query)
+        cost, query = self.cost[self._layer(layer), :, part].astype(np.float64), query - part.start
         rest = np.delete(np.delete(cost, target, axis=0), query, axis=1)
         least, forced = (table[linear_sum_assignment(table)].sum() for table in (cost, rest))
         return float(max(forced + cost[target, query] - least, 0.0))
 
     def object_name(self, target: int) -> str:
-        """'object 2 (circle)', or 'object 2 (class 4)' where names are not known."""
-        return object_name(target, self.targets, self.class_names)
+        """'object 2 (circle)', or 'object 2 (class 4)' where names are not known; 'copy 3 of object 2 (circle)' where objects
+        are repeated."""
+        original = self.targets.original
+        if original is None:
+            return object_name(target, self.objects, self.class_names)
+        number = int((original[:target] == original[target]).sum())
+        return f"copy {number + 1} of {object_name(int(original[target]), self.objects, self.class_names)}"
 
     def _candidate(self, query: int, rank: int, target: int, layer: int) -> Candidate:
         at = (layer, target, query)
@@ -141,17 +157,30 @@ class BranchExplanation:
 
     def _object(self, target: int) -> None:
         if not 0 <= target < len(self.targets):
-            raise IndexError(f"object {target}: the image has {len(self.targets)}, counted from 0")
+            raise InputLookupError(f"object {target}: the image has {len(self.targets)}, counted from 0")
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Matching of one image in every decoder layer; see ``explain``."""
+    """Matching of one image in every decoder layer; see ``explain``. branches: by name, ``one_to_one`` and ``one_to_many``
+    among them."""
 
-    one_to_one: BranchExplanation
-    one_to_many: BranchExplanation
+    branches: Mapping[str, BranchExplanation]
     references: np.ndarray | None = None  # [K, Q, 4] cxcywh
     class_names: tuple[str, ...] = field(default=())
+
+    @property
+    def one_to_one(self) -> BranchExplanation:
+        return self.branches["one_to_one"]
+
+    @property
+    def one_to_many(self) -> BranchExplanation:
+        return self.branches["one_to_many"]
+
+    @property
+    def further(self) -> list[BranchExplanation]:
+        """The other branches: the encoder's, and those of further query groups."""
+        return [branch for name, branch in self.branches.items() if name not in ("one_to_one", "one_to_many")]
 
     @property
     def targets(self) -> Targets:
@@ -166,9 +195,10 @@ class Explanation:
         return self.one_to_one.score.shape[-1]
 
     def branch(self, name: str) -> BranchExplanation:
-        if name not in ("one_to_one", "one_to_many"):
-            raise ValueError(f"branch: {name!r} is neither 'one_to_one' nor 'one_to_many'")
-        return getattr(self, name)
+        """Raises InputLookupError for a branch that the criterion does not have, or the output has nothing for."""
+        if name not in self.branches:
+            raise InputLookupError(f"branch: {name!r} is none of {', '.join(self.branches)}")
+        return self.branches[name]
 
     def query_path(self, query: int) -> list[QueryStep]:
         """A query from the first layer to the last, as the one-to-one branch predicts it."""

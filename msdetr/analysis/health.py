@@ -84,7 +84,7 @@ def _loss_falls(run: Run) -> Iterator[Finding]:
     # not of branches whose number of positives is free: their loss grows with it, which is good news
     graded = []
     for branch in _branches(run):
-        if not _is_fixed(branch):
+        if not _is_fixed(branch) and branch.name != "one_to_one":
             continue
         values = [
             sum(weight * sum(line["terms"][f"{branch.name}/{term}"]) for term, weight in branch.weights.items())
@@ -145,7 +145,7 @@ def _boxes_move(run: Run) -> Iterator[Finding]:
     for branch in _branches(run):
         lines = [line["terms"] for line in run.steps if f"{branch.name}/l1" in line["terms"]]
         first, last, ratio = _trend([terms[f"{branch.name}/l1"][-1] for terms in lines])
-        if not _is_fixed(branch) or ratio is None:
+        if not (_is_fixed(branch) or branch.name == "one_to_one") or ratio is None:
             continue
         text = f"{branch_title(branch.name)}: last layer's L1 per object went from {first:.3f} to {last:.3f} (x {ratio:.2f})"
         if f"{branch.name}/giou" in lines[-1]:

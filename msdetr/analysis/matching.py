@@ -14,7 +14,7 @@ Shape legend: K layers, T objects of the image, Q queries, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,17 +22,21 @@ import torch
 from msdetr.analysis.explanation import BranchExplanation, Candidate, Explanation, QueryStep
 from msdetr.analysis.outcomes import ObjectOutcome, Outcome, explain_output
 from msdetr.analysis.reasons import Reason, object_name
+from msdetr.errors import InputError, InputLookupError
+from msdetr.losses import Branch, Criterion, Supervised, answer, candidates
 from msdetr.matching import (
     STATUSES,
-    Decisions,
+    HungarianMatcher,
     MatchingRules,
     Status,
     class_probability,
+    known_pairs,
     merge_matches,
     pair_iou,
+    places,
     score,
 )
-from msdetr.structures import DetectorOutput, Predictions, Targets
+from msdetr.structures import DetectorOutput, GroupOutput, Predictions, Targets
 
 __all__ = [
     "STATUSES",
@@ -56,70 +60,91 @@ def explain(
     matching: MatchingRules | None = None,
     image: int = 0,
     class_names: Sequence[str] = (),
+    criterion: Criterion | None = None,
 ) -> Explanation:
     """Runs the matchers of a configuration on one image of a batch and keeps what they decided on.
 
-    output: of a detector run with ``one_to_many=True``, or predictions alone (for another detector:
-    ``predictions_from_arrays``); without a one-to-many branch, one-to-many matching is shown as it would be on the
-    one-to-one predictions. matching: default the released alpha, tau and k with the exclusive rule.
+    output: of a detector run with ``one_to_many=True`` (and with the targets, for further query groups), or predictions
+    alone (for another detector: ``predictions_from_arrays``); without a one-to-many branch, one-to-many matching is shown
+    as it would be on the one-to-one predictions. matching: default the released alpha, tau and k with the exclusive rule.
+    criterion: the run's, all of whose branches are explained; by default one-to-one and one-to-many matching by the rules of
+    ``matching``. A further branch whose matcher does not explain itself is left out.
 
-    Raises ValueError for a NaN or infinite prediction, a label outside the predicted classes, or batches that differ.
+    Raises InputError for a NaN or infinite prediction, a label outside the predicted classes, or batches that differ, and
+    InputLookupError for an image that the batch does not have.
     """
     matching = MatchingRules() if matching is None else matching
     if isinstance(output, Predictions):
         output = DetectorOutput(output)
     if not 0 <= image < targets.num_images:
-        raise IndexError(f"image {image}: the batch has {targets.num_images}")
+        raise InputLookupError(f"image {image}: the batch has {targets.num_images}, counted from 0")
     if output.one_to_one.logits.shape[1] != targets.num_images:
-        raise ValueError(f"predictions of {output.one_to_one.logits.shape[1]} images, objects of {targets.num_images}")
-    objects = targets.of_image(image).to("cpu")
-    first = _of_image(output.one_to_one, image)
-    second = first if output.one_to_many is None else _of_image(output.one_to_many, image)
-    one_to_one = matching.hungarian().explain(first, objects)
-    one_to_many = _one_to_many(second, objects, matching, one_to_one)
+        raise InputError(f"predictions of {output.one_to_one.logits.shape[1]} images, objects of {targets.num_images}")
+    targets = targets.to("cpu")
+    output, objects = _of_image(output.to("cpu"), targets, image), targets.of_image(image)
+    criterion = _both_branches(matching, output.one_to_one) if criterion is None else criterion
     class_names = tuple(class_names)
-    return Explanation(
-        _branch("one_to_one", first, objects, matching, one_to_one, class_names),
-        _branch("one_to_many", second, objects, matching, one_to_many, class_names, output.one_to_many is None),
-        None if output.references is None else output.references[:, image].detach().cpu().numpy(),
-        class_names,
-    )
+    found: dict[str, BranchExplanation] = {}
+    for branch in criterion.branches:
+        given = branch.select(output, objects)
+        if given is None:
+            continue
+        try:
+            found[branch.name] = _branch(branch, given, objects, matching, found, class_names)
+        except NotImplementedError:
+            if branch.name == "one_to_one":
+                raise
+    if "one_to_many" not in found:
+        branch = _both_branches(matching, output.one_to_one).branches[1]
+        given = Supervised(output.one_to_one, objects)
+        found["one_to_many"] = _branch(branch, given, objects, matching, found, class_names, hypothetical=True)
+    references = None if output.references is None else output.references[:, 0].detach().numpy()
+    return Explanation(found, references, class_names)
 
 
-def _one_to_many(
-    predictions: Predictions, targets: Targets, matching: MatchingRules, one_to_one: Decisions
-) -> Decisions:
-    num_queries = predictions.logits.shape[2]
-    rule = replace(matching, k=min(matching.k, max(num_queries, 1))).one_to_many()
-    with torch.random.fork_rng(devices=[]):  # the released rule draws at random: the same draw each time
-        torch.manual_seed(0)
-        decisions = rule.explain(predictions, targets)
-    if not matching.merge:
-        return decisions
-    pairs = merge_matches(decisions.matches, one_to_one.matches, num_queries, 1, exclusive=matching.rule != "literal")
-    return decisions.merged(pairs, targets)
+def _both_branches(matching: MatchingRules, predictions: Predictions) -> Criterion:
+    """One-to-one and one-to-many matching by these rules, without losses."""
+    rules = replace(matching, k=min(matching.k, max(predictions.logits.shape[2], 1)))
+    merge_from = "one_to_one" if matching.merge else None
+    one_to_many = Branch("one_to_many", candidates, rules.one_to_many(), {}, merge_from, matching.rule != "literal")
+    return Criterion([Branch("one_to_one", answer, matching.hungarian()), one_to_many])
 
 
 def _branch(
-    name: str,
-    predictions: Predictions,
-    targets: Targets,
+    branch: Branch,
+    given: Supervised,
+    objects: Targets,
     matching: MatchingRules,
-    decisions: Decisions,
+    earlier: Mapping[str, BranchExplanation],
     class_names: tuple[str, ...],
     hypothetical: bool = False,
 ) -> BranchExplanation:
-    costs = matching.hungarian().terms(predictions, targets)
-    table = score(predictions, targets, matching.alpha)
+    predictions, targets = given.predictions.detach().float(), given.targets
+    seen = predictions if given.match_on is None else given.match_on.detach().float()
+    table = score(seen, targets, matching.alpha)
+    with torch.random.fork_rng(devices=[]):  # the released rule draws at random: the same draw each time
+        torch.manual_seed(0)
+        if given.pairs is not None:
+            decisions = known_pairs(given.pairs, places(table), targets)
+        else:
+            decisions = branch.matcher.explain(seen, targets)
+    if branch.merge_from in earlier:
+        pairs = earlier[branch.merge_from].matches
+        pairs = merge_matches(decisions.matches, pairs, seen.logits.shape[2], 1, exclusive=branch.merge_exclusive)
+        decisions = decisions.merged(pairs, targets)
+    hungarian = branch.matcher if isinstance(branch.matcher, HungarianMatcher) else matching.hungarian()
+    costs = hungarian.terms(seen, targets)
     costs = {term: costs.get(term, torch.zeros_like(table)).numpy() for term in ("class", "l1", "giou")}
     return BranchExplanation(
-        name,
+        branch.name,
         predictions,
         targets,
+        objects,
         matching,
+        None if given.pairs is not None else branch.matcher,
         decisions.matches,
-        probability=class_probability(predictions, targets).numpy(),
-        iou=pair_iou(predictions, targets).numpy(),
+        probability=class_probability(seen, targets).numpy(),
+        iou=pair_iou(seen, targets).numpy(),
         score=table.numpy(),
         cost_class=costs["class"],
         cost_l1=costs["l1"],
@@ -132,9 +157,40 @@ def _branch(
         votes=decisions.limit.numpy(),
         class_names=class_names,
         hypothetical=hypothetical,
+        parts=given.parts,
     )
 
 
-def _of_image(predictions: Predictions, image: int) -> Predictions:
-    one = Predictions(predictions.logits[:, image : image + 1], predictions.boxes[:, image : image + 1])
-    return one.detach().to("cpu").float()
+def _of_image(output: DetectorOutput, targets: Targets, image: int) -> DetectorOutput:
+    """Everything predicted for one image of a batch, as for a batch of one."""
+    one = slice(image, image + 1)
+    encoder = output.encoder
+    return replace(
+        output,
+        one_to_one=output.one_to_one.of_image(image),
+        one_to_many=None if output.one_to_many is None else output.one_to_many.of_image(image),
+        encoder=encoder
+        and replace(encoder, predictions=encoder.predictions.of_image(image), anchors=encoder.anchors[one]),
+        references=None if output.references is None else output.references[:, one],
+        selected=None if output.selected is None else output.selected[one],
+        groups={name: _group_of_image(group, targets, image) for name, group in output.groups.items()},
+    )
+
+
+def _group_of_image(group: GroupOutput, targets: Targets, image: int) -> GroupOutput:
+    one, own = slice(image, image + 1), targets if group.targets is None else group.targets
+    pairs = group.pairs
+    if pairs is not None:
+        pairs = pairs.select(pairs.image == image)
+        first = int((own.image < image).sum())
+        pairs = replace(pairs, image=torch.zeros_like(pairs.image), target=pairs.target - first)
+    return replace(
+        group,
+        predictions=group.predictions.of_image(image),
+        candidates=None if group.candidates is None else group.candidates.of_image(image),
+        references=group.references[:, one],
+        targets=None if group.targets is None else group.targets.of_image(image),
+        pairs=pairs,
+        selected=None if group.selected is None else group.selected[one],
+        objects=None if group.objects is None else group.objects[one] - int((targets.image < image).sum()),
+    )

@@ -13,6 +13,7 @@ import numpy as np
 
 from msdetr.analysis.reasons import object_name
 from msdetr.boxes import cxcywh_to_xyxy, pairwise_iou
+from msdetr.errors import InputError
 from msdetr.matching import pair_iou
 from msdetr.structures import Predictions, Targets
 
@@ -58,7 +59,7 @@ def explain_output(
     overlaps most.
     """
     if predictions.logits.shape[:2] != (1, 1) or targets.num_images != 1:
-        raise ValueError(
+        raise InputError(
             "explain_output looks at one layer of one image: use predictions.layer(-1) and targets.of_image"
         )
     predictions, targets = predictions.detach().to("cpu").float(), targets.to("cpu")

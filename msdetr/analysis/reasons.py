@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from msdetr.matching import STATUSES, Status
+from msdetr.matching import (
+    STATUSES,
+    HungarianMatcher,
+    Matcher,
+    OneToManyMatcher,
+    PartwiseMatcher,
+    SharedMatcher,
+    Status,
+)
 from msdetr.structures import Targets
 
 if TYPE_CHECKING:
@@ -22,6 +30,16 @@ class Reason:
     obstacles: tuple[Status, ...]
     text: str
     numbers: dict[str, float | int]
+
+
+def reason_of(matcher: Matcher | None) -> Callable[[BranchExplanation, int, int, int], Reason]:
+    """What puts the decisions of a matcher into words; None: pairs were known."""
+    if matcher is None:
+        return known_reason
+    while isinstance(matcher, (PartwiseMatcher, SharedMatcher)):
+        matcher = matcher.matcher
+    kinds = {OneToManyMatcher: one_to_many_reason, HungarianMatcher: one_to_one_reason}
+    return next((rule for kind, rule in kinds.items() if isinstance(matcher, kind)), plain_reason)
 
 
 def one_to_many_reason(branch: BranchExplanation, query: int, target: int, layer: int) -> Reason:
@@ -65,7 +83,8 @@ def one_to_one_reason(branch: BranchExplanation, query: int, target: int, layer:
         return Reason(status, (), text, numbers)
     regret = branch.regret(query, target, layer)
     numbers |= {"regret": regret}
-    holder = branch.serving(target, layer)
+    part = branch.part(query)
+    holder = [q for q in branch.serving(target, layer) if part.start <= q < part.stop]
     text = f"Query {query} does not serve {branch.object_name(target)}: "
     if status is Status.COSTLIER:
         winner = holder[0]
@@ -85,6 +104,29 @@ def one_to_one_reason(branch: BranchExplanation, query: int, target: int, layer:
         else:
             text += f"there are more objects than queries; serving this one would cost {regret:.2f} more in total."
     return Reason(status, (status,), text, numbers)
+
+
+def plain_reason(branch: BranchExplanation, query: int, target: int, layer: int) -> Reason:
+    """Of any other matcher: what stood in the way, without its numbers."""
+    at = (layer, target, query)
+    status = STATUSES[branch.status[at]]
+    if status in (Status.MATCHED, Status.MERGED):
+        return Reason(status, (), f"Query {query} serves {branch.object_name(target)}.", {})
+    obstacles = tuple(name for name, table in branch.obstacles.items() if table[at])
+    text = f"Query {query} does not serve {branch.object_name(target)}: {'; '.join(obstacles)}."
+    return Reason(status, obstacles, text, {})
+
+
+def known_reason(branch: BranchExplanation, query: int, target: int, layer: int) -> Reason:
+    at = (layer, target, query)
+    status = STATUSES[branch.status[at]]
+    if status is Status.MATCHED:
+        return Reason(status, (), f"Query {query} was made to find {branch.object_name(target)}.", {})
+    if status is Status.TAKEN:
+        text = f"Query {query} was made to find {branch.object_name(int(branch.rival[at]))}, not {branch.object_name(target)}."
+        return Reason(status, (status,), text, {"rival": int(branch.rival[at])})
+    text = f"Query {query} is to find nothing: it was made as a negative, or fills up its group."
+    return Reason(status, (status,), text, {})
 
 
 def object_name(target: int, targets: Targets, class_names: Sequence[str] = ()) -> str:

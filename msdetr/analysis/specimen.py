@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from msdetr.analysis.arrays import predictions_from_arrays, targets_from_arrays
-from msdetr.analysis.look import SamplingPoints, both_branches, sampling_points
+from msdetr.analysis.look import SamplingPoints, sampling_points, training_output
 from msdetr.analysis.matching import Explanation, explain
 from msdetr.analysis.stability import MatchHistory
 from msdetr.config import RunConfig
-from msdetr.errors import ConfigError
+from msdetr.errors import ConfigError, InputError
 from msdetr.matching import MatchingRules
-from msdetr.methods import matching_rules
+from msdetr.methods import build_criterion, matching_rules
 from msdetr.structures import DetectorOutput, Predictions, Targets
 
 
 @dataclass(frozen=True)
 class Specimen:
     """One image: output of a detector for it (a batch of one), its objects, the picture [H, W, 3] uint8 (None: a blank
-    canvas) and how matching is configured. sampling: per decoder layer, where queries look, if known."""
+    canvas) and how matching is configured. sampling: per decoder layer, where queries look, if known. config: the run's, if
+    known, which says what further branches there are."""
 
     output: DetectorOutput
     targets: Targets
@@ -33,13 +35,18 @@ class Specimen:
     class_names: tuple[str, ...] = ()
     name: str = "image"
     sampling: tuple[SamplingPoints, ...] | None = None
+    config: RunConfig | None = None
 
     def explain(self, **changes: Any) -> Explanation:
         """The matching of this image, with some settings changed: ``explain(threshold=0.5, k=3, alpha=0.2)``.
 
         Raises ConfigError for an unknown setting or a value out of range.
         """
-        return explain(self.output, self.targets, self.matching.changed(**changes), class_names=self.class_names)
+        rules, criterion = self.matching.changed(**changes), None
+        if self.config is not None:
+            most = max(self.output.one_to_one.logits.shape[2], 1)
+            criterion = build_criterion(replace(rules, k=min(rules.k, most)).applied(self.config))
+        return explain(self.output, self.targets, rules, class_names=self.class_names, criterion=criterion)
 
     @classmethod
     def from_arrays(
@@ -74,30 +81,23 @@ class Microscope:
     """A run, or one of its checkpoints, and images of a data set to look at it with.
 
     path: run directory (its best checkpoint) or checkpoint directory. data, split: a folder with images and labels; the
-    run's own validation images by default. Unlike ``msdetr.load`` this keeps the one-to-many branch.
+    run's own validation images by default. What only training needs, as the one-to-many branch, is kept. Raises
+    CheckpointError, ConfigError for a data set of other classes, and the data set's errors.
     """
 
     def __init__(
         self, path: str | Path, data: str | Path | None = None, split: str | None = None, device: str = "auto"
     ) -> None:
         from msdetr.data import build_dataset
-        from msdetr.engine import checkpoint as checkpoints
-        from msdetr.engine.distributed import pick_device
-        from msdetr.methods import build_detector
-        from msdetr.predictor import evaluation_config
+        from msdetr.predictor import check_classes, evaluation_config, load
 
-        found = checkpoints.find(path, checkpoints.verify_weights)
-        self.device = pick_device(device)
-        self.config: RunConfig = found.config
-        self.class_names = tuple(found.class_names)
-        self.detector: nn.Module = build_detector(found.config.override({"model.pretrained": "none"}))
-        checkpoints.load_weights(self.detector, found.weights())
-        self.detector.to(self.device).eval()
-        self.dataset = build_dataset(evaluation_config(found.config, found.directory, data, split), "val")
-        if tuple(self.dataset.class_names) != self.class_names:
-            raise ConfigError(
-                f"{path} was trained on other categories than the data set's: {self.dataset.class_names[:5]} ..."
-            )
+        predictor = load(path, device, strip=False)
+        self.device: torch.device = predictor.device
+        self.config: RunConfig = predictor.config
+        self.class_names = predictor.class_names
+        self.detector: nn.Module = predictor.detector
+        self.dataset = build_dataset(evaluation_config(predictor.config, predictor.source, data, split), "val")
+        check_classes(predictor, self.dataset)
 
     def index(self, image: int | str | Path) -> int:
         """The place of an image in the data set: by image id, or by file name or path. Raises ConfigError."""
@@ -122,23 +122,24 @@ class Microscope:
         batch = batch.to(self.device)
         points = sampling_points(self.detector, batch) if sampling else None
         return Specimen(
-            both_branches(self.detector, batch).to("cpu"),
+            training_output(self.detector, batch, targets.to(self.device)).to("cpu"),
             targets,
             matching_rules(self.config),
             self.dataset.pixels(index).permute(1, 2, 0).numpy(),
             self.class_names,
             self.dataset.path(index).name,
             None if points is None else tuple(points),
+            self.config,
         )
 
 
 def recorded(history: MatchHistory, record: int, image: int) -> Specimen:
     """One image as a detector saw it at one recorded step of its training.
 
-    record: 0 for the first of ``history.steps``. Raises ValueError where no predictions were kept.
+    record: 0 for the first of ``history.steps``. Raises InputError where no predictions were kept.
     """
     if not history.states:
-        raise ValueError("no predictions were kept: record with states > 0")
+        raise InputError("no predictions were kept: record with states > 0")
     output = history.states[record]
 
     def one(predictions: Predictions | None) -> Predictions | None:

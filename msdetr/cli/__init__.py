@@ -35,7 +35,7 @@ def _run(arguments: list[str]) -> int:
             print(f"msdetr: {error.message}", file=sys.stderr)
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
-        if debug or not isinstance(error, (MSDETRError, OSError)):
+        if debug or not isinstance(error, MSDETRError):
             raise
         print(f"msdetr: {error}", *getattr(error, "__notes__", ()), file=sys.stderr)
         return 1

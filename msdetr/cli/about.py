@@ -38,7 +38,7 @@ def doctor() -> None:
     import torchvision
 
     from .. import ops
-    from ..engine.evaluate import check_metric, metric_backend
+    from ..engine.metric import check_metric, metric_backend
 
     print(f"msdetr {__version__}, Python {platform.python_version()}, {platform.platform()}")
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {torch.get_num_threads()} CPU threads")

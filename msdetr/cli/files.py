@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, InputError
 from ..files import replacing, save_figure
 from .app import Argument, Count, Index, command
 from .output import number, require_file, require_folder
@@ -83,7 +83,7 @@ def convert(
         found = checkpoints.find(source, checkpoints.verify_weights)
         try:
             released = released_names(found.weights(), found.config)
-        except ValueError as error:
+        except InputError as error:
             raise ConfigError(f"{source}: {error}") from error
         with replacing(target) as staging:
             torch.save({"model": released}, staging)
@@ -93,7 +93,7 @@ def convert(
     config = resolve(recipe)
     try:
         weights = load_released(source, config)
-    except ValueError as error:
+    except InputError as error:
         raise ConfigError(f"{source}: {error}") from error
     detector = build_detector(config.override({"model.pretrained": "none"}))
     try:

@@ -21,7 +21,7 @@ from torchvision import tv_tensors
 
 from ..boxes import xyxy_to_cxcywh
 from ..checks import count, machine_memory
-from ..errors import AnnotationError, ConfigError, ImageError
+from ..errors import AnnotationError, ConfigError, ImageError, InputLookupError
 from ..structures import ImageBatch, Targets
 from .images import Remark, check_files, read_image
 from .parts import Part
@@ -61,21 +61,21 @@ class Categories:
         return len(self.names)
 
     def to_class(self, category_id: int) -> int:
-        """Class index of a category id. Raises KeyError."""
+        """Returns the class index of a category id. Raises InputLookupError (a KeyError)."""
         if category_id not in self.category_ids or category_id is None:
-            raise KeyError(
+            raise InputLookupError(
                 f"category id {category_id} is unknown; known: {[i for i in self.category_ids if i is not None]}"
             )
         return self.category_ids.index(category_id)
 
     @classmethod
     def contiguous(cls, annotations: Annotations) -> Categories:
-        """Classes 0 ... C-1 in the order of the ids."""
+        """Numbers the classes 0 ... C-1, in the order of the ids."""
         return cls(tuple(annotations.category_names), tuple(annotations.category_ids.tolist()))
 
     @classmethod
     def raw(cls, annotations: Annotations) -> Categories:
-        """Class index = category id, as the released models have it: COCO's ids up to 90 make 91 classes."""
+        """Takes the category ids themselves as class indices, as the released models have it: COCO's ids up to 90 make 91 classes."""
         ids = annotations.category_ids.tolist()
         if ids[0] < 0 or ids[-1] > _MAX_RAW_ID:
             raise AnnotationError(
@@ -151,12 +151,12 @@ class CocoDetection(Dataset):
 
     @property
     def class_names(self) -> list[str]:
-        """Index = class."""
+        """The names of the classes; their index is the class."""
         return list(self.categories.names)
 
     @property
     def image_ids(self) -> list[int]:
-        """Index = position in the data set; ascending."""
+        """The image ids in the order of the data set, which is ascending."""
         return self.annotations.image_ids.tolist()
 
     def __len__(self) -> int:
@@ -166,7 +166,7 @@ class CocoDetection(Dataset):
         return self.images_dir / self.annotations.file_names[index]
 
     def __getitem__(self, key: Key) -> Sample | None:
-        """The sample of an index or (epoch, index); None where an unreadable image was left out."""
+        """Reads and augments the sample of an index or (epoch, index); None where an unreadable image was left out."""
         epoch, index = key if isinstance(key, tuple) else (0, int(key))
         index = range(len(self))[index]
         try:
@@ -197,7 +197,7 @@ class CocoDetection(Dataset):
         )
 
     def pixels(self, index: int) -> Tensor:
-        """The decoded image, uint8 RGB [3, h, w], before any transform. Raises ImageError naming path and image id."""
+        """Decodes an image, uint8 RGB [3, h, w], before any transform. Raises ImageError naming path and image id."""
         if self._pixels is not None and (cached := self._pixels.get(index)) is not None:
             return cached
         path, image_id = self.path(index), int(self.annotations.image_ids[index])
@@ -222,7 +222,7 @@ class CocoDetection(Dataset):
         self._remarks.array[index] |= int(remark)
 
     def remarks(self) -> Report:
-        """What was out of the ordinary about the images read so far, in this process and its workers."""
+        """Reports what was out of the ordinary about the images read so far, in this process and its workers."""
         report = Report(self.images_dir)
         for remark in Remark:
             noted = np.nonzero(self._remarks.array & int(remark))[0]
@@ -231,11 +231,11 @@ class CocoDetection(Dataset):
 
     @property
     def skipped(self) -> int:
-        """Unreadable images left out so far."""
+        """The number of unreadable images that were left out so far."""
         return int(np.count_nonzero(self._remarks.array & int(Remark.SKIPPED)))
 
     def coco_api(self) -> COCO:
-        """The checked annotations, crowds included, for pycocotools' box evaluation."""
+        """Returns the checked annotations, crowds included, for pycocotools' box evaluation."""
         api = COCO()
         api.dataset = self.annotations.to_coco()
         _create_index(api)
@@ -243,13 +243,13 @@ class CocoDetection(Dataset):
 
 
 def _create_index(api: COCO) -> None:
-    """COCO.createIndex without its prints."""
+    """Calls ``COCO.createIndex`` without its prints."""
     with contextlib.redirect_stdout(io.StringIO()):
         api.createIndex()
 
 
 def _mixed(*key: int) -> int:
-    """A 64-bit seed from several numbers."""
+    """Mixes several numbers into a 64-bit seed."""
     return int(np.random.SeedSequence([k % 2**64 for k in key]).generate_state(1, np.uint64)[0])
 
 
@@ -309,10 +309,10 @@ class _PixelCache:
 
 
 def collate(samples: Sequence[Sample | None]) -> tuple[ImageBatch, Targets]:
-    """Pads and stacks samples; left-out images (None) are passed over. Raises ValueError where none is left."""
+    """Pads and stacks samples; left-out images (None) are passed over. Raises ImageError where none is left."""
     samples = [sample for sample in samples if sample is not None]
     if not samples:
-        raise ValueError("a batch without any readable image")
+        raise ImageError("a batch without any readable image; mend the images that cannot be read")
     targets = Targets.from_list(
         [sample.labels for sample in samples],
         [sample.boxes for sample in samples],

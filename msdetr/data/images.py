@@ -35,7 +35,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from ..errors import AnnotationError, ImageError, InputError
+from ..errors import AnnotationError, ImageError, InputError, InputTypeError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit of suspicion
 ImageLike = str | os.PathLike | np.ndarray | Tensor | Image.Image
@@ -91,7 +91,7 @@ def _check_size(image: Image.Image, source: str | Path | BinaryIO) -> None:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) of an opened image once the EXIF orientation is applied."""
+    """Returns (height, width) of an opened image once the EXIF orientation is applied."""
     width, height = image.size
     if image.format == "TIFF":  # Pillow turns these itself, its versions differ in when
         width, height = image.tag_v2.get(_TIFF_WIDTH, width), image.tag_v2.get(_TIFF_LENGTH, height)
@@ -99,7 +99,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 (upright) to 8; 5 and above swap width and height. Unreadable metadata counts as upright."""
+    """Returns the EXIF orientation, 1 (upright) to 8; 5 and above swap width and height. Unreadable metadata counts as upright."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
         return value if type(value) is int and 1 <= value <= 8 else 1
@@ -117,7 +117,7 @@ def read_image(source: str | Path | BinaryIO) -> tuple[Tensor, Remark]:
 
 
 def _decode(image: Image.Image, source: str) -> tuple[Tensor, Remark]:
-    """The upright pixels, uint8 RGB [3, h, w], of an opened image."""
+    """Decodes an opened image to its upright pixels, uint8 RGB [3, h, w]."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -136,10 +136,11 @@ def _decode(image: Image.Image, source: str) -> tuple[Tensor, Remark]:
 
 
 def to_pixels(image: ImageLike) -> Tensor:
-    """An image, however it is given, as uint8 RGB [3, h, w]; see the tables of this module.
+    """Returns an image, however it is given, as uint8 RGB [3, h, w]; see the tables of this module.
 
     The same picture gives the same pixels as a path, a PIL image, an array or a tensor. Raises ImageError for files and PIL
-    images that cannot be read, InputError for arrays and tensors of other layouts, types or ranges, and TypeError.
+    images that cannot be read, InputError for arrays and tensors of other layouts, types or ranges, and InputTypeError
+    for anything else.
     """
     if isinstance(image, (str, os.PathLike)):
         return read_image(image)[0]
@@ -150,7 +151,7 @@ def to_pixels(image: ImageLike) -> Tensor:
         return _from_channels(_planes_of_array(image))
     if isinstance(image, Tensor):
         return _from_channels(_planes_of_tensor(image))
-    raise TypeError(f"expected a path, PIL image, array or tensor, got {type(image).__name__}")
+    raise InputTypeError(f"image: expected a path, PIL image, array or tensor, got {type(image).__name__}")
 
 
 def _planes_of_array(array: np.ndarray) -> Tensor:
@@ -239,7 +240,7 @@ SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().it
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """The image files of a folder, by name; hidden files and folders within it are passed over. Raises ImageError for none."""
+    """Lists the image files of a folder, by name; hidden files and folders within it are passed over. Raises ImageError for none."""
     folder = Path(folder)
     found = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     if not found:

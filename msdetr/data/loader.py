@@ -20,7 +20,7 @@ from .coco import CocoDetection, Sample, _mixed, collate
 from .parts import Role
 from .settings import check_folders, part
 from .transforms import eval_transform, train_transform
-from .workers import start_worker
+from .workers import WorkerLoader, start_worker
 
 Batch = tuple[ImageBatch, Targets]
 DEFAULT_SHAPES = {"train": 2000, "val": 500}  # images of a generated set where the configuration says 0
@@ -28,7 +28,7 @@ _ORDER = 0x6F72646572  # keeps the stream of the order apart from those of the i
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """For each optimiser step, the (epoch, index) keys of this rank's share of the global batch.
+    """Yields, for each optimiser step, the (epoch, index) keys of this rank's share of the global batch.
 
     The images are shuffled anew each epoch; the last, incomplete batch of an epoch is left out (other images each time).
     Rank r takes the r-th of ``world_size`` near-equal runs of each batch.
@@ -75,7 +75,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return self.steps_per_epoch * self.epochs - self.start
 
     def order(self, epoch: int) -> list[int]:
-        """The images of an epoch in the order in which they are seen."""
+        """Returns the images of an epoch in the order in which they are seen."""
         if not self.shuffle:
             return list(range(self.num_images))
         generator = torch.Generator().manual_seed(_mixed(self.seed, epoch, _ORDER))
@@ -160,7 +160,7 @@ def _collate_readable(samples: list[Sample | None]) -> tuple[ImageBatch, Targets
     return collate(samples) if any(sample is not None for sample in samples) else None
 
 
-class _ReadableBatches(DataLoader):
+class _ReadableBatches(WorkerLoader):
     """Leaves out the batches of which nothing could be read."""
 
     def __iter__(self):
@@ -168,7 +168,7 @@ class _ReadableBatches(DataLoader):
 
 
 def _loader(
-    dataset: CocoDetection, workers: int, worker_timeout: float, kind: type[DataLoader] = DataLoader, **arguments
+    dataset: CocoDetection, workers: int, worker_timeout: float, kind: type[DataLoader] = WorkerLoader, **arguments
 ) -> DataLoader:
     return kind(
         dataset,
@@ -184,7 +184,7 @@ def _loader(
 def build_datasets(
     config: RunConfig, on_image: Callable[[int, int], None] | None = None
 ) -> tuple[CocoDetection, CocoDetection]:
-    """The training and the validation set of a configuration; a generated set is made where it is missing, with
+    """Opens the training and the validation set of a configuration; a generated set is made where it is missing, with
     ``on_image(done, total)`` called after each image made.
 
     Raises ConfigError where the configuration names another layout than the data has, AnnotationError, ImageError,
@@ -214,7 +214,7 @@ def _named(dataset: CocoDetection) -> tuple[list[int], list[str]]:
 
 
 def build_dataset(config: RunConfig, role: Role) -> CocoDetection:
-    """One of the two, "train" with augmentation or "val" without; nothing is generated. Raises as ``build_datasets``."""
+    """Opens one of the two, "train" with augmentation or "val" without; nothing is generated. Raises as ``build_datasets``."""
     data, train = config.data, role == "train"
     chosen = part(data, role)
     dataset = CocoDetection(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import AnnotationError, DataError, ImageError
+from ..errors import AnnotationError, DataError, ImageError, MissingDataError
 from .images import check_files, open_image, read_image, upright_size
 from .layouts import Layout, find_layout, unknown_layout
 from .parts import AUTO, Role, choose, usual_split
@@ -122,7 +122,7 @@ def check(path: str | Path, images_dir: str | Path | None = None, *, decode: boo
     """Checks every split of a folder in a layout that is known, or one COCO annotation file with its ``images_dir``. Opens
     the header of every image, and with ``decode`` decodes it.
 
-    Never raises for bad data: the report lists it. Raises FileNotFoundError where there is nothing to check.
+    Bad data never raises: the report lists it. Raises MissingDataError (a FileNotFoundError) where there is nothing to check.
     """
     path = Path(path)
     if path.is_file():
@@ -131,13 +131,13 @@ def check(path: str | Path, images_dir: str | Path | None = None, *, decode: boo
             path, [_check_split(path, Path(images_dir or default), partial(read_annotations, path), decode)]
         )
     if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or folder")
+        raise MissingDataError(f"{path}: no such file or folder")
     try:
         layout = find_layout(path)
     except DataError as error:
         return DataReport(path, [SplitReport(path, path, [str(error)])])
     if layout is None:
-        raise FileNotFoundError(f"{path} {unknown_layout(path)}")
+        raise MissingDataError(f"{path} {unknown_layout(path)}")
     splits = [
         _check_split(
             layout.annotation_file(split),

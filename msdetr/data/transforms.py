@@ -27,7 +27,7 @@ CROP_FIRST_LIMIT = 4000  # longer side before the crop; DETR has none, and a 1 Ã
 
 
 def resized(height: int, width: int, size: int, max_size: int | None = None) -> tuple[int, int]:
-    """(height, width) with the shorter side at ``size``, less where the longer one would pass ``max_size``.
+    """Returns (height, width) with the shorter side at ``size``, less where the longer one would pass ``max_size``.
 
     DETR's rounding, which the released checkpoints were trained and evaluated with.
     """
@@ -75,7 +75,7 @@ class RandomSizeCrop(v2.Transform):
 
 
 def normalized() -> v2.Compose:
-    """Bytes to float, by ImageNet's mean and deviation."""
+    """Turns bytes into floats and normalises them by ImageNet's mean and deviation."""
     return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGE_MEAN, IMAGE_STD, inplace=True)])
 
 
@@ -86,7 +86,7 @@ def eval_transform(config: DataConfig) -> v2.Compose:
 
 
 def train_transform(config: DataConfig) -> v2.Compose:
-    """What ``data.augment`` names: "detr" flips, then resizes to a random size either at once or around a random crop;
+    """Builds what ``data.augment`` names: "detr" flips, then resizes to a random size either at once or around a random crop;
     "flip" flips and resizes as at evaluation; "none" is the evaluation pipeline."""
     if config.augment == "none":
         return eval_transform(config)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import files
-from ..errors import AnnotationError
+from ..errors import AnnotationError, InputError
 from .images import MAX_PIXELS
 
 TOLERANCE = 0.02  # pixels a box may stick out without being reported: COCO rounds coordinates to hundredths
@@ -154,10 +154,10 @@ def read_annotations(file: str | Path, on_bad: Literal["error", "drop"] = "error
     cases, boxes partly outside are clipped and counted, a missing ``area`` is computed and counted. Faults of the file as a
     whole, of images and of categories are always errors.
 
-    Raises AnnotationError, also where the file cannot be read.
+    Raises AnnotationError, also where the file cannot be read, and InputError for another ``on_bad``.
     """
     if on_bad not in ("error", "drop"):
-        raise ValueError(f"on_bad: {on_bad!r} is neither 'error' nor 'drop'")
+        raise InputError(f"on_bad: {on_bad!r} is neither 'error' nor 'drop'")
     reader = _Reader(Path(file), on_bad)
     return reader.check(reader.parse())
 

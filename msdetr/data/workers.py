@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
+import os
 import shutil
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Self
@@ -24,15 +27,38 @@ REMEDY = "It may have run out of memory: lower data.workers or data.max_size, sw
 
 
 def start_worker(worker: int) -> None:
-    """What a data worker does first: the process that trains decides when to stop, and its workers end when it does."""
+    """Prepares a data worker: the process that trains decides when to stop, and its workers end when it does."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
 
 
+class WorkerLoader(DataLoader):
+    """A loader whose workers (see ``start_worker``) end when Python exits, also if they are still being read from then:
+    multiprocessing would ask them with a SIGTERM, which they ignore, and wait for ever."""
+
+    def __iter__(self) -> Iterator[Any]:
+        before = set(multiprocessing.active_children())
+        batches = super().__iter__()
+        _running.update(dict.fromkeys(set(multiprocessing.active_children()) - before, os.getpid()))
+        return batches
+
+
+_running: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # data worker -> who started it
+
+
+@atexit.register
+def _end_workers() -> None:
+    alive = [worker for worker, owner in _running.items() if owner == os.getpid() and worker.is_alive()]
+    if alive:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler calls the death of a worker an error
+    for worker in alive:
+        worker.kill()
+
+
 class Reader:
-    """The batches of a loader, one after the other; its workers are gone when the ``with`` block ends.
+    """Reads the batches of a loader, one after the other; its workers are gone when the ``with`` block ends.
 
     waiting: makes a context that each wait for a batch happens in, e.g. ``StopRequest.interrupting``.
 
@@ -68,7 +94,7 @@ class Reader:
         try:
             with self._waiting(), self._listening():
                 self._check_workers()
-                with self._patience():
+                with self._time_limit():
                     return next(self._batches)
         except MSDETRError as error:
             raise _as_raised_in_worker(error) from None
@@ -86,7 +112,7 @@ class Reader:
             signal.signal(signal.SIGCHLD, self._on_child_end)
 
     @contextlib.contextmanager
-    def _patience(self) -> Iterator[None]:
+    def _time_limit(self) -> Iterator[None]:
         """Ends the workers where the block takes longer than they may. PyTorch's own timeout is not enough: a worker that
         stops just after it announced a batch is waited for without one, while the memory of the batch is handed over."""
         if not self.workers or not self._loader.timeout:
@@ -126,7 +152,7 @@ class Reader:
                 raise WorkerError(f"a data worker died (process {worker.pid}, {how}). {REMEDY}")
 
     def _explained(self, error: Exception) -> Exception:
-        """A WorkerError in place of what PyTorch says about its workers; any other error as it is."""
+        """Makes a WorkerError of what PyTorch says about its workers; any other error as it is."""
         text = str(error)
         if self._gave_up or "timed out after" in text:
             return WorkerError(
@@ -152,7 +178,7 @@ class Reader:
 
 
 def _as_raised_in_worker(error: MSDETRError) -> MSDETRError:
-    """The error as the worker raised it: PyTorch puts the worker's traceback into the message."""
+    """Restores the error as the worker raised it: PyTorch puts the worker's traceback into the message."""
     text = str(error)
     if "Original Traceback" not in text:
         return error

@@ -11,7 +11,8 @@ from ..errors import (
     Terminated,
     TrainingError,
 )
-from .evaluate import EvalResult, coco_metrics, evaluate
+from .evaluate import evaluate
+from .metric import EvalResult, coco_metrics
 from .optim import MovingAverage, build_optimizer, lr_factor, parameter_groups
 from .postprocess import nms_postprocess, postprocess
 from .train import train

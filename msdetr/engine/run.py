@@ -7,6 +7,7 @@ held_out.txt where validation images had to be chosen
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import shutil
 import tempfile
@@ -38,6 +39,7 @@ class RunDirectory:
         self.world = world
         self._lock: FileLock | None = None
         self._events: EventFiles | None = None
+        self.notes: list[str] = []  # to be told to the person who started the run
 
     def __enter__(self) -> Self:
         # every rank learns whether rank 0 got hold of it
@@ -113,6 +115,25 @@ class RunDirectory:
                 if (number := re.search(r"step_(\d+)", file.name)) and int(number[1]) >= first:
                     file.unlink(missing_ok=True)
         self.write_config(config)
+
+    def set_aside(self, checkpoints: Sequence[Path], step: int) -> None:
+        """Moves checkpoints that the run abandons, as it goes on from ``step`` again, to ``abandoned_1`` (or 2, 3, ...), with
+        copies of the files that tell about them: a run directory of its own. Raises WriteError."""
+        number = next(i for i in itertools.count(1) if not (self.path / f"abandoned_{i}").exists())
+        with self._writing(f"abandoned_{number}") as folder:
+            (folder / "checkpoints").mkdir(parents=True)
+            for name in ("config.yaml", location.RECORD, "metrics.jsonl", "results.json"):
+                if (self.path / name).exists():
+                    shutil.copy2(self.path / name, folder / name)
+            if (self.path / "matching").is_dir():
+                shutil.copytree(self.path / "matching", folder / "matching")
+            for checkpoint in checkpoints:
+                checkpoint.rename(folder / "checkpoints" / checkpoint.name)
+        steps = ", ".join(str(int(checkpoint.name.removeprefix("step_"))) for checkpoint in checkpoints)
+        self.notes.append(
+            f"{self.path.name}: goes on from step {step}; its checkpoints of step {steps}, which are not its own any more, are "
+            f"in {folder}"
+        )
 
     def write_config(self, config: RunConfig) -> None:
         """Raises WriteError."""

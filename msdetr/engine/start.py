@@ -8,7 +8,7 @@ import torch
 
 from ..config import RunConfig, harmless_on_resume
 from ..data import CocoDetection
-from ..errors import ConfigError, RunDirectoryError
+from ..errors import ConfigError, InputError, RunDirectoryError
 from . import checkpoint as checkpoints
 from .classes import resolve_classes
 from .distributed import World
@@ -23,7 +23,8 @@ def starting_point(
 ) -> str | None:
     """The directory of the checkpoint to resume from, None to start anew, FINISHED where all is done.
 
-    A run may go on for more epochs than it was begun with. Raises ConfigError for any other change that counts.
+    A run may go on for more epochs than it was begun with. Raises ConfigError for any other change that counts. Where a
+    checkpoint is named, those of the run that do not lead to it are set aside, lest ``auto`` goes back to them later.
     """
     if str(resume) == "never":
         if checkpoints.available(run.path):
@@ -44,6 +45,11 @@ def starting_point(
             "checkpoint's configuration, allow the change (--allow-config-change), or start a run of another name "
             "with init_from"
         )
+    if str(resume) != "auto":
+        own = found.directory.absolute().parent == run.path / "checkpoints"
+        others = [d for d in checkpoints.available(run.path) if not own or int(d.name[5:]) > found.step]
+        if others:
+            run.set_aside(others, found.step)
     results = run.results()
     finished = results.get("status") == "finished" and isinstance(results.get("metrics"), dict)
     return FINISHED if finished and str(resume) == "auto" and not different else str(found.directory)
@@ -101,5 +107,5 @@ def train_loader(dataset, config: RunConfig, trainer: Trainer) -> torch.utils.da
     epochs = max(-(-trainer.total_steps // trainer.steps_per_epoch) - epoch, 1)
     try:
         return build_train_loader(dataset, config, trainer.world.rank, trainer.world.size, epoch, step, epochs)
-    except ValueError as error:
+    except InputError as error:
         raise ConfigError(str(error)) from error

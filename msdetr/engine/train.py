@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import platform
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
-from torch import nn
-
+from .. import environment
 from ..config import RunConfig
-from ..errors import CheckpointError, EngineError, EvaluationStopped, TrainingError
-from ..methods import build_postprocess
-from ..model.convert import load_released
+from ..errors import CheckpointError
 from . import checkpoint as checkpoints
-from . import location
 from .classes import classes_were_given
-from .distributed import World, join, leave
-from .evaluate import EvalResult, evaluate
-from .failures import explaining_dead_ranks, reporting_failed_step
-from .optim import MovingAverage
-from .postprocess import postprocess
-from .progress import Progress, style
+from .distributed import join, leave
+from .progress import style
 from .run import RunDirectory
 from .signals import StopRequest, StopRequested
-from .start import FINISHED, HELD_OUT, build, starting_point, train_loader
+from .start import FINISHED, starting_point
 from .tensorboard import require_tensorboard
-from .trainer import MicroBatch
-from .window import Window
-
-Observer = Callable[[nn.Module, int, float], Any]  # (detector, steps done, epoch)
+from .training import Observer, Training
 
 
 def train(
@@ -56,7 +40,7 @@ def train(
     device: "auto" (this rank's GPU, else the CPU), "cpu", "cuda" or "cuda:N".
     resume: "auto" continues from the newest checkpoint in ``run_dir`` if there is one (a run that is finished is
         returned as it is, or goes on where ``config`` has more epochs); "never" insists on a fresh directory; a path
-        continues from that checkpoint.
+        continues from that checkpoint; the run's later ones are kept in ``run_dir/abandoned_1`` and not gone back to.
     init_from: checkpoint, run or released .pth file whose weights the training starts from; ``reset_class_head`` where
         the number of classes differs, ``init_partial`` to take whatever fits. Does not apply to a run that resumes.
     allow_config_change: resume although the configuration differs from the checkpoint's.
@@ -72,6 +56,9 @@ def train(
     """
     if str(resume) not in ("auto", "never") and not Path(resume).exists():
         raise CheckpointError(f"resume: {resume} does not exist; give auto, never or a checkpoint directory")
+    restarted = environment.whole("TORCHELASTIC_RESTART_COUNT", 0, 0, 10**9) > 0  # by torchrun, after a rank died
+    if restarted and checkpoints.available(run_dir):
+        resume = "auto"
     if config.train.tensorboard:
         require_tensorboard()
     if progress:
@@ -99,327 +86,3 @@ def train(
             results = training.finish()
     leave()
     return results
-
-
-class Training:
-    """A run while it goes on.
-
-    start: directory of the checkpoint to go on from, None for a new run. weights_to_come: all weights will be replaced, so
-    none are fetched for the backbone. The other arguments are as for ``train``.
-    observers: what is called on the first rank, before the first step and after each, by the name that errors give it.
-    """
-
-    def __init__(
-        self,
-        config: RunConfig,
-        run: RunDirectory,
-        world: World,
-        start: str | None,
-        stop: StopRequest,
-        progress: bool = True,
-        weights_to_come: bool = False,
-        given_classes: bool = True,
-    ):
-        self.config, self.run, self.world, self.stop, self.progress = config, run, world, stop, progress
-        checkpoint = None if start is None else checkpoints.read(start)
-        own = checkpoint is not None and checkpoint.directory.absolute().parent == run.path / "checkpoints"
-        run.begin(config, checkpoint.step if own else 0)
-        run.write_results(status="running", error=None, recipe=config.recipe, seed=config.seed)
-        located = config if start is None else location.resumed(run.path, config)
-        needed = located.override({"model.pretrained": "none"}) if weights_to_come else located
-        built, notes, self.train_set, self.val_set, self.trainer = build(needed, world, given_classes)
-        self.config = config.override({"model.num_classes": built.model.num_classes})
-        if self.config != config:
-            run.write_config(self.config)
-        run.write_data_location(config, located.data.root)
-        if self.val_set.part is not None and self.val_set.part.held_out:
-            run.write_lines(HELD_OUT, self.val_set.annotations.file_names)
-        self.observers: dict[str, Observer] = {}
-        self.result: EvalResult | None = None  # of the last evaluation
-        self.evaluations: list[dict[str, Any]] = []
-        self.failure: Exception | None = None  # to be raised once the finished step is saved
-        self.saved_at, self.began = checkpoint.step if own else -1, time.perf_counter()
-        if checkpoint is not None:
-            self._restore(checkpoint)
-        self.resumed_at = self.trainer.steps_done
-        if config.train.tensorboard:
-            run.log_to_tensorboard(self.trainer.steps_done)
-        self.bar = Progress(
-            self.trainer.total_steps, self.trainer.steps_done, title=run.path.name, enabled=progress and world.main
-        )
-        for note in notes:
-            self.bar.say(note)
-        if checkpoint is not None and (epochs := checkpoint.config.train.epochs) < config.train.epochs:
-            self.bar.say(f"{run.path.name}: goes on from {epochs:g} to {config.train.epochs:g} epochs")
-        self.window = Window(world)
-        self.writer = checkpoints.Writer(run.path) if world.main else None
-
-    def _restore(self, checkpoint: checkpoints.Checkpoint) -> None:
-        self.trainer.restore(checkpoint)
-        done = self.trainer.steps_done
-        self.began -= checkpoint.training["seconds"]
-        self.evaluations = checkpoint.training["evaluations"]
-        if done >= self.trainer.total_steps:  # it will be evaluated once more
-            self.evaluations = [record for record in self.evaluations if record["step"] != done]
-        evaluated = {record["step"] for record in self.evaluations}
-        self.run.keep_lines(lambda line: line["step"] <= done and (line["kind"] != "eval" or line["step"] in evaluated))
-
-    def initialize(self, path: str | Path, reset_class_head: bool, partial: bool) -> None:
-        """Starts from the weights of a checkpoint or run, or of a released file, and reports what was taken over."""
-        detector = self.trainer.detector
-        if Path(path).is_file():
-            weights = load_released(path, self.config)
-        else:
-            weights = checkpoints.find(path, checkpoints.verify_weights).weights()
-        taken = checkpoints.load_weights(detector, weights, reset_class_head, partial)
-        if self.trainer.average:
-            self.trainer.average = MovingAverage(detector, self.config.train.ema_decay)
-        self.run.write_results(init_from={"path": str(path), "report": taken.report(), **asdict(taken)})
-        self.run.log("init", step=0, path=str(path), report=taken.report())
-        self.bar.say(f"initialised from {path}: {taken.report()}")
-
-    def add_recorder(self, make: Callable[[Path, Any, RunConfig, int], Observer | None]) -> None:
-        """Has what ``make`` returns called after each step, on the first rank."""
-        if self.world.main:
-            observer = make(self.run.path, self.val_set, self.config, self.trainer.total_steps)
-            if observer is None:
-                self.bar.say("nothing is recorded: the validation set is too large for it")
-            else:
-                self.observers["the recorder"] = observer
-
-    @property
-    def epoch(self) -> float:
-        return self.trainer.steps_done / self.trainer.steps_per_epoch
-
-    def learn(self) -> None:
-        """Steps to the end, with the evaluations and checkpoints that are due in between.
-
-        Raises Terminated or KeyboardInterrupt, once all is saved, where a signal asked for it.
-        """
-        from ..data.workers import Reader
-
-        loader = train_loader(self.train_set, self.config, self.trainer)
-        with explaining_dead_ranks(self.world), self._keeping_finished_steps():
-            with Reader(loader, self.stop.interrupting) as data:
-                if self.trainer.steps_done == 0:
-                    self._tell_observers()
-                if self._evaluation_was_cut_short():
-                    self._evaluate()
-                while self.trainer.steps_done < self.trainer.total_steps:
-                    self._step(self._read(data))
-                    self._look()
-            if not self._is_evaluated:
-                self._evaluate()  # only the numbers are missing
-            failed = self.world.sum([self.failure is not None])[0]
-            if failed or not self._is_evaluated:
-                self._end(failed)
-            if self.writer:
-                self.writer.wait()
-
-    def _read(self, data: Iterator[list[MicroBatch]]) -> list[MicroBatch]:
-        """This rank's part of the next step; nothing where there will be no next step."""
-        batches: list[MicroBatch] = []
-        with (
-            self.window.waiting_for_data(),
-            contextlib.suppress(StopRequested),
-            self._deferring("reading the next images"),
-        ):
-            batches = next(data)
-        return batches
-
-    def _step(self, micro_batches: list[MicroBatch]) -> None:
-        objects, stopping, failed = self.world.sum(
-            [sum(len(t) for _, t in micro_batches), self.stop.requested, self.failure is not None]
-        )
-        if stopping:
-            self._end(failed)
-        with reporting_failed_step(self.run, self.world):
-            self.window.steps.append(self.trainer.step(micro_batches, max(objects / self.world.size, 1.0)))
-
-    def _look(self) -> None:
-        """Whatever is due after a step: a line in the log, a checkpoint, then what others want to see, an evaluation."""
-        settings, epoch_steps = self.config.train, self.trainer.steps_per_epoch
-        done, last = self.trainer.steps_done, self.trainer.steps_done == self.trainer.total_steps
-        summary = self._summary() if last or done % settings.log_every == 0 else {}
-        with self._deferring("writing the log"):
-            self.run.check()
-            if summary:
-                rates = {group["name"]: group["lr"] for group in self.trainer.optimizer.param_groups}
-                self.run.log("train", step=done, epoch=self.epoch, lr=rates, **summary)
-            self.bar.advance(1, f"loss {summary['loss']:.3f}" if summary else "")
-        evaluating = last or _due(done, settings.eval_every, epoch_steps)
-        if evaluating or _due(done, settings.checkpoint_every, epoch_steps):
-            self._save()
-        self._tell_observers()
-        if evaluating:
-            self._evaluate()
-            self.window.clear()  # the time of an evaluation is not the time of a step
-
-    def _summary(self) -> dict[str, Any]:
-        """Means over the steps since the last line of the log."""
-        with reporting_failed_step(self.run, self.world):
-            self.trainer.check()
-        summary = self.window.summary()
-        self.window.clear()
-        return summary
-
-    def _tell_observers(self) -> None:
-        for name, observer in self.observers.items() if self.world.main else ():
-            with self._deferring(name):
-                observer(self.trainer.detector, self.trainer.steps_done, self.epoch)
-
-    def _evaluation_was_cut_short(self) -> bool:
-        done = self.trainer.steps_done
-        due = 0 < done < self.trainer.total_steps and _due(
-            done, self.config.train.eval_every, self.trainer.steps_per_epoch
-        )
-        return due and all(record["step"] != done for record in self.evaluations)
-
-    def _evaluate(self) -> None:
-        """Evaluates the weights as they are, once they are saved. A signal, or a failure on any rank, cuts it short."""
-        if self.saved_at != self.trainer.steps_done:
-            self._save()
-        try:
-            result = evaluate(
-                self.trainer.evaluated,
-                self.val_set,
-                max_detections=self.config.train.max_detections,
-                batch_size=max(self.config.train.micro_batch, 1),
-                workers=self.config.data.workers,
-                worker_timeout=self.config.data.worker_timeout,
-                precision=self.config.train.precision,
-                world=self.world,
-                progress=self.progress,
-                stop=self.stop,
-                to_detections=build_postprocess(self.config) or postprocess,
-            )
-        except EvaluationStopped:
-            return
-        except Exception as error:
-            error.add_note(f"(in the evaluation after step {self.trainer.steps_done}, which is saved)")
-            raise
-        record = {"step": self.trainer.steps_done, "epoch": self.epoch, **result.metrics}
-        self.result = result
-        self.evaluations.append(record)
-        with self._deferring("recording the evaluation"):
-            if self.writer:
-                self.writer.record(record["step"], result.metrics, self.evaluations)
-            self.run.log("eval", **record, seconds=result.seconds, num_detections=result.num_detections)
-            self.bar.say(f"epoch {self.epoch:.2f}, step {record['step']}: {result.summary().splitlines()[0]}")
-
-    @property
-    def _is_evaluated(self) -> bool:
-        return self.result is not None and self.evaluations[-1]["step"] == self.trainer.steps_done
-
-    def _save(self) -> None:
-        files, training = self.trainer.files()
-        if self.writer is not None:
-            training |= {"seconds": time.perf_counter() - self.began, "evaluations": self.evaluations}
-            manifest = {
-                "epoch": self.epoch,
-                "config": self.config.to_dict(),
-                "class_names": list(self.train_set.class_names),
-                "category_ids": list(self.train_set.categories.category_ids),
-                "metrics": {},  # once it is evaluated
-                "training": training,
-            }
-            self.run.check()
-            self.writer.save(self.trainer.steps_done, files, manifest)
-        self.saved_at = self.trainer.steps_done
-
-    @contextlib.contextmanager
-    def _deferring(self, where: str) -> Iterator[None]:
-        """Keeps a failure until the finished step is saved, by all ranks together, at the next step."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 (raised by _end)
-            error.add_note(f"({where}, after step {self.trainer.steps_done})")
-            self.failure = self.failure or error
-            self.stop.cancel()
-
-    @contextlib.contextmanager
-    def _keeping_finished_steps(self) -> Iterator[None]:
-        """Saves the steps that were finished before one failed. (Ranks save together; where one fails alone they cannot.)"""
-        try:
-            yield
-        except Exception as error:
-            if error is not self.failure and self.world.size == 1 and self.trainer.intact:
-                self._save_before(error)
-            raise
-
-    def _save_before(self, error: Exception) -> None:
-        """Saves steps that are done, if there are any new ones, before ``error`` is raised."""
-        done = self.trainer.steps_done
-        try:
-            if self.saved_at != done > self.resumed_at:
-                self._save()
-            if self.writer:
-                self.writer.wait()
-        except (EngineError, OSError) as other:
-            same = str(other) == str(error)
-            error.add_note(f"(step {done} could not be saved{'' if same else f': {other}'})")
-            return
-        if self.saved_at == done:
-            error.add_note(f"(step {done} is saved; start again to go on from it)")
-
-    def _end(self, failed: bool) -> NoReturn:
-        """Ends the run as a signal or a failure asked, after its checkpoint is on the disk."""
-        if failed:
-            error = self.failure or TrainingError(
-                f"rank {self.world.rank}: another rank failed; its own output says why"
-            )
-            self.failure = error
-            self._save_before(error)
-            raise error
-        if self.saved_at != self.trainer.steps_done:
-            self._save()
-        if self.writer:
-            self.writer.wait()
-        raise self.stop.exit(f"stopped after step {self.trainer.steps_done} and saved; resume to go on")
-
-    def finish(self) -> dict[str, Any]:
-        """Writes and returns the results."""
-        remarks = _image_remarks(self.train_set, self.world)
-        for remark in remarks:
-            self.bar.say(remark)
-        self.bar.close()
-        on_gpu = self.world.device.type == "cuda"
-        parameters = list(self.trainer.detector.parameters())
-        scored = [e for e in self.evaluations if e["AP"] is not None]
-        return self.run.write_results(
-            status="finished",
-            error=None,
-            metrics=self.result.metrics,
-            per_class=self.result.per_class,
-            protocol=self.result.protocol,
-            best=max(scored, key=lambda e: (e["AP"], e["step"])) if scored else None,
-            evaluations=self.evaluations,
-            steps=self.trainer.steps_done,
-            epochs=self.epoch,
-            seconds=time.perf_counter() - self.began,
-            parameters={
-                "total": sum(p.numel() for p in parameters),
-                "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-            },
-            world_size=self.world.size,
-            device=torch.cuda.get_device_name(self.world.device) if on_gpu else platform.processor() or "cpu",
-            torch=torch.__version__,
-            class_names=list(self.train_set.class_names),
-            image_remarks=remarks,
-        )
-
-
-def _image_remarks(dataset, world: World) -> list[str]:
-    """What was out of the ordinary about images that any rank read, e.g. "3 × image unreadable and left out, image 4, 7, 9"."""
-    from ..data.validate import Note
-
-    found: dict[str, set[int]] = {}
-    for report in world.gather(dataset.remarks()):
-        for note in report.notes:
-            found.setdefault(note.kind, set()).update(note.ids)
-    return [str(Note(kind, tuple(sorted(ids)))) for kind, ids in found.items()]
-
-
-def _due(step: int, every: float, epoch_steps: int) -> bool:
-    """Whether something that happens every so many epochs (0: never) happens after this step."""
-    return every > 0 and step % max(1, round(every * epoch_steps)) == 0

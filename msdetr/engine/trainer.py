@@ -19,7 +19,7 @@ from ..errors import InputError, NonFiniteError, OutOfMemoryError, StepError
 from ..structures import ImageBatch, Targets
 from . import checkpoint as checkpoints
 from .distributed import ALONE, World
-from .evaluate import autocast
+from .evaluate import mixed_precision
 from .optim import MovingAverage, build_optimizer, global_norm, lr_factor, set_learning_rates
 
 MicroBatch = tuple[ImageBatch, Targets]
@@ -98,8 +98,8 @@ class Trainer:
     def step(self, micro_batches: Sequence[MicroBatch], num_boxes: float | None = None) -> Step:
         """One optimiser step over this rank's micro-batches.
 
-        num_boxes: what losses are divided by, the objects of the global batch / ranks, at least 1; None: the objects of
-        these micro-batches. With it the gradient, summed over micro-batches and averaged over ranks, is that of the
+        num_boxes: what losses are divided by, the objects of the global batch / ranks (the criterion sees that it is not
+        0); None: the objects of these micro-batches. With it the gradient, summed over micro-batches and averaged over ranks, is that of the
         whole global batch at once.
 
         A NaN or infinite loss or gradient leaves weights and optimiser as they were: the update is skipped on the
@@ -107,7 +107,7 @@ class Trainer:
         after any other error before the update, the random generators are as they were, too: the step never was.
         """
         if num_boxes is None:
-            num_boxes = max(float(sum(len(targets) for _, targets in micro_batches)), 1.0)
+            num_boxes = float(sum(len(targets) for _, targets in micro_batches))
         self.detector.train()
         self.optimizer.zero_grad(set_to_none=True)
         generators = _generator_states(self.world.device)
@@ -148,7 +148,7 @@ class Trainer:
                 self._no_exchange(unless=i == len(micro_batches) - 1),
                 out_of_memory_advice(batch, targets, self.config),
             ):
-                with autocast(self.world.device, self.config.precision):
+                with mixed_precision(self.world.device, self.config.precision):
                     output = (self._parallel or self.detector)(batch, targets)
                 try:
                     losses = self.criterion(output, targets, num_boxes)

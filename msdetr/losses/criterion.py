@@ -104,7 +104,7 @@ class Criterion:
     def __call__(self, output: DetectorOutput, targets: Targets, num_boxes: float | None = None) -> Losses:
         """Losses of a batch, in fp32 also under autocast.
 
-        num_boxes: what sums are divided by, at least 1: the objects of the global batch divided by the number of
+        num_boxes: what sums are divided by, if it is at least 1: the objects of the global batch divided by the number of
         ranks (gradients are averaged over ranks, summed over micro-batches). None: the objects of ``targets``.
         Paper: silent.  Released: number of objects for every branch, also one-to-many.  Here: as released.
         A branch's ``divisor`` multiplies it; with ``floor="product"`` their product is at least 1, not the number of objects.

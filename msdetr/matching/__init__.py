@@ -6,7 +6,7 @@ A matcher works in two phases, so that a training step waits for the device once
 """
 
 from .base import Matcher, match_all, to_device
-from .explain import STATUSES, Decisions, Status
+from .explain import STATUSES, Decisions, Status, known_pairs
 from .hungarian import Cost, HungarianMatcher, detection_costs
 from .iou import IoUMatcher, ReleasedIoUMatcher
 from .one_to_many import OneToManyMatcher, merge_matches
@@ -15,7 +15,7 @@ from .position import ReleasedModulatedMatcher, modulated_focal_cost
 from .released import ReleasedMrDETR, ReleasedOneToMany
 from .repeated import ReleasedRepeatedMatcher, RepeatedHungarianMatcher
 from .rules import MatchingRules
-from .score import CostTerms, class_probability, cost_terms, pair_iou, score
+from .score import CostTerms, class_probability, cost_terms, pair_iou, places, score
 from .shared import SharedMatcher
 
 __all__ = [
@@ -40,10 +40,12 @@ __all__ = [
     "class_probability",
     "cost_terms",
     "detection_costs",
+    "known_pairs",
     "match_all",
     "merge_matches",
     "modulated_focal_cost",
     "pair_iou",
+    "places",
     "score",
     "to_device",
 ]

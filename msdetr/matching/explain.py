@@ -23,6 +23,7 @@ class Status(StrEnum):
     UNVOTED = "beyond its votes"  # released rule only: the object takes as many queries as voted for it
     TAKEN = "serves another object"  # one-to-one only
     COSTLIER = "another query costs less"  # one-to-one only
+    BACKGROUND = "is to find nothing"  # known pairs only: a negative, or a query that fills up its group
 
 
 STATUSES = tuple(Status)
@@ -70,6 +71,21 @@ class Decisions:
         return replace(
             self, matches=matches, matched=matched, obstacles=obstacles, rival=rival, added=matched & ~self.matched
         )
+
+
+def known_pairs(pairs: Matches, place: Tensor, targets: Targets) -> Decisions:
+    """Pairs that were known, and not decided by any matcher. place: [K, T, Q], as in ``Decisions``."""
+    matched = pair_table(pairs, place.shape)
+    served = object_served(matched, targets)
+    return Decisions(
+        pairs,
+        matched,
+        {Status.TAKEN: ~matched & (served >= 0), Status.BACKGROUND: served < 0},
+        place,
+        limit=matched.sum(-1),
+        rival=served.masked_fill(matched, -1),
+        added=torch.zeros_like(matched),
+    )
 
 
 def pair_table(matches: Matches, shape: torch.Size) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..structures import Matches, Predictions, Targets
 from .base import Matcher
 from .explain import Decisions, Status, object_served, pair_table
@@ -33,7 +34,7 @@ class OneToManyMatcher(Matcher):
 
     Paper: score > tau.  Released: score >= tau, and more (see ``ReleasedOneToMany``).  Here: score > tau.
 
-    Raises ValueError for alpha or threshold outside [0, 1] or NaN, or k < 1 (F47). k above the number of queries is
+    Raises InputError for alpha or threshold outside [0, 1] or NaN, or k < 1 (F47). k above the number of queries is
     clamped, with a warning (F46).
     """
 
@@ -47,9 +48,9 @@ class OneToManyMatcher(Matcher):
         for name in ("alpha", "threshold"):
             value = getattr(self, name)
             if math.isnan(value) or not 0 <= value <= 1:
-                raise ValueError(f"one-to-many matching: {name} must be in [0, 1], got {value}")
+                raise InputError(f"one-to-many matching: {name} must be in [0, 1], got {value}")
         if self.k < 1:
-            raise ValueError(f"one-to-many matching: k must be at least 1, got {self.k}")
+            raise InputError(f"one-to-many matching: k must be at least 1, got {self.k}")
 
     @property
     def most(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from ..config import Range, from_dict
+from ..config import Range, RunConfig, from_dict
 from ..errors import InputError
 from .hungarian import HungarianMatcher, detection_costs
 from .one_to_many import OneToManyMatcher
@@ -34,6 +34,12 @@ class MatchingRules:
         """With some settings changed; text is read as in a configuration. Raises ConfigError for a setting that does not
         exist or a value out of range."""
         return from_dict(asdict(self) | changes, MatchingRules, "matching")
+
+    def applied(self, run: RunConfig) -> RunConfig:
+        """A run's configuration with these rules; those of one-to-many matching where it has any."""
+        costs = {f"matching.{name}": getattr(self, name) for name in ("cost_class", "cost_l1", "cost_giou")}
+        names = ("rule", "alpha", "threshold", "k", "merge") if run.ms_detr is not None else ()
+        return run.override(costs | {f"ms_detr.{name}": getattr(self, name) for name in names})
 
     def hungarian(self) -> HungarianMatcher:
         """The one-to-one matcher."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ..config import Range, RunConfig
 from ..errors import ConfigError
-from ..losses import Branch, candidates, of_group
+from ..losses import Branch, Supervised, candidates, of_group
 from ..matching import MatchingRules
 from ..modules import FFN, VARIANTS, BoxHead, DecoderLayer, Residual, class_head
+from ..structures import DetectorOutput, Targets
 from .base import Method, weighted_terms
 
 READS_OUTPUT = frozenset("ab")  # variants whose one-to-many predictors read the layer output
@@ -36,6 +37,7 @@ class MSDETRConfig:
     l1_weight: Annotated[float, Range(0)] = 5.0
     giou_weight: Annotated[float, Range(0)] = 2.0
     groups: Literal["primary", "all"] = "primary"  # whose candidates: of the detector's own queries, or of all groups
+    # that are matched (denoising queries are not, their objects are known)
 
     @property
     def reads_output(self) -> bool:
@@ -78,7 +80,8 @@ class CandidateHeads(nn.Module):
     """Predicts classes and boxes from the candidates of each layer, Eq. 3 and 4; all of it is training-only.
 
     ffns: the additional FFN of Eq. 3, one per layer.   class_heads, box_heads: where they are not shared with the
-    one-to-one branch. Each is None where the branch does without.
+    one-to-one branch: one per layer, or, as the one-to-one heads, one for all layers of a model without box refinement.
+    Each is None where the branch does without.
     same_boxes: the candidates are the layer's output and its box head is shared, so its boxes are the branch's, too.
     """
 
@@ -88,6 +91,7 @@ class CandidateHeads(nn.Module):
         super().__init__()
         model = run.model
         layers, dim = range(model.decoder_layers), model.hidden_dim
+        heads = layers if model.box_refine else range(1)
         self.same_boxes = config.reads_output and not config.with_ffn
         self.ffns = self.class_heads = self.box_heads = None
         if config.with_ffn:
@@ -95,9 +99,9 @@ class CandidateHeads(nn.Module):
                 Residual(FFN(dim, model.ffn_dim, model.dropout), dim, model.dropout) for _ in layers
             )
         if config.separate_heads:
-            self.class_heads = nn.ModuleList(class_head(dim, model.num_classes) for _ in layers)
+            self.class_heads = nn.ModuleList(class_head(dim, model.num_classes) for _ in heads)
         if config.separate_heads and not config.reads_output:
-            self.box_heads = nn.ModuleList(BoxHead(dim) for _ in layers)
+            self.box_heads = nn.ModuleList(BoxHead(dim) for _ in heads)
 
     def forward(
         self, layer: int, candidates: Tensor, offsets: Tensor, class_head: nn.Module, box_head: nn.Module
@@ -106,13 +110,20 @@ class CandidateHeads(nn.Module):
         if self.ffns is not None:
             candidates = self.ffns[layer](candidates)
         if self.class_heads is not None:
-            class_head = self.class_heads[layer]
+            class_head = self.class_heads[min(layer, len(self.class_heads) - 1)]
         if self.box_heads is not None:
-            box_head = self.box_heads[layer]
+            box_head = self.box_heads[min(layer, len(self.box_heads) - 1)]
         return class_head(candidates), offsets if self.same_boxes else box_head(candidates)
 
 
 class MSDETR(Method):
+    """One-to-many supervision of the candidates of the detector's own queries, or (``groups=all``) of every query group that
+    is matched. A group with known pairs has none: Algorithm 1 chooses an object's queries by how well they predict it, and a
+    denoising query's object is given, so there is nothing to choose.
+
+    Paper: silent on further query groups.
+    """
+
     name = "ms_detr"
     Config = MSDETRConfig
 
@@ -129,5 +140,16 @@ class MSDETR(Method):
         matcher = matching_rules(self.run).one_to_many()
         branches = [Branch("one_to_many", candidates, matcher, terms, merge_from, own.rule != "literal")]
         for group in groups if own.groups == "all" else ():
-            branches.append(Branch(f"one_to_many_{group}", of_group(group, candidates=True), matcher, terms))
+            branches.append(Branch(f"one_to_many_{group}", _to_be_matched(group), matcher, terms))
         return branches
+
+
+def _to_be_matched(group: str) -> Callable[[DetectorOutput, Targets], Supervised | None]:
+    """Selects the candidates of a query group, unless its pairs are known."""
+    candidates_of_group = of_group(group, candidates=True)
+
+    def select(output: DetectorOutput, targets: Targets) -> Supervised | None:
+        found = output.groups.get(group)
+        return None if found is None or found.pairs is not None else candidates_of_group(output, targets)
+
+    return select

@@ -181,6 +181,9 @@ def to_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, Ten
             for i in range(1, layers + (two_stage and not box_refine)):
                 heads[name.replace(".0.", f".{i}.", 1)] = tensor
         released |= heads
+    if not box_refine:
+        shared = {n: t for n, t in released.items() if n.startswith("class_embed_o2m.0.")}
+        released |= {n.replace(".0.", f".{i}.", 1): t for n, t in shared.items() for i in range(1, layers)}
     # the decoder knows the class heads of a two-stage model, and the box heads of one with refinement
     repeated = ("class_embed.",) * two_stage + ("bbox_embed.",) * box_refine
     released |= {f"transformer.decoder.{name}": tensor for name, tensor in heads.items() if name.startswith(repeated)}
@@ -194,7 +197,7 @@ def load_released(path: str | Path, config: RunConfig) -> dict[str, Tensor]:
     """Reads a released .pth file and converts its weights. Nothing in the file is executed: only tensors and plain
     values are read, so the training arguments, an ``argparse.Namespace``, are allowed by name.
 
-    Raises CheckpointError for a file that is none, ValueError for names that it does not know.
+    Raises CheckpointError for a file that is none, InputError for names that it does not know.
     """
     import argparse
 
@@ -233,11 +236,12 @@ def _is_weight(name: object, value: object) -> bool:
 
 def _from_released_name(name: str, config: RunConfig) -> str | None:
     """The name here; '' for a repetition, None for an unknown name."""
-    if match := re.fullmatch(r"(class|bbox)_embed\.(\d+)\.(.*)", name):
-        kind, number, rest = match.groups()
-        if (not config.model.box_refine or config.model.shared_heads) and number != "0":
+    if match := re.fullmatch(r"(class|bbox)_embed(_o2m)?\.(\d+)\.(.*)", name):
+        kind, one_to_many, number, rest = match.groups()
+        shared = not config.model.box_refine or (config.model.shared_heads and not one_to_many)
+        if shared and number != "0":
             return ""
-        if is_two_stage(config) and int(number) == config.model.decoder_layers:
+        if not one_to_many and is_two_stage(config) and int(number) == config.model.decoder_layers:
             return f"query_selection.{'class' if kind == 'class' else 'box'}_head.{rest}"
     return rename(name, _renames(config))
 

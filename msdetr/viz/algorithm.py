@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from msdetr.analysis.algorithm import Step, Sweep
+from msdetr.analysis.algorithm import AlgorithmStep, Sweep
 from msdetr.structures import Predictions, Targets
 from msdetr.viz.matching import canvas, object_color
 from msdetr.viz.style import DARK, MARKERS, PALETTE, WIDTH, finish, subplots
@@ -29,14 +29,14 @@ SETTINGS = {
 
 
 def scene_figure(predictions: Predictions, targets: Targets, title: str = "Objects and predicted boxes") -> Figure:
-    """One image of one layer: objects filled, the boxes of the queries dashed and numbered."""
+    """Draws one image of one layer: objects filled, the boxes of the queries dashed and numbered."""
     figure, (ax,) = subplots(width=6.0, height=4.6)
     draw_scene(ax, predictions, targets, title)
     return figure
 
 
 def draw_scene(ax: Axes, predictions: Predictions, targets: Targets, title: str) -> None:
-    """Objects in their colors and numbered, queries dashed; a query's number stands at one of its corners."""
+    """Draws objects in their colors and numbered, queries dashed; a query's number stands at one of its corners."""
     canvas(ax, None)
     for number, box in enumerate(targets.boxes.tolist()):
         color = object_color(number)
@@ -54,7 +54,7 @@ def draw_scene(ax: Axes, predictions: Predictions, targets: Targets, title: str)
 def table_figure(
     table: np.ndarray, title: str = "score", alive: np.ndarray | None = None, matched: np.ndarray | None = None
 ) -> Figure:
-    """A table [T, Q] of numbers in [0, 1]; what is not alive is pale, what is matched is framed."""
+    """Draws a table [T, Q] of numbers in [0, 1]; what is not alive is pale, what is matched is framed."""
     figure, (ax,) = subplots(width=min(WIDTH, max(5.2, 1.6 + 0.75 * table.shape[1])), height=0.95 + 0.42 * len(table))
     draw_table(ax, table, alive, matched)
     ax.set_title(title, fontsize=11)
@@ -62,7 +62,7 @@ def table_figure(
 
 
 def score_figure(probability: np.ndarray, overlap: np.ndarray, score: np.ndarray, alpha: float) -> Figure:
-    """The two tables that a score is made of, and the score, each [T, Q]."""
+    """Draws the two tables that a score is made of, and the score, each [T, Q]."""
     figure, axes = subplots(3, width=11.0, height=0.95 + 0.42 * len(score))
     titles = (f"α = {alpha:g}  ×  probability p", f"+   {1 - alpha:g}  ×  IoU", "=   score")
     for ax, values, title in zip(axes, (probability, overlap, score), titles, strict=True):
@@ -71,8 +71,8 @@ def score_figure(probability: np.ndarray, overlap: np.ndarray, score: np.ndarray
     return figure
 
 
-def step_figure(steps: Sequence[Step]) -> Figure:
-    """A row per line of the algorithm: the line, and what it leaves of the table. The last row frames the matches."""
+def step_figure(steps: Sequence[AlgorithmStep]) -> Figure:
+    """Draws a row per line of the algorithm: the line, and what it leaves of the table. The last row frames the matches."""
     num_objects = len(steps[0].table)
     figure, axes = subplots(2, len(steps), width=WIDTH, height=0.62 + 0.34 * num_objects, width_ratios=(1.0, 1.5))
     for number, step in enumerate(steps):
@@ -86,7 +86,7 @@ def step_figure(steps: Sequence[Step]) -> Figure:
 
 
 def rule_figure(table: np.ndarray, rules: Mapping[str, np.ndarray], columns: int = 3) -> Figure:
-    """The same scores under several rules. Framed: matched. The first rule is what the others are compared with: a plus
+    """Draws the same scores under several rules. Framed: matched. The first rule is what the others are compared with: a plus
     marks a pair that it does not match, a minus one that only it matches."""
     rows = -(-len(rules) // columns)
     reference = next(iter(rules.values()))
@@ -109,7 +109,7 @@ def rule_figure(table: np.ndarray, rules: Mapping[str, np.ndarray], columns: int
 
 
 def sweep_figure(sweeps: Mapping[str, Sequence[Sweep]]) -> Figure:
-    """A column per setting, a line per rule: matched queries per object, and the share of the objects without any.
+    """Draws a column per setting, a line per rule: matched queries per object, and the share of the objects without any.
 
     sweeps: name of a rule -> its sweeps, the same settings for every rule.
     """
@@ -134,7 +134,7 @@ def draw_table(
     ax: Axes, table: np.ndarray, alive: np.ndarray | None = None, matched: np.ndarray | None = None, size: float = 10,
     labels: bool = True, queries: bool = True,
 ) -> None:  # fmt: skip
-    """A heat-map of numbers in [0, 1] with the numbers in it. labels, queries: whether rows and columns are named."""
+    """Draws a heat-map of numbers in [0, 1] with the numbers in it. labels, queries: whether rows and columns are named."""
     table = np.asarray(table, dtype=np.float64)
     alive = np.ones(table.shape, dtype=bool) if alive is None else np.asarray(alive)
     ax.set_facecolor(PALE)

@@ -19,7 +19,7 @@ ONE, MANY = DARK, PALETTE[3]  # lines of one-to-one and one-to-many
 
 
 def variant_figure(traces: Mapping[str, LayerTrace]) -> Figure:
-    """Decoder layers side by side, as they ran, from the queries at the top to the predictors at the bottom."""
+    """Draws decoder layers side by side, as they ran, from the queries at the top to the predictors at the bottom."""
     figure, axes = subplots(len(traces), width=2.3 * len(traces), height=4.9)
     for ax, (name, trace) in zip(axes, traces.items(), strict=True):
         draw_layer(ax, trace)
@@ -35,7 +35,7 @@ def variant_figure(traces: Mapping[str, LayerTrace]) -> Figure:
 
 
 def draw_layer(ax: Axes, trace: LayerTrace) -> None:
-    """One decoder layer: its sub-layers in the left lane, the one-to-many branch in the right one."""
+    """Draws one decoder layer: its sub-layers in the left lane, the one-to-many branch in the right one."""
     ax.set(xlim=(-1.5, 2.15), ylim=(6.3, -0.55), xticks=[], yticks=[])
     ax.set_axis_off()
     ax.text(0, -0.15, "queries", ha="center", va="center", fontsize=9, color=DARK)
@@ -70,7 +70,7 @@ def draw_layer(ax: Axes, trace: LayerTrace) -> None:
 
 
 def cost_figure(parameters: Mapping[str, Mapping[str, int]], costs: Mapping[str, Cost]) -> Figure:
-    """Parameters by part, and processor time of training and inference, a bar per variant."""
+    """Draws parameters by part, and processor time of training and inference, a bar per variant."""
     names = list(parameters)
     figure, (left, right) = subplots(2, width=11.0, height=3.6, width_ratios=(1.35, 1))
     start = np.zeros(len(names))

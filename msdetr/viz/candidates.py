@@ -21,7 +21,7 @@ Groups = Mapping[str, CandidateTable | Sequence[CandidateTable]]
 
 
 def candidate_figure(groups: Groups, layer: int = -1, how: str = "std") -> Figure:
-    """Figures 1 and 2 of the paper side by side, for one decoder layer (the last)."""
+    """Draws Figures 1 and 2 of the paper side by side, for one decoder layer (the last)."""
     groups = _listed(groups)
     tables = [table for group in groups.values() for table in group]
     figure, (left, right) = subplots(2, height=4.0)
@@ -44,7 +44,7 @@ def candidate_figure(groups: Groups, layer: int = -1, how: str = "std") -> Figur
 
 
 def layer_figure(groups: Groups, k: int = 5, threshold: float = 0.75, how: str = "std") -> Figure:
-    """How candidates become better from decoder layer to layer: mean IoU of the top k, and candidates above a
+    """Draws how candidates become better from decoder layer to layer: mean IoU of the top k, and candidates above a
     threshold."""
     figure, (left, right) = subplots(2, height=4.0)
     _per_layer(left, groups, lambda t: [t.top(k, i) for i in range(t.num_layers)], how)
@@ -58,7 +58,7 @@ def layer_figure(groups: Groups, k: int = 5, threshold: float = 0.75, how: str =
 
 
 def gap_figure(groups: Groups, how: str = "std") -> Figure:
-    """The duplicate gap per layer, and of what it is made in the last: scores of an object's best and second candidate
+    """Draws the duplicate gap per layer, and of what it is made in the last: scores of an object's best and second candidate
     and how many objects have a rival at all."""
     groups = _listed(groups)
     figure, (left, middle, right) = subplots(3, width=11.0, height=4.0)

@@ -41,7 +41,7 @@ class Credit:
 
 
 def photo_credits(annotation_file: str | Path) -> dict[int, Credit]:
-    """Image id -> Credit, as COCO's annotation file says; images without an entry are the data set's own."""
+    """Returns image id -> Credit, as COCO's annotation file says; images without an entry are the data set's own."""
     images = files.parse_json(files.read_bytes(annotation_file), annotation_file)["images"]
     found = {}
     for image in images:
@@ -54,7 +54,7 @@ def photo_credits(annotation_file: str | Path) -> dict[int, Credit]:
 def thumbnail_figure(
     dataset, indices: Sequence[int], notes: Mapping[int, str] | None = None, side: int = 160
 ) -> Figure:
-    """Images reduced to ``side`` pixels at most, with their boxes, one color per class; ``notes`` (image id -> text, for
+    """Draws images reduced to ``side`` pixels at most, with their boxes, one color per class; ``notes`` (image id -> text, for
     instance the licence) go below the image ids. Raises InputError without any image."""
     if not indices:
         raise InputError("there is no image to draw")
@@ -75,7 +75,7 @@ def thumbnail_figure(
 
 
 def category_figure(contiguous: Categories, raw: Categories) -> Figure:
-    """Class index over category id, for classes numbered without gaps and for ids used as they are."""
+    """Draws the class index over the category id, for classes numbered without gaps and for ids used as they are."""
     figure, (ax,) = subplots(height=3.2)
     ids = np.array(contiguous.category_ids)
     ax.plot(ids, [raw.to_class(i) for i in ids.tolist()], color=PALETTE[1], linewidth=1.4, linestyle="--",
@@ -91,7 +91,7 @@ def category_figure(contiguous: Categories, raw: Categories) -> Figure:
 
 
 def first_steps_figure(runs: Mapping[str, Run]) -> Figure:
-    """What tells early whether a run is healthy, over its logged steps: the class term (0.01-prior: about 1.1 per
+    """Draws what tells early whether a run is healthy, over its logged steps: the class term (0.01-prior: about 1.1 per
     object at the start), the L1 distance of the boxes (both one-to-one, last layer), and one-to-many positives."""
     figure, axes = subplots(3, height=3.3)
     panels = (

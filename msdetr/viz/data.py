@@ -16,7 +16,7 @@ from .style import DARK, PALETTE, safe, subplots
 
 
 def sample_figure(dataset, count: int = 6, start: int = 0) -> Figure:
-    """``count`` images of a data set with their boxes and class names."""
+    """Draws ``count`` images of a data set with their boxes and class names."""
     figure, axes = _grid(count)
     for ax, index in zip(axes, range(start, min(start + count, len(dataset)))):
         _image(ax, dataset, index)
@@ -27,7 +27,7 @@ def sample_figure(dataset, count: int = 6, start: int = 0) -> Figure:
 
 
 def detection_figure(predictor, dataset, count: int = 6, threshold: float = 0.5, start: int = 0) -> Figure:
-    """``count`` images with the detections above ``threshold`` (colored, with class and score) and the annotated
+    """Draws ``count`` images with the detections above ``threshold`` (colored, with class and score) and the annotated
     objects (dashed)."""
     figure, axes = _grid(count)
     for ax, index in zip(axes, range(start, min(start + count, len(dataset)))):
@@ -48,7 +48,7 @@ def detection_figure(predictor, dataset, count: int = 6, threshold: float = 0.5,
 
 
 def draw_box(ax: Axes, box: Sequence[float], color: str, text: str = "", style: str = "-", width: float = 1.6) -> None:
-    """An xyxy box in pixels with a name that stays readable on any background."""
+    """Draws an xyxy box in pixels with a name that stays readable on any background."""
     x0, y0, x1, y1 = box
     outline = [patheffects.withStroke(linewidth=width + 1.6, foreground=DARK, alpha=0.6)]
     ax.add_patch(

@@ -50,14 +50,14 @@ class Explorer:
 
     @classmethod
     def of_specimens(cls, specimens: Sequence[Specimen]) -> Explorer:
-        """Ready specimens, e.g. from plain arrays."""
+        """Explores ready specimens, e.g. from plain arrays."""
         return cls(lambda image, step: specimens[image], [specimen.name for specimen in specimens])
 
     @classmethod
     def of_run(
         cls, run: str | Path | Microscope, images: Sequence[int | str | Path] | int = 8, **options: Any
     ) -> Explorer:
-        """A trained run and images of its validation set (the first few, or those named)."""
+        """Explores a trained run on images of its validation set (the first few, or those named)."""
         microscope = run if isinstance(run, Microscope) else Microscope(run, **options)
         if isinstance(images, int):
             images = microscope.dataset.image_ids[:images]
@@ -65,21 +65,21 @@ class Explorer:
 
     @classmethod
     def of_history(cls, history: MatchHistory) -> Explorer:
-        """The recorded states of a training run."""
+        """Explores the recorded states of a training run."""
         ids = history.targets.image_ids or tuple(range(history.targets.num_images))
         images = [str(i) for i in ids[: len(history.pictures)]]
         steps = [str(step) for step in history.steps[: len(history.states)]]
         return cls(lambda image, step: recorded(history, step, image), images, steps)
 
     def specimen(self, image: int = 0, step: int = -1) -> Specimen:
-        """What lies under the microscope; the last one is kept."""
+        """Returns one image at one step; the last one is kept."""
         key = (range(len(self.images))[image], range(len(self.steps))[step])
         if self._last is None or self._last[0] != key:
             self._last = (key, self._look(*key))
         return self._last[1]
 
     def figure(self, image: int = 0, step: int = -1, layer: int = -1, **matching: Any) -> Figure:
-        """Both assignments of a layer on the image, and every object's candidates by score with their fate.
+        """Draws both assignments of a layer on the image, and every object's candidates by score with their fate.
 
         matching: ``threshold``, ``k``, ``alpha`` or other matching settings; as trained where left out.
         """
@@ -104,12 +104,12 @@ class Explorer:
         return figure
 
     def text(self, image: int = 0, step: int = -1, layer: int = -1, target: int | None = None, **matching: Any) -> str:
-        """The same for a terminal: the assignments, or the candidates of one object."""
+        """Says the same for a terminal: the assignments, or the candidates of one object."""
         found = self.specimen(image, step).explain(**matching)
         return assignment_text(found, layer) if target is None else candidate_text(found.one_to_many, target, layer)
 
     def show(self):
-        """The sliders where a person can move them, else the static figure."""
+        """Shows the sliders where a person can move them, else the static figure."""
         return self.widget() if self.live() else self.figure()
 
     @staticmethod
@@ -118,7 +118,7 @@ class Explorer:
         return any(name in os.environ for name in ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"))
 
     def widget(self):
-        """The sliders and the picture, for a notebook (needs ipywidgets).
+        """Makes the sliders and the picture, for a notebook (needs ipywidgets).
 
         Returns an ipywidgets VBox; its sliders are ``controls`` of this explorer, by name.
         """
@@ -172,14 +172,14 @@ class Explorer:
 
 
 def as_png(figure: Figure) -> bytes:
-    """A figure as the bytes of a PNG."""
+    """Returns a figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
 def _score_panel(ax, found: Explanation, layer: int, top: int = 12) -> None:
-    """Every object's best candidates by score, marked by what became of them."""
+    """Draws every object's best candidates by score, marked by what became of them."""
     branch: BranchExplanation = found.one_to_many
     used: list[Status] = []
     for target in range(len(found.targets)):

@@ -22,7 +22,7 @@ from msdetr.viz.style import DARK, MARKERS, PALETTE, finish, safe, subplots
 def reach_figure(
     gradients: Mapping[str, BranchGradients], branches: Sequence[str] = ("one_to_one", "one_to_many")
 ) -> Figure:
-    """A panel per detector, a row per part, a column per branch: shaded by the logarithm of the gradient's length, crossed
+    """Draws a panel per detector, a row per part, a column per branch: shaded by the logarithm of the gradient's length, crossed
     out where a branch does not reach, grey where a detector has no such part or branch."""
     parts = sorted({p for g in gradients.values() for p in g.parts}, key=_place(list(gradients.values())))
     figure, axes = subplots(
@@ -54,7 +54,7 @@ def reach_figure(
 def cosine_figure(
     cosines: Mapping[str, Sequence[np.ndarray]], parts: Sequence[str], title: str = "Do the branches pull alike?"
 ) -> Figure:
-    """Cosine between the gradients of two branches in every part: a dot per batch, a line through the means.
+    """Draws the cosine between the gradients of two branches in every part: a dot per batch, a line through the means.
 
     cosines: name of a detector -> one array [P] per batch. Parts that nowhere have a cosine are left out.
     """
@@ -77,7 +77,7 @@ def cosine_figure(
 
 
 def focal_figure(gammas: Sequence[float] = (0.0, 1.0, 2.0), alpha: float = 0.25) -> Figure:
-    """The focal loss of one logit over its probability, as a positive and as a negative."""
+    """Draws the focal loss of one logit over its probability, as a positive and as a negative."""
     logit = torch.linspace(-6, 6, 241, dtype=torch.float64)
     predictions = Predictions(logit[:, None, None, None], torch.full((241, 1, 1, 4), 0.5, dtype=torch.float64))
     targets = Targets.from_list([torch.tensor([0])], [torch.full((1, 4), 0.5)])
@@ -98,7 +98,7 @@ def focal_figure(gammas: Sequence[float] = (0.0, 1.0, 2.0), alpha: float = 0.25)
 def pull_figure(
     predictions: Predictions, targets: Targets, branches: Mapping[str, tuple[Matches, Mapping[str, Predictions]]]
 ) -> Figure:
-    """What the terms of each branch pull at, in one image of one layer: a row per branch; the L1 and the GIoU term move
+    """Draws what the terms of each branch pull at, in one image of one layer: a row per branch; the L1 and the GIoU term move
     the edges of matched boxes along the arrows, the class term moves logits up or down."""
     figure, axes = subplots(3, len(branches), width=11.0, height=3.5, width_ratios=(1, 1, 0.95))
     largest = max(float(terms["class"].logits.abs().max()) for _, terms in branches.values())
@@ -128,7 +128,7 @@ def pull_figure(
 
 
 def draw_pulls(ax: Axes, predictions: Predictions, targets: Targets, matches: Matches, pull: Predictions) -> None:
-    """Objects filled, matched boxes dashed in their object's color, with an arrow at every edge that is pulled."""
+    """Draws objects filled, matched boxes dashed in their object's color, with an arrow at every edge that is pulled."""
     canvas(ax, None)
     for number, (cx, cy, w, h) in enumerate(targets.boxes.tolist()):
         ax.add_patch(Rectangle((cx - w / 2, cy - h / 2), w, h, fc=object_color(number), alpha=0.22, lw=0))

@@ -11,7 +11,7 @@ from msdetr.analysis.matching import Explanation
 from msdetr.analysis.runs import open_folder
 from msdetr.analysis.specimen import Microscope, Specimen
 from msdetr.errors import ConfigError, RunError
-from msdetr.viz.matching import assignment_figure, candidate_figure, outcome_figure, query_figure, why_not_figure
+from msdetr.viz.matching import assignment_figure, outcome_figure, query_figure, ranking_figure, why_not_figure
 from msdetr.viz.text import assignment_text, candidate_text, health_text, outcome_text, path_text
 
 
@@ -41,7 +41,7 @@ def inspect(
     split: str | None = None,
     device: str = "auto",
 ) -> Inspection:
-    """Why a run's detector matched, kept or lost the objects of an image.
+    """Explains why a run's detector matched, kept or lost the objects of an image.
 
     run: run or checkpoint directory. image: an image id or a file name of the validation set (or of ``data``/``split``);
     the first image with objects by default. out: folder for the figures; none are written without. object, query: what
@@ -73,7 +73,7 @@ def inspect(
     if object is not None:
         for branch in (found.one_to_one, found.one_to_many):
             texts += ["", candidate_text(branch, object, index)]
-            figures[f"object_{object}_{branch.name}"] = candidate_figure(branch, object, index, picture=picture)
+            figures[f"object_{object}_{branch.name}"] = ranking_figure(branch, object, index, picture=picture)
     if query is not None:
         texts += ["", path_text(found.query_path(query), query, specimen.class_names)]
         figures[f"query_{query}"] = query_figure(found, query, picture, specimen.sampling)

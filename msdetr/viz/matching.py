@@ -31,13 +31,14 @@ SHORT = {
     Status.UNVOTED: "beyond votes",
     Status.TAKEN: "other object",
     Status.COSTLIER: "costs more",
+    Status.BACKGROUND: "background",
 }
 
 
 def assignment_figure(
     explanation: Explanation, picture: Picture = None, branches: Sequence[str] = ("one_to_one", "one_to_many")
 ) -> Figure:
-    """The assignments of every decoder layer: a row per branch, a column per layer. Objects are drawn solid, the boxes
+    """Draws the assignments of every decoder layer: a row per branch, a column per layer. Objects are drawn solid, the boxes
     matched to them dashed in the same color."""
     layers = explanation.num_layers
     width = max(6.0, min(3.0 * layers, 14.0))
@@ -60,10 +61,10 @@ def assignment_figure(
     return figure
 
 
-def candidate_figure(
+def ranking_figure(
     branch: BranchExplanation, target: int, layer: int = -1, top: int = 12, picture: Picture = None
 ) -> Figure:
-    """An object's candidates, ranked by score: where they are, of what their score is made, the Hungarian cost split
+    """Draws an object's candidates, ranked by score: where they are, of what their score is made, the Hungarian cost split
     into its terms, and what became of each."""
     layer = range(len(branch.score))[layer]
     candidates = branch.candidates(target, layer, top)
@@ -124,7 +125,7 @@ def candidate_figure(
 def query_figure(
     explanation: Explanation, query: int, picture: Picture = None, sampling: Sequence[SamplingPoints] | None = None
 ) -> Figure:
-    """A query's path: per layer the reference it starts from, the box it predicts, where it looked (dots, larger for
+    """Draws a query's path: per layer the reference it starts from, the box it predicts, where it looked (dots, larger for
     more attention) and the object it is matched to."""
     steps = explanation.query_path(query)
     width = max(6.0, min(3.2 * len(steps), 14.0))
@@ -212,7 +213,7 @@ def why_not_figure(
 def outcome_figure(
     explanation: Explanation, outcomes: Sequence[ObjectOutcome], picture: Picture = None, lines: int = 12
 ) -> Figure:
-    """What the detector makes of the image: found, doubled and missed objects, with the reason for each beside it."""
+    """Draws what the detector makes of the image: found, doubled and missed objects, with the reason for each beside it."""
     wrapped = [textwrap.wrap(outcome.text, 84)[:4] for outcome in outcomes[:lines]]
     rows = sum(1.7 + len(text) for text in wrapped)
     figure = Figure(figsize=(11, max(4.2, 0.9 + 0.19 * rows)), dpi=100, layout="constrained")
@@ -255,7 +256,7 @@ def outcome_figure(
 
 
 def canvas(ax: Axes, picture: Picture) -> None:
-    """The image (paled, so that boxes show), or an empty unit square."""
+    """Draws the image (paled, so that boxes show), or an empty unit square."""
     height, width = (1.0, 1.0) if picture is None else picture.shape[:2]
     if picture is not None:
         shown = np.asarray(picture, dtype=np.float64)
@@ -269,7 +270,7 @@ def canvas(ax: Axes, picture: Picture) -> None:
 
 
 def draw_assignments(ax: Axes, branch: BranchExplanation, layer: int, picture: Picture) -> None:
-    """Objects solid, the boxes of the queries matched to them dashed, in one color per object."""
+    """Draws objects solid, the boxes of the queries matched to them dashed, in one color per object."""
     boxes = branch.predictions.boxes[layer, 0].numpy()
     for target in range(len(branch.targets)):
         box = branch.targets.boxes[target].numpy()
@@ -280,7 +281,7 @@ def draw_assignments(ax: Axes, branch: BranchExplanation, layer: int, picture: P
 
 
 def object_color(target: int) -> str:
-    """The color of an object in every picture of its image."""
+    """Returns the color of an object in every picture of its image."""
     return PALETTE[target % len(PALETTE)]
 
 
@@ -322,11 +323,11 @@ def _dots(ax: Axes, points: SamplingPoints, query: int, picture: Picture) -> Non
 
 __all__ = [
     "assignment_figure",
-    "candidate_figure",
     "canvas",
     "draw_assignments",
     "object_color",
     "outcome_figure",
     "query_figure",
+    "ranking_figure",
     "why_not_figure",
 ]

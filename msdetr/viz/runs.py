@@ -17,7 +17,7 @@ Groups = Mapping[str, Sequence[Run]]
 
 
 def learning_curve_figure(groups: Groups, metrics: Sequence[str] = ("AP", "AP50"), how: str = "std") -> Figure:
-    """Evaluation results over epochs, in percent points: a line for the mean of a group's runs and a band for their
+    """Draws evaluation results over epochs, in percent points: a line for the mean of a group's runs and a band for their
     spread."""
     figure, axes = subplots(len(metrics), height=4.0)
     for ax, metric in zip(axes, metrics, strict=True):
@@ -38,7 +38,7 @@ def learning_curve_figure(groups: Groups, metrics: Sequence[str] = ("AP", "AP50"
 
 
 def loss_figure(groups: Groups) -> Figure:
-    """Training loss and gradient norm over steps, one thin line per run (losses of models with different branches are
+    """Draws training loss and gradient norm over steps, one thin line per run (losses of models with different branches are
     not comparable in height)."""
     figure, axes = subplots(2, height=3.8)
     for ax, metric, label in zip(axes, ("loss", "grad_norm"), ("loss", "gradient norm before clipping"), strict=True):
@@ -55,7 +55,7 @@ def loss_figure(groups: Groups) -> Figure:
 
 
 def comparison_figure(groups: Groups, metrics: Sequence[str] = METRICS) -> Figure:
-    """Final numbers: one dot per run, a bar at the mean of each group, whiskers for ± one sample standard deviation."""
+    """Draws final numbers: one dot per run, a bar at the mean of each group, whiskers for ± one sample standard deviation."""
     rows = compare(groups, metrics)
     figure, (ax,) = subplots(height=4.2)
     palette = colors([row.name for row in rows])
@@ -81,7 +81,7 @@ def comparison_figure(groups: Groups, metrics: Sequence[str] = METRICS) -> Figur
 
 
 def cost_figure(groups: Groups) -> Figure:
-    """What each group costs: parameters and training time."""
+    """Draws what each group costs: parameters and training time."""
     rows: list[Row] = compare(groups)
     figure, (left, right) = subplots(2, height=1.4 + 0.45 * len(rows))
     place = np.arange(len(rows))[::-1]
@@ -102,7 +102,7 @@ def cost_figure(groups: Groups) -> Figure:
 
 
 def class_figure(groups: Groups) -> Figure:
-    """AP of every class at the end of training: one dot per run."""
+    """Draws the AP of every class at the end of training: one dot per run."""
     classes = sorted({name for runs in groups.values() for run in runs for name in run.results.get("per_class", {})})
     figure, (ax,) = subplots(height=1.6 + 0.28 * len(classes))
     palette = colors(groups)

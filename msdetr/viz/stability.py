@@ -22,7 +22,7 @@ LAYER_COLORS = ("#fde0a8", "#f6b48f", "#e8766b", "#c03a76", "#7d2482", "#3b0f70"
 
 
 def flip_figure(rates: FlipRates) -> Figure:
-    """Flip rate per decoder layer and epoch, the branches side by side; thin lines: every record."""
+    """Draws the flip rate per decoder layer and epoch, the branches side by side; thin lines: every record."""
     width = max(6.0, 4.5 * len(rates.rates))
     figure, axes = subplots(len(rates.rates), width=width, height=4.0, sharey=True)
     for ax, (name, values) in zip(axes, rates.rates.items(), strict=True):
@@ -56,7 +56,7 @@ def animate(
     most: int = 60,
     dpi: int = 72,
 ) -> Path:
-    """One image's matched candidates over training, one-to-one beside one-to-many, as a GIF; returns the path.
+    """Animates one image's matched candidates over training, one-to-one beside one-to-many, as a GIF; returns the path.
 
     At most ``most`` records, evenly spread, are shown.
     """

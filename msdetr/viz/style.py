@@ -25,14 +25,14 @@ WIDTH = 9.0  # inches; at 100 dots per inch the width of a notebook's output
 
 
 def subplots(columns: int = 1, rows: int = 1, width: float = WIDTH, height: float = 3.6, **options):
-    """A Figure outside pyplot's list of open ones (nothing to close, no leak in loops) and its axes, flat."""
+    """Makes a Figure outside pyplot's list of open ones (nothing to close, no leak in loops) and its axes, flat."""
     figure = Figure(figsize=(width, height * rows), dpi=100, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, list(axes.flat)
 
 
 def finish(ax: Axes, title: str, x: str, y: str, legend: bool = True, **legend_options) -> None:
-    """Title, axis labels, a light grid, and the legend if there is something to name."""
+    """Adds title, axis labels, a light grid, and the legend if there is something to name."""
     ax.set_title(title, fontsize=11)
     ax.set_xlabel(x)
     ax.set_ylabel(y)
@@ -43,7 +43,7 @@ def finish(ax: Axes, title: str, x: str, y: str, legend: bool = True, **legend_o
 
 
 def safe(name: object, longest: int = 40) -> str:
-    """A name from outside as plain text that draws as itself: no mathematics from dollar signs, no hidden legend entry
+    """Makes a name from outside plain text that draws as itself: no mathematics from dollar signs, no hidden legend entry
     from a leading underscore, control characters and glyphs the font lacks spelled out, long names shortened (F83)."""
     text = "".join(_spelled(character) for character in str(name))
     if len(text) > longest:
@@ -53,13 +53,13 @@ def safe(name: object, longest: int = 40) -> str:
 
 
 def safe_html(name: object, longest: int = 60) -> str:
-    """A name from outside for HTML: escaped, shortened."""
+    """Escapes and shortens a name from outside for HTML."""
     text = "".join(" " if unicodedata.category(c).startswith("C") else c for c in str(name))
     return html.escape(text if len(text) <= longest else text[: longest - 1] + "…")
 
 
 def safe_text(name: object, longest: int = 40) -> str:
-    """A name from outside for a terminal: no control sequences, shortened."""
+    """Makes a name from outside fit for a terminal: no control sequences, shortened."""
     text = "".join(_escaped(c) if unicodedata.category(c).startswith("C") else c for c in str(name))
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
@@ -81,7 +81,7 @@ def _glyphs() -> frozenset[int]:
 
 
 def spread(rows: Sequence[np.ndarray], how: str = "std") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, lower and upper edge over runs (first axis), each where every run is defined.
+    """Returns mean, lower and upper edge over runs (first axis), each where every run is defined.
 
     how: "std" for mean ± sample standard deviation, "range" for the smallest and largest value. One run has no spread.
     """
@@ -105,5 +105,5 @@ def run_label(name: str, number: int, how: str = "std") -> str:
 
 
 def colors(names: Sequence[str] | Mapping[str, object]) -> dict[str, tuple[str, str]]:
-    """A color and a marker for each name, in order."""
+    """Gives each name a color and a marker, in order."""
     return {name: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}

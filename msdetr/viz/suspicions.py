@@ -14,7 +14,7 @@ from .style import PALETTE, safe, subplots
 
 
 def suspicion_figure(report: SplitReport, count: int = 9) -> Figure:
-    """The worst suspicious annotations of a split, some of every kind, each with its surroundings and the reason.
+    """Draws the worst suspicious annotations of a split, some of every kind, each with its surroundings and the reason.
 
     Raises InputError where there are none.
     """

@@ -12,7 +12,7 @@ from msdetr.viz.style import safe_text
 
 
 def assignment_text(explanation: Explanation, layer: int | None = None) -> str:
-    """Who serves which object, one line per object and layer (all layers, or one)."""
+    """Says who serves which object, one line per object and layer (all layers, or one), then in the further branches."""
     layers = range(explanation.num_layers) if layer is None else [range(explanation.num_layers)[layer]]
     lines = []
     for i in layers:
@@ -21,13 +21,16 @@ def assignment_text(explanation: Explanation, layer: int | None = None) -> str:
             name = safe_text(object_name(t, explanation.targets, explanation.class_names))
             one, many = (_queries(explanation.branch(b).serving(t, i)) for b in ("one_to_one", "one_to_many"))
             lines.append(f"  {name:<28} one-to-one: {one:<6} one-to-many: {many}")
+            for branch in explanation.further:
+                if i == layers[-1]:
+                    lines.append(f"    {branch_title(branch.name)}: {_queries(_serving(branch, t))}")
     if explanation.one_to_many.hypothetical:
         lines.append("(no one-to-many branch: shown as it would be on the one-to-one predictions)")
     return "\n".join(lines)
 
 
 def candidate_text(branch: BranchExplanation, target: int, layer: int = -1, top: int = 10) -> str:
-    """An object's candidates as a table, best score first."""
+    """Lists an object's candidates as a table, best score first."""
     number = range(len(branch.score))[layer] + 1
     name = safe_text(object_name(target, branch.targets, branch.class_names))
     rows = [f"{name}: {branch_title(branch.name)}, layer {number}"]
@@ -43,7 +46,7 @@ def candidate_text(branch: BranchExplanation, target: int, layer: int = -1, top:
 
 
 def path_text(steps: Sequence[QueryStep], query: int, class_names: Sequence[str] = ()) -> str:
-    """A query through the layers, one line each."""
+    """Follows a query through the layers, one line each."""
     lines = [f"query {query}"]
     for step in steps:
         label = class_names[step.label] if step.label < len(class_names) else f"class {step.label}"
@@ -59,12 +62,12 @@ def path_text(steps: Sequence[QueryStep], query: int, class_names: Sequence[str]
 
 
 def outcome_text(outcomes: Sequence[ObjectOutcome]) -> str:
-    """What became of every object in the output."""
+    """Says what became of every object in the output."""
     return "\n".join(f"[{o.outcome.value}] {safe_text(o.text, 400)}" for o in outcomes) or "no objects in this image"
 
 
 def health_text(findings: Sequence[Finding]) -> str:
-    """The health report, worst first."""
+    """Writes the health report, worst first."""
     marks = {"bad": "!!", "warn": " !", "fine": "ok", "unknown": " ?"}
     lines = []
     for f in findings:
@@ -72,6 +75,13 @@ def health_text(findings: Sequence[Finding]) -> str:
         if f.cause:
             lines.append(f"     likely cause: {safe_text(f.cause, 400)}")
     return "\n".join(lines)
+
+
+def _serving(branch: BranchExplanation, target: int) -> list[int]:
+    """Queries of a branch's last layer that serve an object or a copy of it."""
+    original = branch.targets.original
+    rows = [target] if original is None else (original == target).nonzero().flatten().tolist()
+    return sorted({query for row in rows for query in branch.serving(row)})
 
 
 def _queries(queries: Sequence[int]) -> str:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msdetr.analysis.candidates import CandidateQuality, measure
+from msdetr.analysis.candidates import CandidateQuality, measure_candidates
 from msdetr.structures import DetectorOutput, ImageBatch, Predictions, Targets
 
 THRESHOLDS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -179,5 +179,5 @@ def test_measure_runs_a_detector_over_a_loader():
     cases = [random_case(seed) for seed in range(2)]
     answers = iter(cases)
     loader = [(ImageBatch(torch.zeros(3, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.bool)), t) for _, t in cases]
-    quality = measure(lambda batch: DetectorOutput(next(answers)[0]), loader, top=3)
+    quality = measure_candidates(lambda batch: DetectorOutput(next(answers)[0]), loader, top=3)
     assert quality.images == 6 and quality.objects == sum(len(t) for _, t in cases)

@@ -5,15 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msdetr.analysis.arrays import predictions_from_arrays, targets_from_arrays
+from msdetr.analysis.look import training_output
 from msdetr.analysis.matching import STATUSES, Outcome, Status, explain, explain_output
 from msdetr.boxes import cxcywh_to_xyxy, iou
 from msdetr.matching import MatchingRules
-from msdetr.structures import DetectorOutput, Predictions, Targets
+from msdetr.methods import build_criterion, build_detector, matching_rules
+from msdetr.structures import DetectorOutput, ImageBatch, Predictions, Targets
 
 COARSE = st.sampled_from([0.0, 0.1, 0.25, 0.4, 0.5, 0.7, 0.9])
 
@@ -290,3 +293,37 @@ def test_arrays_of_other_detectors():
     ):
         with pytest.raises(ValueError, match=message):
             predictions_from_arrays(*wrong)
+
+
+@pytest.mark.parametrize("changes", [{}, {"deta.k": 2}, {"stable.cost_power": 0.5}, {"ms_detr.merge": True}])
+def test_every_branch_of_a_run_is_explained_as_it_was_matched(changes):
+    """Further query groups, repeated objects, known pairs and the encoder among them, whatever the image of the batch."""
+    config = small.config("c", **{
+        "hybrid.queries": 8, "hybrid.k": 2, "group.groups": 3, "denoising.queries": 4, "ms_detr.groups": "all",
+        "ms_detr.threshold": 0.05, "ms_detr.k": 2, **changes,
+    })  # fmt: skip
+    torch.manual_seed(0)
+    detector, criterion = build_detector(config), build_criterion(config)
+    batch = ImageBatch.from_images(list(torch.randn(2, 3, 64, 64)))
+    boxes = torch.rand(5, 4) * 0.3 + 0.3
+    targets = Targets.from_list([torch.tensor([0, 1]), torch.tensor([2, 3, 3])], [boxes[:2], boxes[2:]])
+    output = training_output(detector, batch, targets)
+    supervised = criterion.supervised(output, targets)
+    matches = criterion.match(supervised)
+    found = explain(output, targets, matching_rules(config), image=1, criterion=criterion, class_names="abcdefgh")
+    assert list(found.branches) == list(supervised) and len(found.further) == len(supervised) - 2
+    for name, branch in found.branches.items():
+        first = int((supervised[name].targets.image < 1).sum())
+        here = matches[name].select(matches[name].image == 1)
+        expected = {(k, t - first, q) for k, t, q in zip(*(x.tolist() for x in (here.layer, here.target, here.query)))}
+        assert expected == set(map(tuple, np.argwhere(branch.matched).tolist())), name
+        for target in range(len(branch.targets)):
+            for query in {0, branch.score.shape[-1] - 1, *branch.serving(target)}:
+                reason = branch.why_not(query, target)
+                assert (not reason.obstacles) == bool(branch.matched[-1, target, query]) and reason.text.endswith(".")
+        assert branch.object_name(0).endswith("object 0 (c)"), "the encoder's objects have their names, too"
+    assert found.branch("hybrid").object_name(3) == "copy 2 of object 1 (d)"
+    assert "was made to find object 0 (c)" in found.branch("denoising").why_not(0, 0).text
+    assert "copy 1 of object 0 (c)" in found.branch("hybrid").why_not(0, 0).text
+    with pytest.raises(LookupError, match="none of one_to_one, one_to_many"):
+        found.branch("hybird")

@@ -14,7 +14,7 @@ from msdetr import files
 from msdetr.data import Categories
 from msdetr.data.layouts import YoloLayout
 from msdetr.data.layouts.base import Collected
-from msdetr.engine.evaluate import coco_rows
+from msdetr.engine.metric import coco_rows
 from msdetr.errors import AnnotationError
 from msdetr.results import category_ids, coco_dataset
 from msdetr.structures import Detections

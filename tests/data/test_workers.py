@@ -174,3 +174,15 @@ def test_what_workers_left_out_is_counted_however_they_start(tmp_path, start):
 
 def _nothing(sample):
     return 0
+
+
+@pytest.mark.fault("F87")
+def test_python_exits_while_a_loader_is_being_read():
+    """Its workers, which ignore SIGTERM, are not waited for."""
+    code = """
+from msdetr.data.workers import WorkerLoader, start_worker
+batches = iter(WorkerLoader(range(1000), num_workers=1, worker_init_fn=start_worker))
+print(next(batches))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "tensor([0])\n", "")

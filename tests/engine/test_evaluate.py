@@ -11,12 +11,13 @@ from torch import nn
 from msdetr.boxes import xyxy_to_cxcywh
 from msdetr.data import CocoDetection, build_dataset
 from msdetr.engine import EvaluationError, coco_metrics, evaluate
-from msdetr.engine.evaluate import DETECTION, HOTCOCO, PYCOCOTOOLS, coco_rows
+from msdetr.engine.metric import DETECTION, HOTCOCO, PYCOCOTOOLS, coco_rows
 from msdetr.errors import InputError
 from msdetr.structures import Detections, DetectorOutput, Predictions
 
 # the package exports the function of the same name
 module = importlib.import_module("msdetr.engine.evaluate")
+metric = importlib.import_module("msdetr.engine.metric")
 
 ORDER = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "ARmax", "ARs", "ARm", "ARl"]
 
@@ -97,14 +98,14 @@ def test_box_formats_mixed_up_lose(dataset):
 
 @pytest.mark.fault("F78")
 def test_the_self_test_catches_a_metric_that_takes_corners(monkeypatch):
-    real = module.metric_backend()
+    real = metric.metric_backend()
 
     def corners(coco, detections):
         changed = detections.copy()
         changed[:, 3:5] -= changed[:, 1:3]
         return real.make(coco, changed)
 
-    monkeypatch.setattr(module, "metric_backend", lambda: module.Evaluator("corners", corners))
+    monkeypatch.setattr(metric, "metric_backend", lambda: metric.Evaluator("corners", corners))
     with pytest.raises(EvaluationError, match="fails its self-test"):
         coco_metrics(*random_case(0))
     monkeypatch.undo()
@@ -257,7 +258,7 @@ def folder_with_ids(root, image_ids, category_ids, annotation_ids):
 def test_any_64_bit_id_is_exact(tmp_path, monkeypatch, evaluator, images, categories, annotations):
     if evaluator is HOTCOCO:
         pytest.importorskip("hotcoco")
-    monkeypatch.setattr(module, "metric_backend", lambda: evaluator)
+    monkeypatch.setattr(metric, "metric_backend", lambda: evaluator)
     dataset = folder_with_ids(tmp_path, images, categories, annotations)
     assert dataset.image_ids == sorted(images) and sorted(dataset.annotations.ids.tolist()) == sorted(annotations)
     result = evaluate(Oracle(dataset), dataset, max_detections=10, progress=False)

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import tiny
 
-from msdetr.engine import RunDirectoryError, train
+from msdetr.engine import RunDirectoryError, Trainer, train
 from msdetr.engine import checkpoint as checkpoints
 from msdetr.engine.lock import FileLock, InUse
 from msdetr.engine.run import RunDirectory, mark_failed
@@ -106,6 +106,57 @@ def test_more_epochs_just_go_on(tmp_path, shapes, capsys, monkeypatch):
     assert [e["step"] for e in results["evaluations"]] == [4, 8]
     assert [line["step"] for line in tiny.lines(tmp_path, "eval")] == [4, 8]
     assert checkpoints.latest(tmp_path).metrics.keys() == results["metrics"].keys()
+
+
+def test_a_run_sent_back_to_an_earlier_checkpoint_does_not_return_to_the_later_ones(
+    tmp_path, shapes, capsys, monkeypatch
+):
+    """They are kept, as a run of their own, and so is what was written about them."""
+    monkeypatch.setenv("MSDETR_PROGRESS", "lines")
+    config = tiny.config(shapes, train__epochs=0.75, train__checkpoint_every=0.25)
+    train(config, tmp_path, device="cpu", progress=False)
+    folders = checkpoints.available(tmp_path)
+    assert [folder.name for folder in folders] == ["step_00000002", "step_00000003"]
+    abandoned, log = tiny.fingerprint(checkpoints.latest(tmp_path)), (tmp_path / "metrics.jsonl").read_text()
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # before it has taken, or saved, a step
+        patch.setattr(Trainer, "step", interrupted)
+        train(config, tmp_path, device="cpu", resume=folders[0])
+    assert [path.name for path in checkpoints.available(tmp_path)] == ["step_00000002"], "where auto goes on from"
+    assert train(config, tmp_path, device="cpu", progress=False)["steps"] == 3
+    assert not (tmp_path / "abandoned_2").exists(), "there was nothing more to set aside"
+    aside = tmp_path / "abandoned_1"
+    assert f"goes on from step 2; its checkpoints of step 3, which are not its own any more, are in {aside}" in (
+        capsys.readouterr().err
+    )
+    assert tiny.fingerprint(checkpoints.latest(aside)) == abandoned and (aside / "metrics.jsonl").read_text() == log
+    longer = config.override({"train.epochs": 1})
+    train(longer, tmp_path, device="cpu", resume=folders[0], progress=False)
+    assert checkpoints.latest(tmp_path / "abandoned_2").step == 3
+    assert [folder.name for folder in checkpoints.available(tmp_path)] == ["step_00000003", "step_00000004"]
+
+
+def test_a_run_that_goes_on_from_another_runs_checkpoint_leaves_its_own(tmp_path, shapes):
+    config = tiny.config(shapes, train__epochs=0.25)
+    for name in ("one", "two"):
+        train(config, tmp_path / name, device="cpu", progress=False)
+    theirs = checkpoints.latest(tmp_path / "one").directory
+    train(config.override({"train.epochs": 0.5}), tmp_path / "two", device="cpu", resume=theirs, progress=False)
+    assert [c.name for c in checkpoints.available(tmp_path / "two")] == ["step_00000002"]
+    assert checkpoints.latest(tmp_path / "two" / "abandoned_1").step == 1
+
+
+def test_a_restart_after_a_rank_died_goes_on_from_the_last_checkpoint(tmp_path, shapes, monkeypatch):
+    """torchrun gives the new ranks the arguments of the first ones, the checkpoint to go on from among them."""
+    config = tiny.config(shapes, train__epochs=0.5, train__checkpoint_every=0.25)
+    train(config, tmp_path, device="cpu", progress=False)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    first = checkpoints.available(tmp_path)[0]
+    train(config.override({"train.epochs": 0.75}), tmp_path, device="cpu", resume=first, progress=False)
+    assert not (tmp_path / "abandoned_1").exists() and checkpoints.latest(tmp_path).step == 3
 
 
 def test_matching_is_recorded(tmp_path, shapes):

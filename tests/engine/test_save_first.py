@@ -13,7 +13,7 @@ from msdetr.engine import checkpoint as checkpoints
 from msdetr.engine.run import RunDirectory
 from msdetr.engine.trainer import Trainer
 
-train_module = sys.modules["msdetr.engine.train"]
+train_module = sys.modules["msdetr.engine.training"]
 
 
 def fails_at(monkeypatch, owner, name, when, error):

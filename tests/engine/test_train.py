@@ -65,7 +65,7 @@ def test_a_run_leaves_everything_in_its_directory(finished):
 @pytest.mark.parametrize("number", [2, 3], ids=["between", "last"])
 def test_sigterm_during_an_evaluation(finished, tmp_path, monkeypatch, number):
     """The weights are saved, the run is not called finished, and a resumed one makes up for the evaluation."""
-    module, calls = sys.modules["msdetr.engine.train"], []
+    module, calls = sys.modules["msdetr.engine.training"], []
 
     def interrupted(*arguments, **options):
         calls.append(1)

@@ -207,6 +207,23 @@ def test_candidates_of_the_primary_group_or_of_all(method, candidates):
         torch.testing.assert_close(losses.terms[f"{name}/l1"], divided)
 
 
+def test_candidates_of_a_group_with_known_pairs_are_not_matched():
+    """A denoising query's object is given: there is nothing for one-to-many matching to choose."""
+    detector, criterion, images = run_of("hybrid", "c", **{"ms_detr.groups": "all", "denoising.queries": 4})
+    targets = objects(2, 1)
+    output = detector.train()(images, targets)
+    losses = criterion(output, targets)
+    assert output.groups["denoising"].candidates is not None and len(losses.matches["denoising"]) > 0
+    assert {
+        "one_to_many",
+        "one_to_many_hybrid",
+    } <= losses.matches.keys() and "one_to_many_denoising" not in losses.matches
+    losses.total.backward()
+    assert detector.sources["denoising"].label_embedding.weight.grad.any(), (
+        "denoising learns as it does without MS-DETR"
+    )
+
+
 def test_both_methods_at_once():
     """Nothing in them excludes the other: the primary group, the hybrid one and the further groups share the decoder."""
     config = small.config("c", **HYBRID, **GROUP, **{"ms_detr.groups": "all"})

@@ -1,28 +1,18 @@
 import copy
 
 import pytest
+import small
 import torch
-from small import as_variant
 
-from msdetr import recipes
 from msdetr.errors import CheckpointError, ConfigError
 from msdetr.methods import build_criterion, build_detector
 from msdetr.model import from_released, to_released
 from msdetr.modules import VARIANTS
 from msdetr.structures import ImageBatch, Targets
 
-SMALL = {
-    "model.hidden_dim": 64,
-    "model.num_heads": 4,
-    "model.ffn_dim": 64,
-    "model.encoder_layers": 1,
-    "model.decoder_layers": 2,
-    "model.num_queries": 12,
-}
-
 
 def small_config(variant="c", **changes):
-    return recipes.get("shapes/baseline").override({**as_variant(variant), **SMALL, **changes})
+    return small.config(variant, **{"model.num_queries": 12, **changes})
 
 
 def small_model(variant="c", **changes):
@@ -190,7 +180,7 @@ def test_first_sizes_are_those_of_deformable_detr():
     assert sizes_at_start(**plain) == [0]
 
 
-@pytest.mark.parametrize("variant", ["baseline", "c"])
+@pytest.mark.parametrize("variant", ["baseline", "a", "c"])
 def test_two_stage_without_refinement(variant):
     """The encoder predicts with the decoder's heads: it trains, strips, and converts as the released code names it."""
     changes = RESNET | {"model.box_refine": False, "model.look_forward_twice": False}
@@ -207,13 +197,19 @@ def test_two_stage_without_refinement(variant):
     released = to_released(state, config)
     heads = {name.rsplit(".", 1)[0] for name in released if "class_embed" in name or "bbox_embed" in name}
     layers = config.model.decoder_layers
-    assert heads == {
+    of_candidates = {
+        *(f"class_embed_o2m.{i}" for i in range(layers)),
+        *(f"bbox_embed_o2m.{i}.layers.{j}" for i in range(layers) for j in range(3)),
+    }
+    assert heads == (of_candidates if variant == "a" else set()) | {
         *(f"{owner}class_embed.{i}" for owner in ("", "transformer.decoder.") for i in range(layers + 1)),
         *(f"bbox_embed.{i}.layers.{j}" for i in range(layers + 1) for j in range(3)),
     }
     for i in range(layers + 1):
         assert released[f"class_embed.{i}.weight"] is state["decoder.class_heads.0.weight"]
         assert released[f"bbox_embed.{i}.layers.2.bias"] is state["decoder.box_heads.0.layers.2.bias"]
+    for i in range(layers if variant == "a" else 0):  # all layers share this one, too
+        assert released[f"class_embed_o2m.{i}.weight"] is state["decoder.one_to_many.class_heads.0.weight"]
     back = from_released(released, config)
     assert {k: v.data_ptr() for k, v in back.items()} == {k: v.data_ptr() for k, v in state.items()}
 

@@ -5,7 +5,7 @@ import torch
 from drawing import drawn, overlapping_texts
 from small import config
 
-from msdetr.analysis.architecture import Cost, count_parameters, data_flow, flow_text, measure, trace_layer
+from msdetr.analysis.architecture import Cost, count_parameters, data_flow, flow_text, measure_costs, trace_layer
 from msdetr.methods import build_criterion, build_detector
 from msdetr.structures import ImageBatch, Targets
 from msdetr.viz.architecture import cost_figure, variant_figure
@@ -88,6 +88,6 @@ def test_figures_draw_without_overlapping_text(batch):
 
 def test_measuring_keeps_gradients_clean(batch):
     model, targets = detector("c"), Targets.from_list([torch.tensor([0])], [torch.full((1, 4), 0.5)])
-    cost = measure({"c": model}, {"c": build_criterion(config("c"))}, batch, targets, repeats=1)["c"]
+    cost = measure_costs({"c": model}, {"c": build_criterion(config("c"))}, batch, targets, repeats=1)["c"]
     assert cost.training > 0 and cost.inference > 0
     assert all(p.grad is None for p in model.parameters())

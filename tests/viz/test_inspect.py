@@ -1,31 +1,27 @@
 """The microscope on a real run: two steps of training on the generated data."""
 
 import pytest
+import small
 
 from msdetr.analysis.candidates import measure_run
 from msdetr.analysis.specimen import Microscope
-from msdetr.config import RunConfig
 from msdetr.engine import train
 from msdetr.errors import ConfigError
 from msdetr.viz.explorer import Explorer
 from msdetr.viz.inspect import inspect
 
 TINY = {
-    "model.num_classes": 8, "model.backbone": "conv", "model.pretrained": "none", "model.backbone_norm": "group",
-    "model.trainable_layers": 5, "model.hidden_dim": 32, "model.num_heads": 4, "model.encoder_layers": 1,
-    "model.decoder_layers": 2, "model.ffn_dim": 32, "model.num_queries": 12, "model.num_levels": 3, "model.num_points": 2,
-    "data.train_split": "train", "data.val_split": "val", "data.generate": "shapes", "data.num_train": 4, "data.num_val": 3,
-    "data.augment": "none", "data.test_size": 0, "data.workers": 0, "train.batch_size": 2, "train.micro_batch": 2,
-    "train.epochs": 1, "ms_detr.threshold": 0.05, "train.log_every": 1,
+    "model.num_queries": 12, "model.num_points": 2, "data.num_train": 4, "data.num_val": 3, "data.augment": "none",
+    "train.batch_size": 2, "train.micro_batch": 2, "train.epochs": 1, "train.log_every": 1,
+    "ms_detr.threshold": 0.05, "ms_detr.k": 6,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inspect")
-    train(
-        RunConfig().override(TINY | {"data.root": str(folder / "shapes")}), folder / "run", device="cpu", progress=False
-    )
+    config = small.config("c", **TINY | {"data.root": str(folder / "shapes")})
+    train(config, folder / "run", device="cpu", progress=False)
     return folder / "run"
 
 

@@ -13,10 +13,10 @@ from msdetr.analysis.specimen import Specimen
 from msdetr.viz.explorer import Explorer
 from msdetr.viz.matching import (
     assignment_figure,
-    candidate_figure,
     object_color,
     outcome_figure,
     query_figure,
+    ranking_figure,
     why_not_figure,
 )
 from msdetr.viz.text import assignment_text, candidate_text, outcome_text, path_text
@@ -43,8 +43,8 @@ def test_every_figure_draws_with_hostile_names_and_without_overlapping_text(spec
     points = [SamplingPoints(np.random.rand(10, 2, 1, 2, 2), np.full((10, 2, 1, 2), 0.5)) for _ in range(2)]
     figures = [
         assignment_figure(found, specimen.picture),
-        candidate_figure(found.one_to_many, 0, picture=specimen.picture),
-        candidate_figure(found.one_to_one, 1),
+        ranking_figure(found.one_to_many, 0, picture=specimen.picture),
+        ranking_figure(found.one_to_one, 1),
         query_figure(found, query, specimen.picture, points),
         why_not_figure(found.one_to_many, query, 1, picture=specimen.picture),
         why_not_figure(found.one_to_one, query, 1),

@@ -93,7 +93,7 @@ def assignments():
 
 
 def object_candidates():
-    return matching.candidate_figure(specimen().explain(k=2).one_to_many, 0, layer=1, picture=specimen().picture)
+    return matching.ranking_figure(specimen().explain(k=2).one_to_many, 0, layer=1, picture=specimen().picture)
 
 
 def query_path():
