@@ -169,7 +169,8 @@ def test_every_branch_is_recorded_and_a_denoising_query_knows_its_object(tmp_pat
         with torch.no_grad():
             detector.sources["denoising"].label_embedding.weight += 1  # moves denoising queries alone
     history = load_history(tmp_path)
-    assert list(history.branches) == [branch.name for branch in recorder.criterion.branches]
+    names = [branch.name for branch in recorder.criterion.branches]
+    assert list(history.branches) == [name for name in names if name != "one_to_many_denoising"]  # its pairs are known
     assert set(history.branches) >= {"one_to_many_hybrid", "one_to_many_group", "encoder", "denoising"}
 
     denoising = history.branches["denoising"]
