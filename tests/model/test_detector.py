@@ -263,14 +263,13 @@ def test_released_file_with_training_arguments_is_read(tmp_path):
 
 def test_missing_pretrained_weights_say_how(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    from msdetr.model import backbone
 
     def offline(*args, **kwargs):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(ConfigError, match=r"ImageNet weights of resnet18 .* put it at .*model.pretrained"):
-        backbone._imagenet_weights("resnet18")
+        build_detector(small_config(**{"model.backbone": "resnet18", "model.pretrained": "imagenet"}))
     with pytest.raises(ConfigError, match="there is no file"):
         build_detector(small_config(**{"model.backbone": "resnet18", "model.pretrained": str(tmp_path / "none.pth")}))
 
