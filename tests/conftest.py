@@ -1,5 +1,6 @@
 """Settings shared by all tests."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 settings.register_profile("repository", deadline=None, derandomize=True)  # the same examples every time
 settings.load_profile("repository")
+
+# Started in the background or under nohup, a process ignores these, and so do those it starts; tests send them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
