@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..modules import MapPositions, Pyramid
+from ..modules import MapPositions, Pyramid, nearest
 from ..modules.norm import GroupNorm
 from ..modules.precision import in_half_where_parameters_are
 from ..structures import DetectorOutput, ImageBatch, QueryGroup, Targets
@@ -108,7 +107,7 @@ class Detector(nn.Module):
 
         tokens, positions, masks, ratios = [], [], [], []
         for level, x in enumerate(projected):
-            mask = F.interpolate(batch.mask[None].float(), size=x.shape[-2:])[0].bool()  # [B, h, w]
+            mask = nearest(batch.mask, *x.shape[-2:])  # [B, h, w]
             position = self.map_positions(mask, x.shape[1], x.dtype if x.dtype == torch.float64 else torch.float32)
             tokens.append(x.flatten(2).transpose(1, 2))
             if self.level_embedding is not None:

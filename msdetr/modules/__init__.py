@@ -13,7 +13,7 @@ from .positional import (
     sine_embedding_2d,
     sine_embedding_of_boxes,
 )
-from .pyramid import Pyramid
+from .pyramid import Pyramid, nearest
 from .residual import Residual
 from .routes import Routed
 
@@ -42,6 +42,7 @@ __all__ = [
     "VariantD",
     "class_head",
     "concatenated",
+    "nearest",
     "sine_embedding_2d",
     "sine_embedding_of_boxes",
 ]

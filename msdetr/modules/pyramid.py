@@ -16,6 +16,18 @@ def level_sizes(shapes: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
     return torch.stack([like.new_full((), size) for height, width in shapes for size in (width, height)]).view(-1, 2)
 
 
+def nearest(mask: Tensor, height: int, width: int) -> Tensor:
+    """A mask [B, H, W] at another size [B, height, width]: each cell takes the pixel that ``interpolate(mode="nearest")`` takes.
+
+    As indices: engines round ONNX's Resize in other ways, so that at some sizes an exported mask would lose or gain a row.
+    """
+    rows, columns = (
+        (torch.arange(new, device=mask.device, dtype=torch.float32) * (old / new)).floor().long().clamp(max=old - 1)
+        for old, new in zip(mask.shape[1:], (height, width))
+    )
+    return mask[:, rows[:, None], columns]
+
+
 @dataclass(frozen=True)
 class Pyramid:
     """All levels of a feature pyramid as one sequence of S tokens.

@@ -12,6 +12,7 @@ from msdetr.modules import (
     Pyramid,
     Residual,
     class_head,
+    nearest,
     sine_embedding_2d,
     sine_embedding_of_boxes,
 )
@@ -103,3 +104,14 @@ def test_order_of_the_sub_layers(variant, reads):
     assert ran == [*first, "ffn"]
     assert output is outputs[-1]
     assert candidates is (None if reads is None else outputs[reads])
+
+
+def test_a_mask_shrinks_as_interpolation_does_at_every_size():
+    for size in range(33, 700):
+        mask = torch.arange(size)[None, :, None] >= torch.arange(size)[None, None]
+        small = size
+        for level in range(6):
+            small = -(-small // 2)
+            if level >= 2:
+                expected = torch.nn.functional.interpolate(mask[None].float(), size=(small, 7))[0].bool()
+                assert torch.equal(nearest(mask, small, 7), expected), (size, small)
