@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -373,3 +375,15 @@ def test_images_that_the_annotations_do_not_have_are_named(capsys, run_dir, data
     assert not (tmp_path / "results.json").exists()
     status, _, err = run(capsys, *arguments)
     assert status == 1 and "--annotations: gives --coco its image ids" in err
+
+
+def test_warnings_are_lines_to_read(data, tmp_path, run_dir):
+    content = json.loads((data / "annotations" / "instances_val.json").read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    folder = tmp_path / "damaged"
+    shutil.copytree(data, folder)
+    (folder / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    command = [sys.executable, "-m", "msdetr", "eval", str(run_dir), "--data", str(folder), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.search(r"^msdetr: warning: .*1 × box of zero or negative size left out", done.stderr, re.MULTILINE)
+    assert "loader.py" not in done.stderr

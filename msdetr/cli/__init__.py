@@ -4,6 +4,8 @@ data | convert | export | course | notebook | demo``. Every command has ``--help
 from __future__ import annotations
 
 import sys
+import warnings
+from pathlib import Path
 
 from .. import __version__
 from ..errors import MSDETRError
@@ -15,8 +17,19 @@ from . import training, sweep, using, files, datasets, about, notebooks  # noqa:
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit status: 0, 1 for an error, 2 for a mistyped command, 130 for Ctrl-C, 143 for SIGTERM."""
-    with forgiving_output():
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda *given, **more: _own_warning(*given) or usual(*given, **more)
+    try:
+        with forgiving_output():
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+    finally:
+        warnings.formatwarning = usual
+
+
+def _own_warning(message: Warning | str, category: type[Warning], filename: str, *_) -> str | None:
+    """A warning of this package as a line to read, without the line of code that gave it; None for one of another."""
+    own = category.__module__.startswith("msdetr") or Path(filename).is_relative_to(Path(__file__).parents[1])
+    return f"msdetr: warning: {message}\n" if own else None
 
 
 def _run(arguments: list[str]) -> int:
