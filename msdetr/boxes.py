@@ -11,9 +11,14 @@ from torch import Tensor
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """(cx, cy, w, h) -> (x0, y0, x1, y1); any leading dimensions. A negative size counts as 0."""
-    center, size = boxes[..., :2], boxes[..., 2:].clamp(min=0)
+    """(cx, cy, w, h) -> (x0, y0, x1, y1); any leading dimensions."""
+    center, size = boxes[..., :2], boxes[..., 2:]
     return torch.cat([center - size / 2, center + size / 2], dim=-1)
+
+
+def predicted_corners(boxes: Tensor) -> Tensor:
+    """As ``cxcywh_to_xyxy``, but a negative size counts as 0: predictions relative to a learned box can have one."""
+    return cxcywh_to_xyxy(torch.cat([boxes[..., :2], boxes[..., 2:].clamp(min=0)], dim=-1))
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:

@@ -23,6 +23,12 @@ def test_against_torchvision(seed, n, m):
     torch.testing.assert_close(boxes.cxcywh_to_xyxy(boxes.xyxy_to_cxcywh(a)), a)
 
 
+def test_a_negative_size_counts_as_0_in_predictions_alone():
+    inverted = torch.tensor([0.5, 0.5, -0.2, 0.4])
+    torch.testing.assert_close(boxes.predicted_corners(inverted), torch.tensor([0.5, 0.3, 0.5, 0.7]))
+    torch.testing.assert_close(boxes.cxcywh_to_xyxy(inverted), torch.tensor([0.6, 0.3, 0.4, 0.7]))
+
+
 @pytest.mark.fault("F52")
 def test_degenerate_boxes_are_finite_with_finite_gradients():
     point = torch.tensor([[0.5, 0.5, 0.5, 0.5]])

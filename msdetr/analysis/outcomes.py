@@ -12,7 +12,7 @@ from enum import StrEnum
 import numpy as np
 
 from msdetr.analysis.reasons import object_name
-from msdetr.boxes import cxcywh_to_xyxy, pairwise_iou
+from msdetr.boxes import pairwise_iou, predicted_corners
 from msdetr.errors import InputError
 from msdetr.matching import pair_iou
 from msdetr.structures import Predictions, Targets
@@ -70,7 +70,7 @@ def explain_output(
     kept = [(int(q), int(c)) for q, c in zip(*np.unravel_index(kept, probability.shape), strict=True)]
     detections = [(q, c) for q, c in kept if probability[q, c] >= score_threshold]
     owner, copies = _assign_detections(detections, labels, overlap, iou_threshold)
-    boxes = cxcywh_to_xyxy(predictions.boxes[0, 0])
+    boxes = predicted_corners(predictions.boxes[0, 0])
     between = pairwise_iou(boxes, boxes).numpy()
     outcomes = []
     for target, label in enumerate(labels.tolist()):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import boxes as box_ops
 from ..structures import Matches, Predictions, Targets
-from .terms import gives_class, matched_boxes, per_layer
+from .terms import gives_class, matched_corners, matched_distance, matched_logits, per_layer
 
 Transform = Literal["none", "exp", "sin"]
 _EPS = 1e-8
@@ -45,7 +45,7 @@ def position_supervised_loss(
     """
     q = pair_iou(predictions, targets, matches, eps=1e-6) ** iou_power
     if probability_power:
-        q = q * _pair_logits(predictions, targets, matches).detach().sigmoid() ** probability_power
+        q = q * matched_logits(predictions, targets, matches).detach().sigmoid() ** probability_power
     if transform == "exp":
         q = q.expm1() / (math.e - 1)
     elif transform == "sin":
@@ -112,8 +112,7 @@ def ranked_l1_loss(
 ) -> Tensor:
     """``l1_loss`` with each pair weighed by its rank among those of its object (Align-DETR)."""
     weight = rank_weights(pair_quality(predictions, targets, matches, alpha), targets, matches, tau)
-    distance = (matched_boxes(predictions, matches) - targets.boxes[matches.target]).abs().sum(-1)
-    return per_layer(weight * distance, predictions, matches)
+    return per_layer(weight * matched_distance(predictions, targets, matches), predictions, matches)
 
 
 def ranked_giou_loss(
@@ -126,7 +125,7 @@ def ranked_giou_loss(
 ) -> Tensor:
     """``giou_loss`` with each pair weighed by its rank among those of its object (Align-DETR). eps: see ``boxes.giou``."""
     weight = rank_weights(pair_quality(predictions, targets, matches, alpha), targets, matches, tau)
-    fit = box_ops.giou(*_pair_corners(predictions, targets, matches), eps)
+    fit = box_ops.giou(*matched_corners(predictions, targets, matches), eps)
     return per_layer(weight * (1 - fit), predictions, matches)
 
 
@@ -135,14 +134,14 @@ def ranked_giou_loss(
 
 def pair_iou(predictions: Predictions, targets: Targets, matches: Matches, eps: float = 0.0) -> Tensor:
     """IoU of each pair, with ``eps`` added to the union."""
-    return box_ops.iou(*_pair_corners(predictions, targets, matches), eps).detach()
+    return box_ops.iou(*matched_corners(predictions, targets, matches), eps).detach()
 
 
 def pair_quality(
     predictions: Predictions, targets: Targets, matches: Matches, alpha: float, eps: float = 1e-6
 ) -> Tensor:
     """p^alpha u^(1 - alpha), at least 0.01 (Align-DETR). As released, 1e-6 is added to the union of u."""
-    p = _pair_logits(predictions, targets, matches).detach().sigmoid()
+    p = matched_logits(predictions, targets, matches).detach().sigmoid()
     return (p**alpha * pair_iou(predictions, targets, matches, eps) ** (1 - alpha)).clamp(min=0.01)
 
 
@@ -169,15 +168,6 @@ def rescaled_per_image(values: Tensor, predictions: Predictions, matches: Matche
     return values * (1 / (largest + _EPS)).clamp(min=1)[where]
 
 
-def _pair_logits(predictions: Predictions, targets: Targets, matches: Matches) -> Tensor:
-    return predictions.logits[matches.layer, matches.image, matches.query, targets.labels[matches.target]]
-
-
-def _pair_corners(predictions: Predictions, targets: Targets, matches: Matches) -> tuple[Tensor, Tensor]:
-    true = targets.boxes[matches.target]
-    return box_ops.cxcywh_to_xyxy(matched_boxes(predictions, matches)), box_ops.cxcywh_to_xyxy(true)
-
-
 def _class_loss(
     predictions: Predictions,
     targets: Targets,
@@ -188,6 +178,6 @@ def _class_loss(
     """[K]: ``negatives`` of all logits, but ``positives`` of those that a pair gives its class. Computed as if everything
     were negative, then corrected."""
     counts = gives_class(matches, predictions.logits.shape)
-    logits = _pair_logits(predictions, targets, matches)
+    logits = matched_logits(predictions, targets, matches)
     everything = negatives(predictions.logits).sum((1, 2, 3))
     return everything.index_add(0, matches.layer, (positives(logits) - negatives(logits)) * counts)

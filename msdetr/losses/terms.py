@@ -21,7 +21,7 @@ def focal_loss(
     all. Computed as if everything were negative, then corrected at the positives, which are few.
     """
     counts = gives_class(matches, predictions.logits.shape)
-    positives = predictions.logits[matches.layer, matches.image, matches.query, targets.labels[matches.target]]
+    positives = matched_logits(predictions, targets, matches)
     correction = focal_of_positives(positives, alpha, gamma) - focal_of_negatives(positives, alpha, gamma)
     everything = _AllNegatives.apply(predictions.logits, alpha, gamma)
     return everything.index_add(0, matches.layer, correction * counts)
@@ -67,20 +67,34 @@ class _AllNegatives(torch.autograd.Function):
 
 def l1_loss(predictions: Predictions, targets: Targets, matches: Matches) -> Tensor:
     """Sum of |cx|, |cy|, |w|, |h| differences over the matched pairs -> [K]."""
-    distance = (matched_boxes(predictions, matches) - targets.boxes[matches.target]).abs().sum(-1)
-    return per_layer(distance, predictions, matches)
+    return per_layer(matched_distance(predictions, targets, matches), predictions, matches)
 
 
 def giou_loss(predictions: Predictions, targets: Targets, matches: Matches, eps: float = 0.0) -> Tensor:
     """Sum of 1 - generalised IoU over the matched pairs -> [K]. eps: see ``boxes.giou``."""
-    predicted = box_ops.cxcywh_to_xyxy(matched_boxes(predictions, matches))
-    true = box_ops.cxcywh_to_xyxy(targets.boxes[matches.target])
-    return per_layer(1 - box_ops.giou(predicted, true, eps), predictions, matches)
+    fit = box_ops.giou(*matched_corners(predictions, targets, matches), eps)
+    return per_layer(1 - fit, predictions, matches)
+
+
+def matched_logits(predictions: Predictions, targets: Targets, matches: Matches) -> Tensor:
+    """[M]: what each pair's query says of the class of its object."""
+    return predictions.logits[matches.layer, matches.image, matches.query, targets.labels[matches.target]]
 
 
 def matched_boxes(predictions: Predictions, matches: Matches) -> Tensor:
     """[M, 4]: the predicted box of each pair."""
     return predictions.boxes[matches.layer, matches.image, matches.query]
+
+
+def matched_distance(predictions: Predictions, targets: Targets, matches: Matches) -> Tensor:
+    """[M]: sum of |cx|, |cy|, |w|, |h| differences of each pair."""
+    return (matched_boxes(predictions, matches) - targets.boxes[matches.target]).abs().sum(-1)
+
+
+def matched_corners(predictions: Predictions, targets: Targets, matches: Matches) -> tuple[Tensor, Tensor]:
+    """xyxy boxes of each pair, both [M, 4]: predicted and true."""
+    predicted = box_ops.predicted_corners(matched_boxes(predictions, matches))
+    return predicted, box_ops.cxcywh_to_xyxy(targets.boxes[matches.target])
 
 
 def gives_class(matches: Matches, shape: torch.Size) -> Tensor:

@@ -68,7 +68,7 @@ class ReleasedModulatedMatcher(HungarianMatcher):
         last = torch.zeros(predictions.logits.shape[-1], dtype=torch.long, device=number.device)
         last = last.scatter_reduce(0, targets.labels, number, "amax", include_self=False)[targets.labels]
         true = box_ops.cxcywh_to_xyxy(targets.boxes.to(predictions.boxes.dtype))
-        corners = box_ops.cxcywh_to_xyxy(predictions.boxes)
+        corners = box_ops.predicted_corners(predictions.boxes)
         u = (box_ops.giou(box_table(corners, targets), true[last][:, None], self.giou_eps) + 1) / 2  # [K, T, Q]
         all_classes = (box_ops.giou(corners[..., None, :], true[last], self.giou_eps) + 1) / 2  # [K, B, Q, T]
         u = u * _to_one(all_classes.amax((2, 3)))[:, targets.image, None]

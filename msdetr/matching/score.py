@@ -44,7 +44,7 @@ def pair_iou(predictions: Predictions, targets: Targets, eps: float = 0.0) -> Te
 
 def _pair_corners(predictions: Predictions, targets: Targets) -> tuple[Tensor, Tensor]:
     """xyxy boxes of the queries [K, T, Q, 4] and of the objects [T, 1, 4]."""
-    predicted = box_table(box_ops.cxcywh_to_xyxy(predictions.boxes), targets)
+    predicted = box_table(box_ops.predicted_corners(predictions.boxes), targets)
     return predicted, box_ops.cxcywh_to_xyxy(targets.boxes.to(predicted.dtype))[:, None]
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from ..boxes import cxcywh_to_xyxy
+from ..boxes import predicted_corners
 from ..checks import count, fraction
 from ..structures import Detections, Predictions
 
@@ -54,6 +54,6 @@ def best_pairs(predictions: Predictions, sizes: Tensor, kept: int) -> tuple[Tens
 
     height, width = sizes.to(predictions.boxes.device).unbind(-1)
     pixels = torch.stack([width, height, width, height], dim=-1)[:, None]  # [B, 1, 4]
-    boxes = cxcywh_to_xyxy(predictions.boxes[0]) * pixels
+    boxes = predicted_corners(predictions.boxes[0]) * pixels
     boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
     return scores, labels, boxes, query

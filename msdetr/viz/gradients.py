@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 
 from msdetr.analysis.branches import branch_title
 from msdetr.analysis.gradients import BranchGradients
+from msdetr.boxes import cxcywh_to_xyxy
 from msdetr.losses import focal_loss
 from msdetr.structures import Matches, Predictions, Targets
 from msdetr.viz.matching import canvas, object_color
@@ -132,8 +133,7 @@ def draw_pulls(ax: Axes, predictions: Predictions, targets: Targets, matches: Ma
     for number, (cx, cy, w, h) in enumerate(targets.boxes.tolist()):
         ax.add_patch(Rectangle((cx - w / 2, cy - h / 2), w, h, fc=object_color(number), alpha=0.22, lw=0))
     boxes = predictions.boxes[0, 0].tolist()
-    center, size = pull.boxes[0, 0].detach().split(2, dim=-1)
-    moves = torch.cat([center - size / 2, center + size / 2], dim=-1)  # of left, top, right and bottom edges
+    moves = cxcywh_to_xyxy(pull.boxes[0, 0].detach())  # the conversion is linear, so it also says how edges move
     longest = max(float(moves.abs().max()), 1e-12)
     for number, (query, target) in enumerate(zip(matches.query.tolist(), matches.target.tolist(), strict=True)):
         cx, cy, w, h = boxes[query]
