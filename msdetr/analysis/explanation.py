@@ -6,7 +6,7 @@ Shape legend: K layers, T objects of the image, Q queries.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -60,7 +60,8 @@ class BranchExplanation:
     image. matcher: None where the pairs were known. parts: the queries are so many equal parts, each matched by itself.
     score is alpha * probability + (1 - alpha) * iou; cost_class, cost_l1 and cost_giou are weighted terms of the
     Hungarian cost. place is the 1-based rank of the query among those the rule lets compete for the object, were it one
-    of them. hypothetical: the detector has no such branch; its one-to-one predictions were used.
+    of them. hypothetical: the detector has no such branch, or none that explains itself; its one-to-one
+    predictions were used.
     """
 
     name: str
@@ -163,11 +164,12 @@ class BranchExplanation:
 @dataclass(frozen=True)
 class Explanation:
     """Matching of one image in every decoder layer; see ``explain``. branches: by name, ``one_to_one`` and ``one_to_many``
-    among them."""
+    among them. unexplained: branches whose matchers do not define ``decisions``."""
 
     branches: Mapping[str, BranchExplanation]
     references: np.ndarray | None = None  # [K, Q, 4] cxcywh
-    class_names: tuple[str, ...] = field(default=())
+    class_names: tuple[str, ...] = ()
+    unexplained: tuple[str, ...] = ()
 
     @property
     def one_to_one(self) -> BranchExplanation:
@@ -195,7 +197,10 @@ class Explanation:
         return self.one_to_one.score.shape[-1]
 
     def branch(self, name: str) -> BranchExplanation:
-        """Raises InputLookupError for a branch that the criterion does not have, or the output has nothing for."""
+        """Raises InputLookupError for a branch that the criterion does not have, or the output has nothing for, or whose
+        matcher does not explain itself."""
+        if name in self.unexplained and name not in self.branches:
+            raise InputLookupError(f"branch: {name!r} has a matcher that does not explain itself: define its decisions")
         if name not in self.branches:
             raise InputLookupError(f"branch: {name!r} is none of {', '.join(self.branches)}")
         return self.branches[name]

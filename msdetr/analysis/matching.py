@@ -68,7 +68,7 @@ def explain(
     alone (for another detector: ``predictions_from_arrays``); without a one-to-many branch, one-to-many matching is shown
     as it would be on the one-to-one predictions. matching: default the released alpha, tau and k with the exclusive rule.
     criterion: the run's, all of whose branches are explained; by default one-to-one and one-to-many matching by the rules of
-    ``matching``. A further branch whose matcher does not explain itself is left out.
+    ``matching``. A branch whose matcher does not explain itself is in ``unexplained``; one-to-one matching must.
 
     Raises InputError for a NaN or infinite prediction, a label outside the predicted classes, or batches that differ, and
     InputLookupError for an image that the batch does not have.
@@ -85,6 +85,7 @@ def explain(
     criterion = _both_branches(matching, output.one_to_one) if criterion is None else criterion
     class_names = tuple(class_names)
     found: dict[str, BranchExplanation] = {}
+    unexplained = []
     for branch in criterion.branches:
         given = branch.select(output, objects)
         if given is None:
@@ -94,12 +95,13 @@ def explain(
         except NotImplementedError:
             if branch.name == "one_to_one":
                 raise
+            unexplained.append(branch.name)
     if "one_to_many" not in found:
         branch = _both_branches(matching, output.one_to_one).branches[1]
         given = Supervised(output.one_to_one, objects)
         found["one_to_many"] = _branch(branch, given, objects, matching, found, class_names, hypothetical=True)
     references = None if output.references is None else output.references[:, 0].detach().numpy()
-    return Explanation(found, references, class_names)
+    return Explanation(found, references, class_names, tuple(unexplained))
 
 
 def _both_branches(matching: MatchingRules, predictions: Predictions) -> Criterion:

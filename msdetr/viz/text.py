@@ -24,8 +24,10 @@ def assignment_text(explanation: Explanation, layer: int | None = None) -> str:
             for branch in explanation.further:
                 if i == layers[-1]:
                     lines.append(f"    {branch_title(branch.name)}: {_queries(_serving(branch, t))}")
+    lines += [f"({branch_title(name)}: its matcher does not explain itself)" for name in explanation.unexplained]
     if explanation.one_to_many.hypothetical:
-        lines.append("(no one-to-many branch: shown as it would be on the one-to-one predictions)")
+        what = "one-to-many is" if "one_to_many" in explanation.unexplained else "no one-to-many branch:"
+        lines.append(f"({what} shown as it would be on the one-to-one predictions)")
     return "\n".join(lines)
 
 

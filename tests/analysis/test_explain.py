@@ -14,9 +14,11 @@ from msdetr.analysis.arrays import predictions_from_arrays, targets_from_arrays
 from msdetr.analysis.look import training_output
 from msdetr.analysis.matching import STATUSES, Outcome, Status, explain, explain_output
 from msdetr.boxes import cxcywh_to_xyxy, iou
-from msdetr.matching import MatchingRules
+from msdetr.losses import Branch, Criterion, answer
+from msdetr.matching import HungarianMatcher, Matcher, MatchingRules, OneToManyMatcher
 from msdetr.methods import build_criterion, build_detector, matching_rules
 from msdetr.structures import DetectorOutput, ImageBatch, Predictions, Targets
+from msdetr.viz.text import assignment_text
 
 COARSE = st.sampled_from([0.0, 0.1, 0.25, 0.4, 0.5, 0.7, 0.9])
 
@@ -327,3 +329,18 @@ def test_every_branch_of_a_run_is_explained_as_it_was_matched(changes):
     assert "copy 1 of object 0 (c)" in found.branch("hybrid").why_not(0, 0).text
     with pytest.raises(LookupError, match="none of one_to_one, one_to_many"):
         found.branch("hybird")
+
+
+def test_branches_whose_matchers_do_not_explain_themselves_are_named():
+    class Silent(OneToManyMatcher):
+        decisions = Matcher.decisions
+
+    predictions, targets = scene(0)
+    branches = [Branch("one_to_one", answer, HungarianMatcher())]
+    branches += [Branch(name, answer, Silent()) for name in ("one_to_many", "third")]
+    found = explain(predictions, targets, criterion=Criterion(branches))
+    assert found.unexplained == ("one_to_many", "third") and found.one_to_many.hypothetical
+    text = assignment_text(found)
+    assert "(third: its matcher does not explain itself)" in text and "(one-to-many is shown as it would be" in text
+    with pytest.raises(LookupError, match="does not explain itself"):
+        found.branch("third")
