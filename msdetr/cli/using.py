@@ -191,6 +191,7 @@ def inspect(
     out: Path | None = None,
     object: Index | None = None,
     query: Index | None = None,
+    branch: str | None = None,
     layer: Index = 0,
     threshold: Share | None = None,
     k: Count | None = None,
@@ -212,6 +213,8 @@ def inspect(
         out: Folder for the figures; none are written without.
         object: Object to look at in detail, counted from 0.
         query: Query to look at in detail; with an object: why the one does not serve the other.
+        branch: Count objects, queries and layers of this branch, as denoising or encoder; one_to_one and one_to_many by
+            default.
         layer: Decoder layer counted from 1; 0 is the last.
         threshold: Try another tau than the run's.
         k: Try another number of queries per object.
@@ -226,8 +229,8 @@ def inspect(
     require_folder(out, "--out")
     chosen = int(image) if image is not None and image.lstrip("-").isdigit() else image
     found = look(
-        run, chosen, out, object=object, query=query, layer=layer, threshold=threshold, k=k, alpha=alpha,
-        score_threshold=score_threshold, data=data, split=split, device=device,
+        run, chosen, out, object=object, query=query, branch=branch, layer=layer, threshold=threshold, k=k,
+        alpha=alpha, score_threshold=score_threshold, data=data, split=split, device=device,
     )  # fmt: skip
     print(found.text)
     if out is not None:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msdetr import files
+from msdetr.analysis.branches import branch_title
 from msdetr.analysis.health import health
-from msdetr.analysis.matching import Explanation
+from msdetr.analysis.matching import BranchExplanation, Explanation
 from msdetr.analysis.runs import open_folder
 from msdetr.analysis.specimen import Microscope, Specimen
-from msdetr.errors import ConfigError, RunError
+from msdetr.errors import ConfigError, InputLookupError, RunError
 from msdetr.viz.matching import assignment_figure, outcome_figure, query_figure, ranking_figure, why_not_figure
-from msdetr.viz.text import assignment_text, candidate_text, health_text, outcome_text, path_text
+from msdetr.viz.text import assignment_text, candidate_text, health_text, outcome_text, path_text, served_text
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ def inspect(
     *,
     object: int | None = None,
     query: int | None = None,
+    branch: str | None = None,
     layer: int = 0,
     threshold: float | None = None,
     k: int | None = None,
@@ -45,8 +47,9 @@ def inspect(
 
     run: run or checkpoint directory. image: an image id or a file name of the validation set (or of ``data``/``split``);
     the first image with objects by default. out: folder for the figures; none are written without. object, query: what
-    to look at in detail (counted from 0); with both, also why the one does not serve the other. layer: decoder layer
-    counted from 1, the last by default. threshold, k, alpha: try other matching settings than the run's.
+    to look at in detail (counted from 0); with both, also why the one does not serve the other. branch: the branch whose
+    objects, queries and layers these are, by default one-to-one and one-to-many. layer: decoder layer counted from 1, the
+    last by default. threshold, k, alpha: try other matching settings than the run's.
     score_threshold: detections count from here on.
 
     Raises ConfigError, CheckpointError or RunError saying what cannot be found or used.
@@ -58,30 +61,34 @@ def inspect(
     specimen = microscope.look(image)
     changes = {"threshold": threshold, "k": k, "alpha": alpha}
     found = specimen.explain(**{name: value for name, value in changes.items() if value is not None})
-    if not 0 <= layer <= found.num_layers:
-        raise ConfigError(f"layer: {layer} is not among the decoder layers, 1 to {found.num_layers}")
-    index = layer - 1 if layer else found.num_layers - 1
-    for name, value, count in (("object", object, len(found.targets)), ("query", query, found.num_queries)):
+    looked_at = [found.one_to_one, found.one_to_many] if branch is None else [_branch(found, branch)]
+    layers, objects, queries = looked_at[0].score.shape
+    if not 0 <= layer <= layers:
+        raise ConfigError(f"layer: {layer} is not among the decoder layers, 1 to {layers}")
+    index = layer - 1 if layer else layers - 1
+    for name, value, count in (("object", object, objects), ("query", query, queries)):
         if value is not None and not 0 <= value < count:
             raise ConfigError(f"{name}: {value} does not exist; the image has {count}, counted from 0")
     outcomes = found.outcomes(score_threshold, max_detections=microscope.config.train.max_detections)
     picture, figures = specimen.picture, {}
-    texts = [specimen.name, "", "WHO SERVES WHOM", assignment_text(found, None if not layer else index)]
+    texts = [specimen.name, "", "WHO SERVES WHOM", assignment_text(found, index if layer and branch is None else None)]
     texts += ["", f"THE OUTPUT (score at least {score_threshold:g})", outcome_text(outcomes)]
     figures["assignments"] = assignment_figure(found, picture)
     figures["outcome"] = outcome_figure(found, outcomes, picture)
     if object is not None:
-        for branch in (found.one_to_one, found.one_to_many):
-            texts += ["", candidate_text(branch, object, index)]
-            figures[f"object_{object}_{branch.name}"] = ranking_figure(branch, object, index, picture=picture)
-    if query is not None:
+        for one in looked_at:
+            texts += ["", candidate_text(one, object, index)]
+            figures[f"object_{object}_{one.name}"] = ranking_figure(one, object, index, picture=picture)
+    if query is not None and branch is not None:
+        texts += ["", served_text(looked_at[0], query)]
+    elif query is not None:
         texts += ["", path_text(found.query_path(query), query, specimen.class_names)]
         figures[f"query_{query}"] = query_figure(found, query, picture, specimen.sampling)
     if object is not None and query is not None:
         texts += ["", "WHY NOT?"]
-        for branch in (found.one_to_one, found.one_to_many):
-            texts.append(f"{branch.name.replace('_', '-')}: {branch.why_not(query, object, index).text}")
-            figures[f"why_not_{branch.name}"] = why_not_figure(branch, query, object, index, picture)
+        for one in looked_at:
+            texts.append(f"{branch_title(one.name)}: {one.why_not(query, object, index).text}")
+            figures[f"why_not_{one.name}"] = why_not_figure(one, query, object, index, picture)
     if (Path(run) / "config.yaml").exists():
         texts += ["", "HEALTH OF THE RUN", health_text(health(run))]
     text = "\n".join(texts) + "\n"
@@ -92,6 +99,13 @@ def inspect(
             files.save_figure(figure, written[-1], dpi=130)
         files.write_atomically(out / "report.txt", text)
     return Inspection(text, written, specimen, found)
+
+
+def _branch(found: Explanation, name: str) -> BranchExplanation:
+    try:
+        return found.branch(name)
+    except InputLookupError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _first_with_objects(microscope: Microscope) -> int:

@@ -117,7 +117,7 @@ def ranking_figure(
     finish(right, "Hungarian cost (lower is better)", "cost", "", legend=False)
     middle.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, columnspacing=1)
     right.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, frameon=False, columnspacing=1)
-    name = object_name(target, branch.targets, branch.class_names)
+    name = branch.object_name(target)
     figure.suptitle(f"{safe(name, 60)}: best candidates, {branch_title(branch.name)}, layer {layer + 1}", fontsize=12)
     return figure
 
@@ -184,7 +184,7 @@ def why_not_figure(
         if other is not None:
             _box(left, branch.targets.boxes[other].numpy(), picture, "white", "-", 4)
             _box(left, branch.targets.boxes[other].numpy(), picture, object_color(other), style, 2.4)
-            name = safe(object_name(other, branch.targets, branch.class_names), 34)
+            name = safe(branch.object_name(other), 34)
             handles.append(Line2D([], [], color=object_color(other), linestyle=style, linewidth=2.4, label=name))
     _box(left, branch.predictions.boxes[layer, 0, query].numpy(), picture, DARK, "--", 2.2)
     handles.append(Line2D([], [], color=DARK, linestyle="--", linewidth=2.2, label=f"query {query}"))

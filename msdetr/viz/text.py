@@ -34,7 +34,7 @@ def assignment_text(explanation: Explanation, layer: int | None = None) -> str:
 def candidate_text(branch: BranchExplanation, target: int, layer: int = -1, top: int = 10) -> str:
     """Lists an object's candidates as a table, best score first."""
     number = range(len(branch.score))[layer] + 1
-    name = safe_text(object_name(target, branch.targets, branch.class_names))
+    name = safe_text(branch.object_name(target))
     rows = [f"{name}: {branch_title(branch.name)}, layer {number}"]
     rows.append(
         f"{'rank':>4} {'query':>5} {'prob.':>6} {'IoU':>6} {'score':>6} | {'class':>6} {'L1':>6} {'GIoU':>6} {'cost':>7} | fate"
@@ -45,6 +45,15 @@ def candidate_text(branch: BranchExplanation, target: int, layer: int = -1, top:
             f"{c.cost_class:>6.2f} {c.cost_l1:>6.2f} {c.cost_giou:>6.2f} {c.cost:>7.2f} | {SHORT[c.status]}"
         )
     return "\n".join(rows)
+
+
+def served_text(branch: BranchExplanation, query: int) -> str:
+    """Says which objects a query serves in each layer of a branch, one line each."""
+    lines = [f"query {query}: {branch_title(branch.name)}"]
+    for layer in range(len(branch.score)):
+        names = (safe_text(branch.object_name(target)) for target in branch.served(query, layer))
+        lines.append(f"  layer {layer + 1}: serves {', '.join(names) or '-'}")
+    return "\n".join(lines)
 
 
 def path_text(steps: Sequence[QueryStep], query: int, class_names: Sequence[str] = ()) -> str:

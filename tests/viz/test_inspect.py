@@ -43,6 +43,15 @@ def test_other_settings_and_images(run):
     assert by_name.specimen.name == "000000000002.png" and by_name.figures == []
 
 
+def test_a_further_branch_is_looked_at_in_its_own_numbers(run, tmp_path):
+    found = inspect(run, out=tmp_path, branch="encoder", object=0, query=20, device="cpu")
+    assert {"object_0_encoder", "why_not_encoder"} <= {path.stem for path in found.figures}
+    serving = found.explanation.branch("encoder").serving(0)
+    served = inspect(run, branch="encoder", query=serving[0], device="cpu")
+    name = found.explanation.branch("encoder").object_name(0)
+    assert f"{name}: encoder, layer 1" in found.text and f"layer 1: serves {name}" in served.text
+
+
 def test_what_does_not_exist_is_named(run):
     for wrong, message in (
         ({"image": 99}, "neither an image id nor a file name"),
@@ -50,6 +59,8 @@ def test_what_does_not_exist_is_named(run):
         ({"query": 12}, "query: 12"),
         ({"object": 50}, "object: 50"),
         ({"k": 0}, "matching.k"),
+        ({"branch": "hybird"}, "none of one_to_one, one_to_many, encoder"),
+        ({"branch": "encoder", "layer": 2}, "1 to 1"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             inspect(run, device="cpu", **wrong)
