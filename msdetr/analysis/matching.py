@@ -21,13 +21,14 @@ import torch
 
 from msdetr.analysis.explanation import BranchExplanation, Candidate, Explanation, QueryStep
 from msdetr.analysis.outcomes import ObjectOutcome, Outcome, explain_output
-from msdetr.analysis.reasons import Reason, object_name
+from msdetr.analysis.reasons import Reason, innermost, object_name
 from msdetr.errors import InputError, InputLookupError
 from msdetr.losses import Branch, Criterion, Supervised, answer, candidates
 from msdetr.matching import (
     STATUSES,
     HungarianMatcher,
     MatchingRules,
+    OneToManyMatcher,
     Status,
     class_probability,
     known_pairs,
@@ -122,6 +123,9 @@ def _branch(
     hypothetical: bool = False,
 ) -> BranchExplanation:
     predictions, targets = given.predictions.detach().float(), given.targets
+    matcher = None if given.pairs is not None else innermost(branch.matcher)
+    if isinstance(matcher, OneToManyMatcher):  # that of a route has settings of its own
+        matching = replace(matching, alpha=matcher.alpha, threshold=matcher.threshold, k=matcher.k)
     seen = predictions if given.match_on is None else given.match_on.detach().float()
     table = score(seen, targets, matching.alpha)
     with torch.random.fork_rng(devices=[]):  # the released rule draws at random: the same draw each time
@@ -134,7 +138,7 @@ def _branch(
         pairs = earlier[branch.merge_from].matches
         pairs = merge_matches(decisions.matches, pairs, seen.logits.shape[2], 1, exclusive=branch.merge_exclusive)
         decisions = decisions.merged(pairs, targets)
-    hungarian = branch.matcher if isinstance(branch.matcher, HungarianMatcher) else matching.hungarian()
+    hungarian = matcher if isinstance(matcher, HungarianMatcher) else matching.hungarian()
     costs = hungarian.terms(seen, targets)
     costs = {term: costs.get(term, torch.zeros_like(table)).numpy() for term in ("class", "l1", "giou")}
     return BranchExplanation(

@@ -32,12 +32,18 @@ class Reason:
     numbers: dict[str, float | int]
 
 
+def innermost(matcher: Matcher) -> Matcher:
+    """The matcher that decides, without what applies it to parts or layers."""
+    while isinstance(matcher, (PartwiseMatcher, SharedMatcher)):
+        matcher = matcher.matcher
+    return matcher
+
+
 def reason_of(matcher: Matcher | None) -> Callable[[BranchExplanation, int, int, int], Reason]:
     """What puts the decisions of a matcher into words; None: pairs were known."""
     if matcher is None:
         return known_reason
-    while isinstance(matcher, (PartwiseMatcher, SharedMatcher)):
-        matcher = matcher.matcher
+    matcher = innermost(matcher)
     kinds = {OneToManyMatcher: one_to_many_reason, HungarianMatcher: one_to_one_reason}
     return next((rule for kind, rule in kinds.items() if isinstance(matcher, kind)), plain_reason)
 

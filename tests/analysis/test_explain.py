@@ -344,3 +344,20 @@ def test_branches_whose_matchers_do_not_explain_themselves_are_named():
     assert "(third: its matcher does not explain itself)" in text and "(one-to-many is shown as it would be" in text
     with pytest.raises(LookupError, match="does not explain itself"):
         found.branch("third")
+
+
+def test_a_route_is_explained_by_its_own_settings():
+    config = small.config("c", **{"mr_detr.alpha": 0.9, "mr_detr.threshold": 0.2, "mr_detr.k": 2, "ms_detr.k": 5})
+    torch.manual_seed(0)
+    detector, batch = build_detector(config), ImageBatch.from_images([torch.randn(3, 64, 64)])
+    targets = Targets.from_list([torch.tensor([0, 1])], [torch.rand(2, 4) * 0.3 + 0.3])
+    output = training_output(detector, batch, targets)
+    found = explain(output, targets, matching_rules(config), criterion=build_criterion(config))
+    for route in found.further:
+        if route.name.endswith("route"):
+            expected = 0.9 * route.probability + 0.1 * route.iou
+            np.testing.assert_allclose(route.score, expected, rtol=1e-5)
+            numbers = route.why_not(0, 0).numbers
+            assert numbers["threshold"] == 0.2 and numbers["k"] == 2
+    assert found.one_to_many.matching.k == 5
+    assert sum(route.name.endswith("route") for route in found.further) == 2
