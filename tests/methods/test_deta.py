@@ -11,38 +11,19 @@ from msdetr.config import ConfigError
 from msdetr.losses import focal_loss, giou_loss, l1_loss
 from msdetr.matching import IoUMatcher, ReleasedIoUMatcher, SharedMatcher
 from msdetr.methods import build_criterion, build_detector, build_postprocess
-from msdetr.structures import ImageBatch, Targets
 
 DETA = {"deta.k": 3, "deta.decoder_threshold": 0.3, "deta.encoder_threshold": 0.4}
 
 
-def objects(*counts):
-    torch.manual_seed(5)
-    return Targets.from_list(
-        [torch.arange(n) % 8 for n in counts], [torch.rand(n, 4, dtype=torch.float64) * 0.3 + 0.3 for n in counts]
-    )
-
-
 def run_of(variant="baseline", **changes):
     """Detector, criterion, images of 64 x 64 pixels: 84 tokens, in float64."""
-    torch.manual_seed(0)
-    config = small.config(variant, **DETA | changes)
-    detector = build_detector(config).double()
-    for parameter in detector.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return detector, build_criterion(config), ImageBatch.from_images(list(torch.randn(2, 3, 64, 64).double()))
+    return small.built(small.config(variant, **DETA | changes))
 
 
 @pytest.mark.parametrize("variant", ["baseline", "c"])
 def test_inference_needs_what_the_baseline_needs(variant):
     detector, _, images = run_of(variant)
-    detector.eval()
-    with torch.no_grad():
-        whole = detector(images)
-        stripped = detector.strip()(images)
-    assert torch.equal(whole.one_to_one.logits, stripped.one_to_one.logits)
-    assert torch.equal(whole.one_to_one.boxes, stripped.one_to_one.boxes)
-    assert torch.equal(whole.selected, stripped.selected)
+    small.evaluated(detector, images)
     plain = build_detector(small.config("baseline"))
     assert {n: p.shape for n, p in detector.named_parameters()} == {n: p.shape for n, p in plain.named_parameters()}
 
@@ -70,7 +51,7 @@ def test_queries_are_spread_over_levels_and_no_duplicates():
 
 def test_assigned_by_anchor_in_the_encoder_and_by_reference_in_the_decoder():
     detector, criterion, images = run_of(**{"model.num_queries": 20})
-    targets = objects(3, 1)
+    targets = small.objects(3, 1)
     with torch.no_grad():
         output = detector.train()(images, targets)
         losses = criterion(output, targets)
@@ -153,7 +134,7 @@ def test_contents_from_tokens():
     assert torch.equal(group.positions, positions)
     (gradient,) = torch.autograd.grad(added.sum(), source.memory_projection.weight, allow_unused=True)
     assert gradient is None or not gradient.any()
-    targets = objects(2, 1)
+    targets = small.objects(2, 1)
     criterion(detector.train()(images, targets), targets).total.backward()
     assert all(parameter.grad.any() for parameter in source.token_contents.parameters())
 
@@ -170,7 +151,7 @@ def test_contents_that_are_not_made_from_proposals(changes):
 @pytest.mark.parametrize("variant", ["baseline", "c"])
 def test_images_without_objects(variant, counts):
     detector, criterion, images = run_of(variant)
-    targets = objects(*counts)
+    targets = small.objects(*counts)
     losses = criterion(detector.train()(images, targets), targets)
     losses.total.backward()
     assert losses.total.isfinite() and losses.terms["one_to_one/class"].min() > 0
@@ -179,7 +160,7 @@ def test_images_without_objects(variant, counts):
 
 def test_fewer_tokens_than_queries():
     detector, criterion, _ = run_of(**{"model.num_queries": 30})
-    targets = objects(1, 1)
+    targets = small.objects(1, 1)
     output = detector.train()(torch.randn(2, 3, 16, 16).double(), targets)
     assert output.one_to_one.boxes.shape[2] == len(output.encoder.anchors[0]) < 30
     assert criterion(output, targets).total.isfinite()

@@ -14,7 +14,7 @@ from msdetr.losses.lw_detr import fit_supervised_loss, weighted_varifocal_loss
 from msdetr.matching import HungarianMatcher
 from msdetr.methods import build_criterion, build_detector
 from msdetr.model import LogitBoxes, RelativeBoxes, from_released, to_released
-from msdetr.structures import ImageBatch, Matches, Predictions, Targets
+from msdetr.structures import Matches, Predictions, Targets
 
 LW_DETR = {
     "two_stage": None,
@@ -29,43 +29,32 @@ LW_DETR = {
 REFINED = {"model.box_refine": True, "model.look_forward_twice": True, "model.shared_heads": True}
 
 
-def objects(*counts):
-    return Targets.from_list(
-        [torch.arange(n) % 8 for n in counts], [torch.rand(n, 4, dtype=torch.float64) * 0.3 + 0.3 for n in counts]
-    )
-
-
 def run_of(variant="baseline", size=64, **changes):
-    torch.manual_seed(0)
     config = small.config(variant, **LW_DETR | changes)
-    detector = build_detector(config).double()
-    for parameter in detector.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return config, detector, ImageBatch.from_images(list(torch.randn(2, 3, size, size).double()))
+    detector, _, images = small.built(config, size)
+    return config, detector, images
 
 
 @pytest.mark.parametrize("changes", [{}, REFINED | {"lw_detr.relative_boxes": False}, {"lw_detr.two_stage": False}])
 @pytest.mark.parametrize("variant", ["baseline", "c"])
 def test_one_group_is_left_at_inference(variant, changes):
     config, detector, images = run_of(variant, **changes, **({"ms_detr.groups": "all"} if variant == "c" else {}))
-    targets = objects(2, 1)
+    targets = small.objects(2, 1)
     output = detector.train()(images, targets)
     build_criterion(config)(output, targets).total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters() if p.requires_grad)
     assert output.groups["lw_detr"].predictions.boxes.shape[2] == 2 * 5
     detector.eval()
     with torch.no_grad():
-        beside, whole = detector(images, targets).one_to_one, detector(images).one_to_one
-        stripped = detector.strip()(images).one_to_one
-    torch.testing.assert_close(beside.boxes, whole.boxes, rtol=1e-12, atol=1e-12)
-    assert torch.equal(whole.boxes, stripped.boxes) and torch.equal(whole.logits, stripped.logits)
+        beside = detector(images, targets).one_to_one
+    torch.testing.assert_close(beside.boxes, small.evaluated(detector, images).boxes, rtol=1e-12, atol=1e-12)
     one = build_detector(small.config("baseline", **LW_DETR | changes | {"lw_detr.groups": 1}))
     assert {n: p.shape for n, p in detector.named_parameters()} == {n: p.shape for n, p in one.named_parameters()}
 
 
 def test_every_group_chooses_and_is_matched_by_itself():
     config, detector, images = run_of()
-    targets = objects(2, 1)
+    targets = small.objects(2, 1)
     with torch.no_grad():
         output = detector.train()(images, targets)
         losses = build_criterion(config)(output, targets)
@@ -83,7 +72,7 @@ def test_every_group_chooses_and_is_matched_by_itself():
 
 def test_losses_are_the_mean_over_groups_or_their_sum():
     config, detector, images = run_of()
-    targets = objects(2, 1)
+    targets = small.objects(2, 1)
     with torch.no_grad():
         output = detector.train()(images, targets)
         mean, total = (
@@ -107,7 +96,7 @@ def test_published_names_and_back(changes):
 @pytest.mark.parametrize("few_tokens", ["fewer", "learned"])
 def test_an_image_of_fewer_tokens_than_queries(few_tokens):
     config, detector, images = run_of(size=16, **{"model.num_queries": 30, "lw_detr.few_tokens": few_tokens})
-    targets = objects(1, 1)
+    targets = small.objects(1, 1)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         output = detector.train()(images, targets)
@@ -122,7 +111,7 @@ def test_an_image_of_fewer_tokens_than_queries(few_tokens):
 def test_a_batch_without_objects():
     config, detector, images = run_of()
     with torch.no_grad():
-        losses = build_criterion(config)(detector.train()(images, objects(0, 0)), objects(0, 0))
+        losses = build_criterion(config)(detector.train()(images, small.objects(0, 0)), small.objects(0, 0))
     assert losses.total.isfinite() and not len(losses.matches["lw_detr"])
 
 

@@ -15,29 +15,18 @@ from msdetr.methods import Method, build_criterion, build_detector, build_postpr
 from msdetr.methods.mr_detr import mixed_logits
 from msdetr.model import training_only_names
 from msdetr.modules import Baseline, Context
-from msdetr.structures import ImageBatch, Predictions, Targets
+from msdetr.structures import Predictions, Targets
 
 ROUTES = ("ffn_route", "instruct_route")
 
 
-def objects(*counts):
-    return Targets.from_list(
-        [torch.arange(n) % 8 for n in counts], [torch.rand(n, 4, dtype=torch.float64) * 0.3 + 0.3 for n in counts]
-    )
-
-
 def run_of(variant="baseline", **changes):
-    torch.manual_seed(0)
-    config = small.config(variant, **{"mr_detr.k": 4, "mr_detr.threshold": 0.0} | changes)
-    detector = build_detector(config).double()
-    for parameter in detector.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return detector, build_criterion(config), ImageBatch.from_images(list(torch.randn(2, 3, 64, 64).double()))
+    return small.built(small.config(variant, **{"mr_detr.k": 4, "mr_detr.threshold": 0.0} | changes))
 
 
 def groups_of(detector, images):
     memory = detector.encoder(detector.pyramid(images))
-    _, groups = detector.query_groups(memory, objects(2, 1))
+    _, groups = detector.query_groups(memory, small.objects(2, 1))
     return memory, {group.name: group for group in groups}
 
 
@@ -84,12 +73,10 @@ def test_nothing_is_left_at_inference(variant, proposals):
     detector, _, images = run_of(variant, **{"mr_detr.proposals": proposals})
     detector.eval()
     with torch.no_grad():
-        beside, whole = detector(images, objects(2, 1)).one_to_one, detector(images).one_to_one
-        names = training_only_names(detector)
-        assert any("routes.instruct_route" in name for name in names) and any("routes.ffn_route" in n for n in names)
-        stripped = detector.strip()(images).one_to_one
-    assert torch.equal(whole.logits, stripped.logits) and torch.equal(whole.boxes, stripped.boxes)
-    torch.testing.assert_close(beside.boxes, whole.boxes, rtol=1e-12, atol=1e-12)
+        beside = detector(images, small.objects(2, 1)).one_to_one
+    names = training_only_names(detector)
+    assert any("routes.instruct_route" in name for name in names) and any("routes.ffn_route" in n for n in names)
+    torch.testing.assert_close(beside.boxes, small.evaluated(detector, images).boxes, rtol=1e-12, atol=1e-12)
     plain = build_detector(small.config("baseline"))
     assert {n: p.shape for n, p in detector.named_parameters()} == {n: p.shape for n, p in plain.named_parameters()}
 
@@ -98,7 +85,7 @@ def test_nothing_is_left_at_inference(variant, proposals):
 @pytest.mark.parametrize("proposals", ["shared", "own"])
 def test_every_parameter_learns_and_every_branch_is_supervised(proposals, candidates):
     detector, criterion, images = run_of("c", **{"mr_detr.proposals": proposals, "ms_detr.groups": candidates})
-    targets = objects(2, 1)
+    targets = small.objects(2, 1)
     losses = criterion(detector.train()(images, targets), targets)
     losses.total.backward()
     assert not [name for name, p in detector.named_parameters() if p.requires_grad and p.grad is None]
@@ -120,7 +107,7 @@ def test_the_same_seed_gives_the_rest_the_weights_it_has_without():
 
 def test_one_route_alone():
     detector, criterion, images = run_of(**{"mr_detr.routes": "instruct"})
-    targets = objects(2, 1)
+    targets = small.objects(2, 1)
     output = detector.train()(images, targets)
     assert list(output.groups) == ["instruct_route"]
     assert "instruct_route" in criterion(output, targets).matches
@@ -129,13 +116,13 @@ def test_one_route_alone():
 
 def test_a_one_stage_model_has_routes_too():
     detector, criterion, images = run_of("c", two_stage=None)
-    targets = objects(2, 1)
+    targets = small.objects(2, 1)
     assert criterion(detector.train()(images, targets), targets).total.isfinite()
 
 
 def test_beside_other_groups():
     detector, criterion, images = run_of("c", **{"group.groups": 3, "denoising.queries": 6, "ms_detr.groups": "all"})
-    targets = objects(2, 1)
+    targets = small.objects(2, 1)
     output = detector.train()(images, targets)
     assert set(output.groups) == {"group", "denoising", *ROUTES}
     assert criterion(output, targets).total.isfinite()
@@ -144,7 +131,7 @@ def test_beside_other_groups():
 def test_a_batch_without_objects():
     detector, criterion, images = run_of("c", **{"mr_detr.proposals": "own"})
     detector.train()
-    none, some = (criterion(detector(images, t), t) for t in (objects(0, 0), objects(2, 1)))
+    none, some = (criterion(detector(images, t), t) for t in (small.objects(0, 0), small.objects(2, 1)))
     assert {k: v.shape for k, v in none.terms.items()} == {k: v.shape for k, v in some.terms.items()}
     assert none.total.isfinite() and not len(none.matches["ffn_route"])
 
@@ -247,7 +234,7 @@ def test_recipes_build(name):
 
 def test_supervised_is_what_the_route_predicts():
     detector, criterion, images = run_of()
-    targets = objects(2, 1)
+    targets = small.objects(2, 1)
     output = detector.train()(images, targets)
     found = criterion.supervised(output, targets)["ffn_route"]
     assert isinstance(found, Supervised) and found.divisor == 1

@@ -13,27 +13,16 @@ from msdetr.losses import focal_loss
 from msdetr.matching import HungarianMatcher, OneToManyMatcher, PartwiseMatcher
 from msdetr.methods import build_criterion, build_detector
 from msdetr.model import from_released, to_released, training_only_names
-from msdetr.structures import ImageBatch, Matches, Predictions, Targets
+from msdetr.structures import Matches, Predictions
 
 HYBRID = {"hybrid.queries": 8, "hybrid.k": 3, "hybrid.weight": 0.5}
 GROUP = {"group.groups": 3}
 METHODS = {"hybrid": HYBRID, "group": GROUP}
 
 
-def objects(*counts):
-    return Targets.from_list(
-        [torch.arange(n) % 8 for n in counts], [torch.rand(n, 4, dtype=torch.float64) * 0.3 + 0.3 for n in counts]
-    )
-
-
 def run_of(method, variant="baseline", **changes):
     """Detector, criterion, images of 64 x 64 pixels: 84 tokens, in float64."""
-    torch.manual_seed(0)
-    config = small.config(variant, **METHODS[method], **changes)
-    detector = build_detector(config).double()
-    for parameter in detector.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return detector, build_criterion(config), ImageBatch.from_images(list(torch.randn(2, 3, 64, 64).double()))
+    return small.built(small.config(variant, **METHODS[method], **changes))
 
 
 def same_pairs(found: Matches, expected: Matches):
@@ -52,11 +41,9 @@ def test_nothing_is_left_at_inference(method, variant):
     detector, _, images = run_of(method, variant)
     detector.eval()
     with torch.no_grad():
-        beside = detector(images, objects(2, 1)).one_to_one
-        whole = detector(images).one_to_one
-        assert any(name.startswith(f"sources.{method}") for name in training_only_names(detector))
-        stripped = detector.strip()(images).one_to_one
-    assert torch.equal(whole.logits, stripped.logits) and torch.equal(whole.boxes, stripped.boxes)
+        beside = detector(images, small.objects(2, 1)).one_to_one
+    assert any(name.startswith(f"sources.{method}") for name in training_only_names(detector))
+    whole = small.evaluated(detector, images)
     torch.testing.assert_close(beside.boxes, whole.boxes, rtol=1e-12, atol=1e-12)  # the primary group reads no other
     plain = build_detector(small.config("baseline"))
     assert {n: p.shape for n, p in detector.named_parameters()} == {n: p.shape for n, p in plain.named_parameters()}
@@ -72,7 +59,7 @@ def test_off_by_default(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_parameter_of_the_group_learns(method, variant):
     detector, criterion, images = run_of(method, variant)
-    targets = objects(2, 1)
+    targets = small.objects(2, 1)
     criterion(detector.train()(images, targets), targets).total.backward()
     gradient = detector.sources[method].contents.weight.grad
     assert (gradient.abs().sum(1) > 0).all()
@@ -83,7 +70,7 @@ def test_every_parameter_of_the_group_learns(method, variant):
 
 def test_hybrid_takes_the_next_proposals_and_repeats_objects():
     detector, criterion, images = run_of("hybrid")
-    targets = objects(2, 1)
+    targets = small.objects(2, 1)
     with torch.no_grad():
         output = detector.train()(images, targets)
         losses = criterion(output, targets)
@@ -108,7 +95,7 @@ def test_hybrid_contents_come_from_proposals_without_mixed_selection():
     detector, _, images = run_of("hybrid", **{"two_stage.mixed_selection": False})
     assert detector.sources["hybrid"].contents is None
     memory = detector.encoder(detector.pyramid(images))
-    proposals, (_, group) = detector.query_groups(memory, objects(1, 1))
+    proposals, (_, group) = detector.query_groups(memory, small.objects(1, 1))
     positions, contents = proposals.embed(proposals.references(group.selected))
     assert torch.equal(group.positions, positions) and torch.equal(group.contents, contents)
 
@@ -120,7 +107,7 @@ def test_hybrid_contents_come_from_proposals_without_mixed_selection():
 def test_groups_equal_separate_passes(candidates):
     """Attention and losses are those of G passes with one group each, averaged."""
     detector, criterion, images = run_of("group", "c", **{"ms_detr.groups": candidates})
-    targets = objects(2, 1)
+    targets = small.objects(2, 1)
     detector.train()
     with torch.no_grad():
         output = detector(images, targets)
@@ -158,7 +145,7 @@ def test_groups_equal_separate_passes(candidates):
 def test_groups_start_from_the_same_proposals_with_contents_of_their_own():
     detector, _, images = run_of("group")
     memory = detector.encoder(detector.pyramid(images))
-    _, (primary, further) = detector.query_groups(memory, objects(1, 1))
+    _, (primary, further) = detector.query_groups(memory, small.objects(1, 1))
     assert further.parts == 2
     assert torch.equal(further.references, primary.references.repeat(1, 2, 1))
     assert torch.equal(further.positions, primary.positions.repeat(1, 2, 1))
@@ -167,7 +154,7 @@ def test_groups_start_from_the_same_proposals_with_contents_of_their_own():
 
 def test_matching_in_parts_is_matching_each_part():
     torch.manual_seed(0)
-    targets = objects(3, 0, 2)
+    targets = small.objects(3, 0, 2)
     predictions = Predictions(torch.randn(2, 3, 12, 8).double(), torch.rand(2, 3, 12, 4).double() * 0.3 + 0.3)
     matcher = OneToManyMatcher(threshold=0.1, k=2)
     found = PartwiseMatcher(matcher, 3)(predictions, targets)
@@ -193,7 +180,7 @@ def test_candidates_of_the_primary_group_or_of_all(method, candidates):
     detector, criterion, images = run_of(
         method, "c", **{"ms_detr.groups": candidates, "ms_detr.threshold": 0.1, "ms_detr.k": 2}
     )
-    targets = objects(2, 1)
+    targets = small.objects(2, 1)
     with torch.no_grad():
         output = detector.train()(images, targets)
         losses = criterion(output, targets)
@@ -210,7 +197,7 @@ def test_candidates_of_the_primary_group_or_of_all(method, candidates):
 def test_candidates_of_a_group_with_known_pairs_are_not_matched():
     """A denoising query's object is given: there is nothing for one-to-many matching to choose."""
     detector, criterion, images = run_of("hybrid", "c", **{"ms_detr.groups": "all", "denoising.queries": 4})
-    targets = objects(2, 1)
+    targets = small.objects(2, 1)
     output = detector.train()(images, targets)
     losses = criterion(output, targets)
     assert output.groups["denoising"].candidates is not None and len(losses.matches["denoising"]) > 0
@@ -228,7 +215,7 @@ def test_both_methods_at_once():
     """Nothing in them excludes the other: the primary group, the hybrid one and the further groups share the decoder."""
     config = small.config("c", **HYBRID, **GROUP, **{"ms_detr.groups": "all"})
     torch.manual_seed(0)
-    targets = objects(2, 1).to(torch.float32)
+    targets = small.objects(2, 1).to(torch.float32)
     output = build_detector(config).train()(torch.randn(2, 3, 64, 64), targets)
     assert {name: g.predictions.boxes.shape[2] for name, g in output.groups.items()} == {"hybrid": 8, "group": 10}
     assert build_criterion(config)(output, targets).total.isfinite()
@@ -236,7 +223,7 @@ def test_both_methods_at_once():
 
 def test_hybrid_queries_of_a_one_stage_model_are_learned():
     detector, criterion, images = run_of("hybrid", two_stage=None)
-    targets = objects(2, 1)
+    targets = small.objects(2, 1)
     output = detector.train()(images, targets)
     group = output.groups["hybrid"]
     assert group.predictions.boxes.shape[2] == 8 and len(group.targets) == 3 * 3 and group.selected is None
@@ -263,7 +250,7 @@ def test_released_names_of_h_detr_and_back(changes):
 def test_what_a_batch_without_objects_is_divided_by(floor, divisor):
     """One object times its three repetitions; or 1, as published."""
     detector, criterion, images = run_of("hybrid", **{"loss.floor": floor})
-    targets = objects(0, 0)
+    targets = small.objects(0, 0)
     with torch.no_grad():
         output = detector.train()(images, targets)
         losses = criterion(output, targets)
@@ -274,7 +261,7 @@ def test_what_a_batch_without_objects_is_divided_by(floor, divisor):
 def test_the_encoder_is_matched_on_its_boxes_where_asked_for():
     """Then with the class cost of the only class there is, as every other branch."""
     detector, criterion, images = run_of("hybrid", **{"two_stage.match_on": "boxes"})
-    targets = objects(2, 1)
+    targets = small.objects(2, 1)
     with torch.no_grad():
         output = detector.train()(images, targets)
         found = criterion(output, targets).matches["encoder"]
@@ -308,7 +295,7 @@ def test_groups_need_contents_to_differ_in():
 @pytest.mark.parametrize("method, count, unmatched", [("hybrid", 5, 15 - 8), ("group", 7, 2)])
 def test_more_objects_than_the_group_has_queries(method, count, unmatched):
     detector, criterion, images = run_of(method)
-    targets = objects(count, 1)
+    targets = small.objects(count, 1)
     with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         losses = criterion(detector.train()(images, targets), targets)
@@ -324,7 +311,9 @@ def test_a_batch_without_objects(method, candidates):
     detector, criterion, images = run_of(method, "c", **{"ms_detr.groups": candidates})
     detector.train()
     with torch.no_grad():
-        none, some = (criterion(detector(images, targets), targets) for targets in (objects(0, 0), objects(2, 1)))
+        none, some = (
+            criterion(detector(images, targets), targets) for targets in (small.objects(0, 0), small.objects(2, 1))
+        )
     assert {k: v.shape for k, v in none.terms.items()} == {k: v.shape for k, v in some.terms.items()}
     assert none.total.isfinite() and none.terms[f"{method}/class"].sum() > 0
     assert len(none.matches[method]) == 0
@@ -334,7 +323,7 @@ def test_a_batch_without_objects(method, candidates):
 def test_an_image_of_fewer_tokens_than_queries(method):
     """16 x 16 pixels: the groups are as small as the image, in the worst case empty."""
     detector, criterion, _ = run_of(method, **{"model.num_queries": 30})
-    targets = objects(1, 1)
+    targets = small.objects(1, 1)
     images = torch.randn(2, 3, 16, 16).double()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

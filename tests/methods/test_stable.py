@@ -11,7 +11,6 @@ from msdetr.losses import position_supervised_loss
 from msdetr.matching import HungarianMatcher, OneToManyMatcher, ReleasedModulatedMatcher, modulated_focal_cost
 from msdetr.methods import build_criterion, build_detector
 from msdetr.methods.denoising_queries import DenoisingQueries, Draws, move_corners
-from msdetr.structures import ImageBatch, Targets
 
 STABLE = {"stable.loss_iou_power": 2.0}
 OTHERS = {
@@ -23,32 +22,15 @@ OTHERS = {
 }
 
 
-def objects(*counts):
-    torch.manual_seed(5)
-    return Targets.from_list(
-        [torch.arange(n) % 8 for n in counts], [torch.rand(n, 4, dtype=torch.float64) * 0.3 + 0.3 for n in counts]
-    )
-
-
 def run_of(variant="baseline", **changes):
-    """Detector, criterion, images of 64 x 64 pixels, in float64."""
-    torch.manual_seed(0)
-    config = small.config(variant, **STABLE | changes)
-    detector = build_detector(config).double()
-    for parameter in detector.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return detector, build_criterion(config), ImageBatch.from_images(list(torch.randn(2, 3, 64, 64).double()))
+    return small.built(small.config(variant, **STABLE | changes))
 
 
 @pytest.mark.parametrize("fusion", [False, True])
 @pytest.mark.parametrize("variant", ["baseline", "c"])
 def test_inference_needs_the_fusion_and_no_more(variant, fusion):
     detector, _, images = run_of(variant, **{"stable.memory_fusion": fusion})
-    detector.eval()
-    with torch.no_grad():
-        whole = detector(images).one_to_one
-        stripped = detector.strip()(images).one_to_one
-    assert torch.equal(whole.logits, stripped.logits) and torch.equal(whole.boxes, stripped.boxes)
+    small.evaluated(detector, images)
     needed = {n: p.shape for n, p in detector.named_parameters()}
     plain = {n: p.shape for n, p in build_detector(small.config("baseline")).named_parameters()}
     extra = {n: shape for n, shape in needed.items() if n not in plain}
@@ -90,7 +72,7 @@ def test_every_class_loss_and_class_cost_is_replaced(variant, other):
         if isinstance(branch.matcher, HungarianMatcher) and branch.matcher.costs["class"][0]:
             assert branch.matcher.costs["class"][1].func is modulated_focal_cost, branch.name
         assert branch.name != "one_to_many" or isinstance(branch.matcher, OneToManyMatcher)
-    targets = objects(2, 1)
+    targets = small.objects(2, 1)
     losses = criterion(detector.train()(images, targets), targets)
     losses.total.backward()
     assert losses.total.isfinite() and len(losses.matches["one_to_one"])
@@ -118,7 +100,7 @@ def test_the_released_cost_and_none():
 @pytest.mark.parametrize("counts", [(0, 0), (0, 2)])
 def test_images_without_objects(counts):
     detector, criterion, images = run_of("c", **OTHERS["denoising"])
-    targets = objects(*counts)
+    targets = small.objects(*counts)
     losses = criterion(detector.train()(images, targets), targets)
     losses.total.backward()
     assert losses.total.isfinite() and losses.terms["one_to_one/class"].min() > 0
@@ -167,7 +149,7 @@ def test_recipes_build(name):
 
 def test_negatives_of_several_kinds():
     """Each kind of them moves by a step further; those of a step of 0 as little as positives."""
-    targets = objects(3, 1)
+    targets = small.objects(3, 1)
     for negatives, step in ((1, 0.0), (3, 0.5)):
         changes = {"denoising.negatives": negatives, "denoising.negative_step": step, "denoising.queries": 9}
         config = small.config("baseline", **changes, **{"denoising.box_noise": 0.1}).denoising
