@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import family
 import golden
 from comparison import Case
-from published import DTYPES, as_pairs, made_by, per_image, recorded_errors
+from published import DTYPES, as_pairs, compare_detections, made_by, per_image, recorded_errors
 
 from msdetr.boxes import iou  # noqa: F401  (imported early: a broken installation fails here, not in every case)
 from msdetr.config import RunConfig
@@ -472,11 +472,8 @@ def postprocess_case(case: Case, folder: Path, manifest: dict, name: str, spec: 
             detections = nms_postprocess(predictions, sizes, count, float(f"0.{kind[3:].split('_')[0].lstrip('0')}"))
         else:
             detections = postprocess(predictions, sizes, count)
-        for image, found in enumerate(detections):
-            stem = f"{kind}/{image}/"
-            case.equal(stem + "labels", found.labels.tolist(), arrays[stem + "labels"].tolist())
-            case.close(stem + "scores", found.scores, arrays[stem + "scores"], atol=tolerance["scores"])
-            case.close(stem + "boxes", found.boxes, arrays[stem + "boxes"], atol=tolerance["boxes"])
+        scores, boxes = ({"atol": tolerance[of]} for of in ("scores", "boxes"))
+        compare_detections(case, detections, arrays, kind + "/{}/", scores, boxes)
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from comparison import Case
 from golden import CannotHonor
-from published import Maps, made_by, per_image, recorded_errors
+from published import dense_mask, gradients_of, made_by, numbered, on_maps, per_image, recorded_errors
 from torch import Tensor
 
 from msdetr.config import RunConfig
 from msdetr.engine.postprocess import postprocess
 from msdetr.errors import ConfigError
 from msdetr.losses import Criterion, Losses, Supervised
-from msdetr.methods import build_criterion, build_detector
+from msdetr.methods import build_criterion
 from msdetr.methods.denoising_queries import DenoisingQueries, Draws
-from msdetr.model import Detector, Proposals, build_projections, from_released, to_released
+from msdetr.model import Detector, Proposals, to_released
 from msdetr.modules import Layout
 from msdetr.structures import DetectorOutput, ImageBatch, Matches, Predictions, QueryGroup, Targets
 
@@ -122,14 +122,8 @@ def shared_changes(given: Mapping, num_classes: int) -> dict:
         "two_stage": given["two_stage"],
         "model.pretrained": "none",
         "model.num_classes": num_classes,
-        "model.hidden_dim": given["hidden_dim"],
-        "model.num_heads": given["nheads"],
-        "model.encoder_layers": given["enc_layers"],
-        "model.decoder_layers": given["dec_layers"],
-        "model.num_levels": given["num_feature_levels"],
+        **{path: given[name] for name, path in golden.SIZES.items()},
         "model.num_points": given["dec_n_points"],
-        "model.ffn_dim": given["dim_feedforward"],
-        "model.num_queries": given["num_queries"],
         "model.reference_eps": 1e-3,
         "loss.focal_alpha": given["focal_alpha"],
         "matching.focal_alpha": given["focal_alpha"],
@@ -172,19 +166,10 @@ def with_recorded_ranking(detector: Detector, tokens: Tensor, case: Case, allowe
 
 def load_detector(folder: Path, variant: str, manifest: Mapping, config: RunConfig, maps: list[Tensor]) -> Detector:
     """A detector with the released weights of a variant, on recorded feature maps instead of a backbone."""
-    detector = build_detector(config)
-    detector.backbone = Maps(maps)
-    model = config.model
-    detector.projections = build_projections(detector.backbone.channels, model.hidden_dim, model.num_levels)
-    dtype = maps[0].dtype
-    detector = detector.to(dtype)
-    released = {
-        name: torch.from_numpy(array).to(dtype)
-        for name, array in golden.read_arrays(folder / f"weights_{variant}.npz").items()
-    }
+    stored = golden.read_arrays(folder / f"weights_{variant}.npz")
+    released = {name: torch.from_numpy(array) for name, array in stored.items()}
     released |= {alias: released[name] for alias, name in manifest["variants"][variant]["aliases"].items()}
-    detector.load_state_dict(from_released(released, config))
-    return detector
+    return on_maps(config, maps, released)
 
 
 # ---------------------------------------------------------------- cases
@@ -206,7 +191,7 @@ def model_case(system: System, case: Case, folder: Path, manifest: Mapping, name
     config = system.run_config(variant, spec)
     arrays = golden.read_arrays(folder / f"{name}.npz")
     dtype = precision.dtype
-    maps = [torch.from_numpy(arrays[key]).to(dtype).requires_grad_() for key in _numbered(arrays, "features/{}")]
+    maps = [torch.from_numpy(arrays[key]).to(dtype).requires_grad_() for key in numbered(arrays, "features/{}")]
     detector = load_detector(folder, spec["variant"], manifest, config, maps)
     mask = torch.from_numpy(arrays["image_mask"])
     batch = ImageBatch(torch.zeros(len(mask), 3, *mask.shape[1:], dtype=dtype), mask)
@@ -243,20 +228,12 @@ def model_case(system: System, case: Case, folder: Path, manifest: Mapping, name
     if "eval/post/0/scores" in arrays:
         wanted = SIZES[torch.arange(len(mask)) % len(SIZES)]
         kept = postprocess(found.layer(-1), wanted, system.detections(variant, spec))
-        for image in range(len(_numbered(arrays, "eval/post/{}/scores"))):
+        for image in range(len(numbered(arrays, "eval/post/{}/scores"))):
             stem, detections = f"eval/post/{image}/", kept[image]
             case.close(stem + "scores", detections.scores, arrays[stem + "scores"], **precision.logits)
             if precision.exact:  # else detections with nearly the same score may change places
                 case.equal(stem + "labels", detections.labels.tolist(), arrays[stem + "labels"].tolist())
                 case.close(stem + "boxes", detections.boxes, arrays[stem + "boxes"], **PIXELS)
-
-
-def _numbered(arrays: Mapping, pattern: str) -> list[str]:
-    names, number = [], 0
-    while pattern.format(number) in arrays:
-        names.append(pattern.format(number))
-        number += 1
-    return names
 
 
 def compare_pyramid(case: Case, detector: Detector, batch: ImageBatch, arrays: Mapping, positions: Mapping) -> None:
@@ -316,7 +293,7 @@ def compare_queries(
     case.close("query_box_logit", torch.logit(references[:, :recorded]), want["query_box_logit"], atol=1e-11)
     if "query_label" in want:
         case.close("query_label", contents[:, :recorded], want["query_label"], atol=1e-12)
-    blocked = ~visible(Layout.of([primary, group]), contents.shape[1])
+    blocked = dense_mask(Layout.of([primary, group]))
     case.equal("attention_mask", torch.equal(blocked.roll((padded, padded), (0, 1)), want["attention_mask"]), True)
 
 
@@ -332,18 +309,6 @@ QUERY_ARRAYS = (
     "flat_target_labels",
     "flat_target_boxes",
 )
-
-
-def visible(layout: Layout, queries: int) -> Tensor:
-    """[Q, Q] bool: which query sees which, from the blocks."""
-    seen = torch.zeros(queries, queries, dtype=torch.bool)
-    for block in layout.blocks:
-        for start in range(block.start, block.stop, block.size):
-            rows = slice(start, start + block.size)
-            seen[rows, rows] = True
-            for read in block.reads:
-                seen[rows, read] = True
-    return seen
 
 
 def run_with_last_references(detector: Detector, batch: ImageBatch, targets: Targets) -> tuple[DetectorOutput, Tensor]:
@@ -375,7 +340,7 @@ def compare_output(
             compare_predictions(case, f"denoising/{layer}", noised.predictions, layer, arrays, precision)
     references = torch.cat([noised.references, output.references], 2)
     references = torch.cat([references, after_last.roll(-queries, 1)[None]])
-    names = _numbered(arrays, "decoder/reference/{}")
+    names = numbered(arrays, "decoder/reference/{}")
     if names:
         case.equal("decoder/reference", len(names), len(references))
     for ours, name in zip(references, names):
@@ -481,7 +446,7 @@ def compare_gradients(
     spec: Mapping,
     precision: Precision,
 ) -> None:
-    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in detector.named_parameters()}
+    gradients = gradients_of(detector)
     total = torch.stack([x.norm() for x in gradients.values()]).norm()
     case.close("gradient_norm_total", total, spec["gradient_norm_total"], **precision.norms)
     released = to_released(gradients, config)
@@ -501,7 +466,7 @@ def compare_gradients(
         unused = len(arrays[name]) - len(gradient)  # rows of a label embedding for classes that do not exist
         gradient = torch.cat([gradient, gradient.new_zeros(max(unused, 0), *gradient.shape[1:])])
         case.close(name, gradient, arrays[name], **GRADIENTS)
-    for level, name in enumerate(_numbered(arrays, "grad_features/{}")):
+    for level, name in enumerate(numbered(arrays, "grad_features/{}")):
         case.close(name, maps[level].grad, arrays[name], **GRADIENTS)
 
 

@@ -77,6 +77,13 @@ def released_state(folder: Path, variant: str, dtype: torch.dtype) -> dict[str, 
     return state
 
 
+def read_weights(folder: Path, manifest: Mapping, spec: Mapping) -> dict[str, Tensor]:
+    """The weights of a case by the published names, of which several may be stored as one."""
+    stored, stored_as = read_arrays(folder / "weights.npz"), spec.get("stored_as") or {}
+    names = manifest["parameter_lists"][spec["parameters"]]
+    return {name: torch.from_numpy(stored[stored_as.get(name, name)]) for name in names}
+
+
 # The published command line, as far as it decides a number: name -> default.
 PUBLISHED = {
     "two_stage": False,
@@ -159,6 +166,15 @@ WITHOUT_EFFECT = frozenset(
         "arch",
     ]
 )
+SIZES = {  # settings here that say the same
+    "hidden_dim": "model.hidden_dim",
+    "nheads": "model.num_heads",
+    "enc_layers": "model.encoder_layers",
+    "dec_layers": "model.decoder_layers",
+    "dim_feedforward": "model.ffn_dim",
+    "num_queries": "model.num_queries",
+    "num_feature_levels": "model.num_levels",
+}
 ALSO_CALLED = {"o2m_threshold": "o2m_matcher_threshold", "o2m_k": "o2m_matcher_k"}
 
 
@@ -209,14 +225,8 @@ def model_config(given: Mapping) -> RunConfig:
         "model.look_forward_twice": given["look_forward_twice"] and given["with_box_refine"],
         "model.backbone": given["backbone"],
         "model.num_classes": given["num_classes"],
-        "model.hidden_dim": given["hidden_dim"],
-        "model.num_heads": given["nheads"],
-        "model.encoder_layers": given["enc_layers"],
-        "model.decoder_layers": given["dec_layers"],
-        "model.num_levels": given["num_feature_levels"],
+        **{path: given[name] for name, path in SIZES.items()},
         "model.num_points": given["dec_n_points"],
-        "model.ffn_dim": given["dim_feedforward"],
-        "model.num_queries": given["num_queries"],
         "model.dropout": given["dropout"],
         "two_stage": given["two_stage"],
         "ms_detr": given["use_ms_detr"],

@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import small
 import yaml
 
 from msdetr.analysis.cells import Cell
@@ -28,7 +29,7 @@ from msdetr.data import shapes
 from msdetr.sweep import load_study, run_cell
 
 RESULT = Path(__file__).parent.parent / "benchmarks" / "results" / "sweep_kills.json"
-TINY = {
+TINY = small.SMALL | {
     "data.num_train": 8,
     "data.num_val": 4,
     "train.epochs": 3,
@@ -37,12 +38,7 @@ TINY = {
     "train.checkpoint_every": 0.25,
     "train.eval_every": 0,
     "train.log_every": 1,
-    "model.hidden_dim": 32,
-    "model.num_heads": 4,
-    "model.ffn_dim": 32,
     "model.num_queries": 20,
-    "model.encoder_layers": 1,
-    "model.decoder_layers": 2,
 }
 KINDS = ("the sweep is killed", "all its processes are killed", "it is asked to stop")
 

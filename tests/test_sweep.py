@@ -3,6 +3,7 @@
 import json
 import random
 
+import cells
 import pytest
 import yaml
 from sweep_kills import TINY, disturb, same_result, tiny_study, undisturbed
@@ -22,27 +23,10 @@ def written(folder, **changes):
     return path
 
 
-def fake_cell(planned, ap: float) -> Cell:
-    return Cell(
-        json.loads(json.dumps(planned.config.to_dict())),
-        planned.seed,
-        {"AP": ap, "AP50": ap, "AP75": ap},
-        {"mean IoU of the top 5": 0.7, "candidates over IoU 0.75": 4.0, "duplicate gap": 0.2},
-        [{"step": 10, "epoch": 1.0, "AP": ap}],
-        {"training": 2, "inference": 1},
-        steps=10,
-        seconds=1.0,
-        device="cpu",
-        torch="2",
-        code="",
-        date="2026-01-01",
-    )
-
-
 def keep_all(study, out, ap=lambda cell: 0.3):
     (out / "cells").mkdir(parents=True)
     for cell in study.cells():
-        fake_cell(cell, ap(cell)).save(out / "cells" / f"{cell.name}.json")
+        cells.made_up(cell.config, ap(cell)).save(out / "cells" / f"{cell.name}.json")
 
 
 def test_cells_are_recipes_by_data_by_changes_by_seeds(tmp_path):
@@ -169,7 +153,7 @@ def test_a_cell_that_fails_stops_no_other_and_is_named(tmp_path, capsys):
     (out / "cells").mkdir(parents=True)
     for cell in study.cells():
         if cell.change == "whole" or cell.recipe == "baseline":
-            fake_cell(cell, 0.3).save(out / "cells" / f"{cell.name}.json")
+            cells.made_up(cell.config, 0.3).save(out / "cells" / f"{cell.name}.json")
     assert main(["sweep", str(path), "--out", str(out), "--device", "cpu"]) == 1
     said = capsys.readouterr()
     assert "3 of 4 cells are finished, 1 failed" in said.err and "ms-detr-c-tiny-broken-s0" in said.err
@@ -198,7 +182,7 @@ def test_a_cluster_trains_the_cells_and_what_a_job_says_of_its_failure_is_told(t
     (out / "cells").mkdir(parents=True)
     for cell in study.cells():
         if cell.recipe == "baseline":
-            fake_cell(cell, 0.3).save(out / "cells" / f"{cell.name}.json")
+            cells.made_up(cell.config, 0.3).save(out / "cells" / f"{cell.name}.json")
     assert main(["sweep", str(path), "--out", str(out), "--device", "cpu", "--cluster", "local"]) == 1
     said = capsys.readouterr()
     assert "3 of 4 cells are finished, 1 failed" in said.err and "ms-detr-c-tiny-broken-s0" in said.err

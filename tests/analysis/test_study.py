@@ -1,5 +1,6 @@
 """Rows of cells: paired differences, intervals, tables and figures, and what becomes of what is undefined."""
 
+import cells
 import numpy as np
 import pytest
 
@@ -11,20 +12,7 @@ from msdetr.viz.study import difference_figure, study_figure
 
 
 def cell(seed: int, ap: float | None, gap: float | None = 0.3) -> Cell:
-    return Cell(
-        recipes.get("shapes/baseline").override({"seed": seed}).to_dict(),
-        seed,
-        {"AP": ap, "AP50": ap, "AP75": ap},
-        {"mean IoU of the top 5": 0.7, "candidates over IoU 0.75": 4.0, "duplicate gap": gap},
-        [{"step": 10, "epoch": 1.0, "AP": ap}],
-        {"training": 2, "inference": 1},
-        steps=10,
-        seconds=1.0,
-        device="cpu",
-        torch="2",
-        code="abc",
-        date="2026-01-01",
-    )
+    return cells.made_up(recipes.get("shapes/baseline").override({"seed": seed}), ap, gap)
 
 
 ROWS = {

@@ -8,6 +8,7 @@ import numpy as np
 import own
 import pytest
 import torch
+from small import SMALL
 
 import msdetr
 from msdetr import files
@@ -108,14 +109,10 @@ def test_many_data_yaml_files(tmp_path):
 
 
 HOSTILE = ["zebra", "漢字 & <b>", "007", "no", "äöü 'quoted'"]
-TINY = {
+TINY = SMALL | {
     "model.backbone": "conv",
     "model.pretrained": "none",
-    "model.hidden_dim": 32,
-    "model.num_heads": 4,
-    "model.ffn_dim": 32,
     "model.num_queries": 8,
-    "model.encoder_layers": 1,
     "model.decoder_layers": 1,
     "data.train_sizes": "32",
     "data.test_size": 32,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +10,19 @@ import numpy as np
 import torch
 from comparison import Case
 from golden import CannotHonor
-from published import DTYPES, Maps, as_pairs, per_image, recorded_errors
+from published import (
+    DTYPES,
+    as_pairs,
+    compare_detections,
+    compare_gradients,
+    described,
+    number,
+    numbered,
+    on_maps,
+    per_image,
+    recorded_errors,
+    sizes_in,
+)
 from torch import Tensor
 
 from msdetr import recipes
@@ -19,8 +30,8 @@ from msdetr.config import RunConfig
 from msdetr.losses import Losses
 from msdetr.matching import ReleasedIoUMatcher, pair_iou
 from msdetr.matching.one_to_many import favourite
-from msdetr.methods import DETAConfig, build_criterion, build_detector, build_postprocess
-from msdetr.model import Detector, build_projections, from_released, to_released, without_duplicates
+from msdetr.methods import DETAConfig, build_criterion, build_postprocess
+from msdetr.model import Detector, without_duplicates
 from msdetr.model.postprocess import nms_postprocess, postprocess
 from msdetr.structures import DetectorOutput, EncoderOutput, ImageBatch, Predictions, Targets
 
@@ -71,10 +82,7 @@ def checked(check: Callable, folder: Path, manifest: dict, spec: dict, **further
 def allowed(manifest: dict, of: str, *words: str) -> list[float]:
     """Tolerances of float64 that the manifest has in a sentence: the number after each of the words."""
     (sentence,) = (text for name, text in manifest["tolerance"]["float64"].items() if name.startswith(of))
-    found = [re.search(word + r"\D*?([\d.]+(?:e-?\d+)?)", sentence) for word in words]
-    if None in found:
-        raise CannotHonor(f"the manifest does not say {words} of {of}: {sentence}")
-    return [float(number[1]) for number in found]
+    return [number(word + r"\D*?([\d.]+(?:e-?\d+)?)", sentence) for word in words]
 
 
 # ---------------------------------------------------------------- assigners
@@ -162,22 +170,18 @@ def compare_sets(case: Case, name: str, ours: Tensor, theirs: np.ndarray, usable
 
 
 def post_case(case: Case, folder: Path, manifest: dict, spec: dict) -> None:
-    tolerance = dict(zip(("scores", "boxes"), allowed(manifest, "post", "scores", "boxes")))
+    tolerance = of_detections(manifest, "post")
     arrays = golden.read_arrays(folder / spec["file"])
     predictions = golden.read_predictions(arrays, [""], torch.float64)
     sizes = torch.from_numpy(arrays["target_sizes"])
     for kind, function in (("nms", nms_postprocess), ("plain", postprocess)):
         if any(name.startswith(f"{kind}/") for name in arrays):
             detections = function(predictions, sizes)
-            compare_detections(case, detections, arrays, kind + "/{}/", tolerance)
+            compare_detections(case, detections, arrays, kind + "/{}/", **tolerance)
 
 
-def compare_detections(case: Case, detections: list, arrays: dict, prefix: str, tolerance: dict) -> None:
-    for image, found in enumerate(detections):
-        where = prefix.format(image)
-        case.equal(where + "labels", found.labels.tolist(), arrays[where + "labels"].tolist())
-        for name, allowed in tolerance.items():
-            case.close(where + name, getattr(found, name), arrays[where + name], atol=allowed)
+def of_detections(manifest: dict, of: str) -> dict[str, dict[str, float]]:
+    return {kind: {"atol": limit} for kind, limit in zip(("scores", "boxes"), allowed(manifest, of, "scores", "boxes"))}
 
 
 # ---------------------------------------------------------------- criterion
@@ -201,7 +205,7 @@ def configuration(flags: dict, weights: dict, **changes) -> RunConfig:
 
 def criterion_case(case: Case, folder: Path, manifest: dict, spec: dict) -> None:
     arrays = golden.read_arrays(folder / spec["file"])
-    layers = count(arrays, "decoder/{}/pred_logits")
+    layers = len(numbered(arrays, "decoder/{}/pred_logits"))
     decoder = golden.read_predictions(arrays, [f"decoder/{i}/" for i in range(layers)], torch.float64)
     encoder = golden.read_predictions(arrays, ["encoder/"], torch.float64)
     leaves = {"decoder": decoder, "encoder": encoder}
@@ -256,10 +260,9 @@ def model_case(case: Case, folder: Path, manifest: dict, spec: dict, dtype: str)
     inputs = golden.read_arrays(folder / f"inputs_{spec['input']}.npz")
     arrays = golden.read_arrays(folder / spec["file"])
     run = configuration(spec["flags"], spec["weights"], **described(manifest), **{"deta.token_contents": True})
-    maps = [torch.from_numpy(inputs[f"feat/{i}"]).to(kind).requires_grad_() for i in range(count(inputs, "feat/{}"))]
+    maps = [torch.from_numpy(inputs[name]).to(kind).requires_grad_() for name in numbered(inputs, "feat/{}")]
     batch = ImageBatch(torch.zeros(len(inputs["mask"]), 3, 1, 1, dtype=kind), torch.from_numpy(inputs["mask"]))
-    names = manifest["parameter_lists"][spec["parameters"]]
-    detector = build(folder, names, spec["stored_as"], run, maps).to(kind)
+    detector = on_maps(run, maps, golden.read_weights(folder, manifest, spec))
     own = arrays if "targets/0/labels" in arrays else inputs
     targets = golden.read_targets(own, len(batch.mask), kind)
     case.equal("objects", targets.counts.tolist(), spec["objects"])
@@ -293,55 +296,15 @@ def model_case(case: Case, folder: Path, manifest: dict, spec: dict, dtype: str)
     compare_losses(case, losses, output, targets, spec, arrays, rtol=tolerance["losses_rtol"])
     if dtype == "float64":
         losses.total.backward()
-        of_norm, of_sum, absolute = allowed(manifest, "grads", "norm: rtol", "sum:", "absolute")
-        compare_gradients(case, detector, run, names, maps, arrays["grads"], of_norm, of_sum, absolute)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in detector.parameters() if p.grad is not None])
-        case.close("total_grad_norm", norm, spec["total_grad_norm"], rtol=of_norm)
-        gradients = released_gradients(detector, run)
-        silent = [name for name in names if gradients[name] is None]
-        case.equal("parameters_without_gradient", silent, spec["parameters_without_gradient"])
+        compare_gradients(case, detector, run, maps, manifest, spec, arrays["grads"])
 
     with torch.no_grad():
         last = detector.eval()(batch).one_to_one.layer(-1)
     case.equal("postprocess", spec["postprocess"], "NMSPostProcess" if build_postprocess(run) else "PostProcess")
     (sentence,) = (text for name, text in manifest["arrays"]["<case>.npz"].items() if name.startswith("detections"))
-    sizes = torch.tensor([[int(n) for n in pair] for pair in re.findall(r"\((\d+), (\d+)\)", sentence)])
-    detections = (build_postprocess(run) or postprocess)(last, sizes, 100)
+    detections = (build_postprocess(run) or postprocess)(last, sizes_in(sentence), 100)
     if dtype == "float64":  # nothing is said of the scores of float32
-        of_detections = dict(zip(("scores", "boxes"), allowed(manifest, "detections", "scores", "boxes")))
-        compare_detections(case, detections, arrays, "detections/{}/", of_detections)
-
-
-def described(manifest: dict) -> dict:
-    """What the manifest says of all its models, in numbers and in a sentence."""
-    found = {"model.num_classes": manifest["sizes"]["classes"], "model.ffn_dim": manifest["sizes"]["ffn"]}
-    for name, words in WORDS.items():
-        number = re.search(words.replace("N", r"(\d+)"), manifest["config"])
-        if number is None:
-            raise CannotHonor(f"the manifest does not say {words!r}: {manifest['config']}")
-        found[name] = int(number[1])
-    return found
-
-
-WORDS = {
-    "model.hidden_dim": "hidden_dim N",
-    "model.num_heads": "N heads",
-    "model.encoder_layers": "N encoder",
-    "model.decoder_layers": "N decoder",
-    "model.num_points": "N points",
-    "model.dropout": "dropout N",
-}
-
-
-def build(folder: Path, names: list[str], stored_as: dict, run: RunConfig, maps: list[Tensor]) -> Detector:
-    """The detector with recorded weights, on recorded feature maps."""
-    detector, model = build_detector(run), run.model
-    detector.backbone = Maps(maps)
-    detector.projections = build_projections(detector.backbone.channels, model.hidden_dim, model.num_levels)
-    stored = golden.read_arrays(folder / "weights.npz")
-    state = {name: torch.from_numpy(stored[stored_as.get(name, name)]) for name in names}
-    detector.load_state_dict(from_released(state, run))
-    return detector
+        compare_detections(case, detections, arrays, "detections/{}/", **of_detections(manifest, "detections"))
 
 
 def compare_encoder(
@@ -364,46 +327,3 @@ def compare_encoder(
     case.close("anchors", proposals.encoder.anchors, arrays["enc/anchors"], atol=boxes)
     _, usable = detector.query_selection.anchors(memory)
     case.equal("unusable", (~usable).tolist(), arrays["enc/unusable"].tolist())
-
-
-def released_gradients(detector: Detector, run: RunConfig) -> dict[str, Tensor | None]:
-    """The gradient of every parameter by its published name, None where it has none."""
-    parameters = dict(detector.named_parameters())
-    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()}
-    silent = {id(gradients[name]) for name, p in parameters.items() if p.grad is None}
-    return {name: None if id(g) in silent else g for name, g in to_released(gradients, run).items()}
-
-
-def compare_gradients(
-    case: Case,
-    detector: Detector,
-    run: RunConfig,
-    names: list[str],
-    maps: list[Tensor],
-    recorded: np.ndarray,
-    of_norm: float,
-    of_sum: float,
-    absolute: float,
-) -> None:
-    """L2 norm, sum, and sum of g_i cos(i) of the gradient of every parameter and feature map."""
-    found = released_gradients(detector, run)
-    found |= {f"input/feat/{i}": feature.grad for i, feature in enumerate(maps)}
-    names = [*names, *(f"input/feat/{i}" for i in range(len(maps)))]
-    case.equal("gradients", len(names), len(recorded))
-    for name, (norm, total, cosine) in zip(names, recorded):
-        if (gradient := found[name]) is None or np.isnan(norm):
-            case.equal(f"{name} has a gradient", gradient is not None, not np.isnan(norm))
-            continue
-        flat = gradient.flatten()
-        wave = torch.arange(len(flat), dtype=flat.dtype).cos()
-        case.close(f"|{name}|", flat.norm(), norm, rtol=of_norm, atol=absolute)
-        case.close(f"sum of {name}", flat.sum(), total, atol=of_sum * norm + absolute)
-        case.close(f"cosine sum of {name}", (flat * wave).sum(), cosine, atol=of_sum * norm + absolute)
-
-
-def count(arrays: dict, pattern: str) -> int:
-    """How many numbers from 0 on a pattern has among the arrays."""
-    number = 0
-    while pattern.format(number) in arrays:
-        number += 1
-    return number

@@ -11,15 +11,25 @@ import golden
 import torch
 from comparison import Case
 from golden import CannotHonor
-from published import DTYPES, Maps, dense_mask, made_by, of_image, recorded_errors
-from torch import Tensor, nn
+from published import (
+    DTYPES,
+    compare_detections,
+    dense_mask,
+    gradients_of,
+    made_by,
+    of_image,
+    on_maps,
+    padded,
+    recorded_errors,
+)
+from torch import Tensor
 
 from msdetr.config import RunConfig
 from msdetr.engine.postprocess import postprocess
 from msdetr.losses import Losses
 from msdetr.losses.lw_detr import fit_supervised_loss
-from msdetr.methods import build_criterion, build_detector
-from msdetr.model import Detector, from_released, to_released, training_only_names
+from msdetr.methods import build_criterion
+from msdetr.model import Detector, to_released, training_only_names
 from msdetr.modules import Layout
 from msdetr.recipes import get
 from msdetr.structures import DetectorOutput, GroupOutput, ImageBatch, Matches, Predictions, Targets
@@ -145,12 +155,9 @@ def prepare(folder: Path, manifest: dict, spec: dict, dtype: torch.dtype) -> Run
     levels = [
         torch.from_numpy(maps[f"features/{i}"]).to(dtype).requires_grad_() for i in range(given["num_feature_levels"])
     ]
-    detector = build_detector(config)
-    detector.backbone = Maps(levels)
-    detector.projections = nn.ModuleList(nn.Identity() for _ in levels)  # the neck's, whose output is recorded
     state = {name: torch.from_numpy(stored[aliases.get(name, name)]) for name in keys}
-    detector.load_state_dict(from_released(state, config))
-    return Run(detector.to(dtype), config, images_of(inputs, maps, dtype), levels, training, evaluation)
+    detector = on_maps(config, levels, state, projected=True)  # by the neck, whose output is recorded
+    return Run(detector, config, images_of(inputs, maps, dtype), levels, training, evaluation)
 
 
 def images_of(inputs: dict, maps: dict, dtype: torch.dtype) -> ImageBatch:
@@ -158,12 +165,7 @@ def images_of(inputs: dict, maps: dict, dtype: torch.dtype) -> ImageBatch:
     if maps is not inputs:
         batch = len(maps["features/0"])
         return ImageBatch(torch.zeros(batch, 3, 32, 32, dtype=dtype), torch.zeros(batch, 32, 32, dtype=torch.bool))
-    height, width = inputs["padded_size"].tolist()
-    sizes = inputs["image_sizes"].tolist()
-    mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
-    for image, (h, w) in enumerate(sizes):
-        mask[image, :h, :w] = False
-    return ImageBatch(torch.zeros(len(sizes), 3, height, width, dtype=dtype), mask)
+    return padded(inputs, dtype)
 
 
 def model_case(case: Case, folder: Path, manifest: dict, name: str, spec: dict, dtype: str) -> None:
@@ -301,11 +303,8 @@ def compare_evaluation(case: Case, detector, run: Run, output, seen, inputs, tol
     sizes = torch.from_numpy(inputs["image_sizes"])
     count = len(run.evaluation["detections/0/scores"])
     pixels = tolerance.boxes | {"atol": tolerance.boxes["atol"] * sizes.max().item()}
-    for image, found in enumerate(postprocess(output.one_to_one.layer(-1), sizes, count)):
-        stem = f"detections/{image}/"
-        case.equal(stem + "labels", found.labels.tolist(), run.evaluation[stem + "labels"].tolist())
-        case.close(stem + "scores", found.scores, run.evaluation[stem + "scores"], **tolerance.predictions)
-        case.close(stem + "boxes", found.boxes, run.evaluation[stem + "boxes"], **pixels)
+    found = postprocess(output.one_to_one.layer(-1), sizes, count)
+    compare_detections(case, found, run.evaluation, "detections/{}/", tolerance.predictions, pixels)
 
 
 def compare_stripped(case: Case, run: Run, variant: dict, output: DetectorOutput) -> None:
@@ -422,7 +421,7 @@ def errors_of(predictions: Predictions, matches: Matches, targets: Targets) -> d
 
 
 def compare_gradients(case: Case, name: str, run: Run, spec: dict, tolerance: dict) -> None:
-    gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in run.detector.named_parameters()}
+    gradients = gradients_of(run.detector)
     published = to_released(gradients, run.config)
     for key, want in spec["gradient_norms"].items():
         case.close(f"|{key}|", published[key].norm(), want, **tolerance["gradient_norms"])

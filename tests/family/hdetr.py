@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import golden
-import numpy as np
 import torch
 from comparison import Case
 from golden import CannotHonor
-from published import DTYPES, Maps, dense_mask, made_by, of_image, recorded_errors
-from torch import Tensor
+from published import (
+    DTYPES,
+    compare_detections,
+    compare_gradients,
+    dense_mask,
+    described,
+    made_by,
+    number,
+    numbered,
+    of_image,
+    on_maps,
+    recorded_errors,
+    sizes_in,
+)
 
 from msdetr.config import RunConfig
 from msdetr.engine.postprocess import postprocess
 from msdetr.losses import Losses
-from msdetr.methods import build_criterion, build_detector
-from msdetr.model import Detector, build_projections, from_released, to_released
+from msdetr.methods import build_criterion
+from msdetr.model import Detector
 from msdetr.modules import Layout
 from msdetr.recipes import get
 from msdetr.structures import DetectorOutput, EncoderOutput, GroupOutput, ImageBatch, Predictions, Targets
@@ -29,15 +39,6 @@ FLAGS = ("with_box_refine", "two_stage", "mixed_selection", "look_forward_twice"
 NUMBERS = ("num_queries_one2one", "num_queries_one2many", "k_one2many", "lambda_one2many")
 BRANCHES = {"one_to_one": "one2one", "hybrid": "one2many", "encoder": "enc"}
 TERMS = {"class": "loss_ce", "l1": "loss_bbox", "giou": "loss_giou"}
-WORDS = {  # settings that the manifest's sentence has, by what stands around their number
-    "model.hidden_dim": r"hidden_dim (\d+)",
-    "model.num_heads": r"(\d+) heads",
-    "model.encoder_layers": r"(\d+) encoder",
-    "model.decoder_layers": r"(\d+) decoder",
-    "model.num_levels": r"(\d+) levels",
-    "model.num_points": r"(\d+) points",
-    "model.dropout": r"dropout ([\d.]+)",
-}
 
 
 def cases(folder: Path) -> Iterator[tuple[str, Callable[[Case], None]]]:
@@ -57,7 +58,7 @@ def settings(manifest: dict, flags: dict, weights: dict) -> RunConfig:
     if unknown := sorted(flags.keys() - {*FLAGS, *NUMBERS}):
         raise CannotHonor(f"the case carries {', '.join(unknown)}, which nothing here stands for")
     given = dict.fromkeys(FLAGS, False) | flags
-    changes = {name: _number(pattern, manifest["config"]) for name, pattern in WORDS.items()}
+    changes = described(manifest)
     two_stage, further = given["two_stage"], given["num_queries_one2many"]
     if further and not given["k_one2many"]:
         raise CannotHonor("the case carries k_one2many = 0 with queries; here queries without supervision are an error")
@@ -66,8 +67,6 @@ def settings(manifest: dict, flags: dict, weights: dict) -> RunConfig:
     changes |= {
         "model.pretrained": "none",
         "model.backbone": "conv",  # its maps are recorded
-        "model.num_classes": manifest["sizes"]["classes"],
-        "model.ffn_dim": manifest["sizes"]["ffn"],
         "model.num_queries": given["num_queries_one2one"],
         "model.box_refine": given["with_box_refine"],
         "model.look_forward_twice": given["look_forward_twice"],
@@ -87,26 +86,6 @@ def settings(manifest: dict, flags: dict, weights: dict) -> RunConfig:
 
 
 HYBRID = {"queries": "num_queries", "k": "k", "weight": "lambda"}
-
-
-def _number(pattern: str, text: str) -> float | int:
-    found = re.search(pattern, text)
-    if not found:
-        raise CannotHonor(f"the manifest does not say {pattern!r}: {text}")
-    return float(found[1]) if "." in found[1] else int(found[1])
-
-
-def build(manifest: dict, folder: Path, spec: dict, config: RunConfig, maps: list[Tensor], dtype: torch.dtype):
-    """The detector with recorded weights and feature maps."""
-    detector = build_detector(config)
-    detector.backbone = Maps(maps)
-    model = config.model
-    detector.projections = build_projections(detector.backbone.channels, model.hidden_dim, model.num_levels)
-    stored, names = golden.read_arrays(folder / "weights.npz"), manifest["parameter_lists"][spec["parameters"]]
-    stored_as = spec.get("stored_as") or {}
-    state = {name: torch.from_numpy(stored[stored_as.get(name, name)]) for name in names}
-    detector.load_state_dict(from_released(state, config))
-    return detector.to(dtype)
 
 
 # ---------------------------------------------------------------- whole models
@@ -134,12 +113,13 @@ def model_case(case: Case, folder: Path, manifest: dict, spec: dict, dtype: str)
     config = settings(manifest, spec["flags"], spec["weights"])
     inputs = golden.read_arrays(folder / f"inputs_{spec['input']}.npz")
     arrays = golden.read_arrays(folder / spec["file"])
-    maps = [torch.from_numpy(inputs[f"feat/{i}"]).to(kind).requires_grad_() for i in range(_count(inputs, "feat/{}"))]
+    maps = [torch.from_numpy(inputs[name]).to(kind).requires_grad_() for name in numbered(inputs, "feat/{}")]
     mask = torch.from_numpy(inputs["mask"])
     batch = ImageBatch(torch.zeros(len(mask), 3, *mask.shape[1:], dtype=kind), mask)
     targets = golden.read_targets(inputs, len(mask), kind)
     case.equal("objects", targets.counts.tolist(), spec["objects"])
-    detector, criterion = build(manifest, folder, spec, config, maps, kind), build_criterion(config)
+    detector = on_maps(config, maps, golden.read_weights(folder, manifest, spec))
+    criterion = build_criterion(config)
 
     detector.train()
     compare_start(case, detector, batch, targets, arrays, tolerance)
@@ -156,12 +136,7 @@ def model_case(case: Case, folder: Path, manifest: dict, spec: dict, dtype: str)
     case.close("total", losses.total, spec["total"], rtol=tolerance.losses)
     if dtype == "float64":
         losses.total.backward()
-        names = manifest["parameter_lists"][spec["parameters"]]
-        compare_gradients(case, detector, config, names, maps, arrays["grads"], manifest["tolerance"][dtype]["grads"])
-        norm = torch.nn.utils.get_total_norm([p.grad for p in detector.parameters() if p.grad is not None])
-        case.close("total_grad_norm", norm, spec["total_grad_norm"], rtol=2e-5)
-        silent = [n for n, g in released_gradients(detector, config).items() if g is None]
-        case.equal("parameters_without_gradient", silent, spec["parameters_without_gradient"])
+        compare_gradients(case, detector, config, maps, manifest, spec, arrays["grads"])
 
     detector.eval()
     with torch.no_grad():
@@ -169,7 +144,7 @@ def model_case(case: Case, folder: Path, manifest: dict, spec: dict, dtype: str)
         losses = criterion(output, targets)
     compare_predictions(case, "eval/", output, arrays, config, tolerance)
     compare_losses(case, output, targets, losses, spec["eval_losses"], config, tolerance)
-    compare_detections(case, output, arrays, manifest["arrays"]["<case>.npz"], manifest["tolerance"], dtype)
+    compare_detected(case, output, arrays, manifest["arrays"]["<case>.npz"], manifest["tolerance"], dtype)
 
 
 def compare_start(case: Case, detector: Detector, batch, targets, arrays: dict, tolerance: Tolerance) -> None:
@@ -213,7 +188,7 @@ def compare_predictions(case: Case, prefix: str, output: DetectorOutput, arrays,
         case.equal("groups of evaluation", list(found), ["one2one"])
     for branch, predictions in found.items():
         depth = len(predictions.logits)
-        case.equal(f"{prefix}layers", depth, _count(arrays, (prefix or f"{branch}/") + "{}/pred_boxes"))
+        case.equal(f"{prefix}layers", depth, len(numbered(arrays, (prefix or f"{branch}/") + "{}/pred_boxes")))
         for layer in range(depth):
             stem = f"{prefix or branch + '/'}{layer}/"
             case.close(
@@ -274,51 +249,15 @@ def compare_losses(case: Case, output, targets, losses: Losses, recorded: dict, 
         case.close(name, entries[name], want, rtol=tolerance.losses, atol=errors)
 
 
-def released_gradients(detector: Detector, config: RunConfig) -> dict[str, Tensor | None]:
-    """The gradient of every parameter, by its published name; None where it has none."""
-    parameters = dict(detector.named_parameters())
-    zeros = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()}
-    silent = {id(zeros[name]) for name, p in parameters.items() if p.grad is None}
-    return {name: None if id(g) in silent else g for name, g in to_released(zeros, config).items()}
-
-
-def compare_gradients(case: Case, detector, config, names: list[str], maps, recorded: np.ndarray, allowed: str) -> None:
-    """L2 norm, sum, and sum of g_i cos(i) of every parameter's and feature map's gradient."""
-    relative = float(re.search(r"norm: rtol ([\d.e-]+)", allowed)[1])
-    of_sums = float(re.search(r"sum: ([\d.e-]+) x the norm", allowed)[1])
-    absolute = float(re.search(r"absolute ([\d.e-]+)", allowed)[1])
-    found = released_gradients(detector, config)
-    found |= {f"input/feat/{i}": feature.grad for i, feature in enumerate(maps)}
-    names = [*names, *(f"input/feat/{i}" for i in range(len(maps)))]
-    case.equal("gradients", len(names), len(recorded))
-    for name, (norm, total, cosine) in zip(names, recorded):
-        gradient = found[name]
-        if gradient is None or np.isnan(norm):
-            case.equal(f"{name} has a gradient", gradient is not None, not np.isnan(norm))
-            continue
-        flat = gradient.flatten()
-        waves = torch.arange(len(flat), dtype=flat.dtype).cos()
-        case.close(f"|{name}|", flat.norm(), norm, rtol=relative, atol=absolute)
-        case.close(f"sum {name}", flat.sum(), total, atol=of_sums * norm + absolute)
-        case.close(f"cosine sum {name}", (flat * waves).sum(), cosine, atol=of_sums * norm + absolute)
-
-
-def compare_detections(
-    case: Case, output: DetectorOutput, arrays, described: dict, tolerance: dict, dtype: str
-) -> None:
-    (text,) = (text for name, text in described.items() if name.startswith("detections/"))
-    count = int(re.search(r"topk=(\d+)", text)[1])
-    sizes = torch.tensor([[int(n) for n in size] for size in re.findall(r"\((\d+), (\d+)\)", text)])
+def compare_detected(case: Case, output: DetectorOutput, arrays, of_arrays: dict, tolerance: dict, dtype: str) -> None:
+    (text,) = (text for name, text in of_arrays.items() if name.startswith("detections/"))
+    sizes = sizes_in(text)
     allowed = tolerance["float64"]["detections"]
-    scores = float(re.search(r"scores ([\d.e-]+)", allowed)[1])
-    boxes = float(re.search(r"boxes ([\d.e-]+)", allowed)[1])
+    scores, boxes = number(r"scores ([\d.e-]+)", allowed), number(r"boxes ([\d.e-]+)", allowed)
     if dtype == "float32":  # tolerances are given for boxes in [0, 1]
         scores, boxes = tolerance[dtype]["pred_logits"], tolerance[dtype]["pred_boxes"] * sizes.max().item()
-    for image, found in enumerate(postprocess(output.one_to_one.layer(-1), sizes, count)):
-        stem = f"detections/{image}/"
-        case.equal(stem + "labels", found.labels.tolist(), arrays[stem + "labels"].tolist())
-        case.close(stem + "scores", found.scores, arrays[stem + "scores"], atol=scores)
-        case.close(stem + "boxes", found.boxes, arrays[stem + "boxes"], atol=boxes)
+    found = postprocess(output.one_to_one.layer(-1), sizes, number(r"topk=(\d+)", text))
+    compare_detections(case, found, arrays, "detections/{}/", {"atol": scores}, {"atol": boxes})
 
 
 # ---------------------------------------------------------------- the criterion alone
@@ -327,15 +266,15 @@ def compare_detections(
 def criterion_case(case: Case, folder: Path, manifest: dict, spec: dict) -> None:
     arrays = golden.read_arrays(folder / spec["file"])
     allowed = manifest["tolerance"]["float64"]["criterion_*, given outputs"]
-    losses_rtol = float(re.search(r"losses rtol ([\d.e-]+)", allowed)[1])
-    rtol, atol = (float(x) for x in re.search(r"gradients rtol ([\d.e-]+) atol ([\d.e-]+)", allowed).groups())
+    losses_rtol = number(r"losses rtol ([\d.e-]+)", allowed)
+    rtol, atol = (number(f"gradients rtol {x}", allowed) for x in (r"([\d.e-]+)", r"[\d.e-]+ atol ([\d.e-]+)"))
 
     def given(prefix: str, count: int | None = None) -> Predictions:
         names = [f"{prefix}/{layer}/" for layer in range(count)] if count else [f"{prefix}/"]
         found = golden.read_predictions(arrays, names, torch.float64)
         return Predictions(found.logits.requires_grad_(), found.boxes.requires_grad_())
 
-    layers = _count(arrays, "one2one/{}/pred_boxes")
+    layers = len(numbered(arrays, "one2one/{}/pred_boxes"))
     branches = {"one_to_one": given("one2one", layers), "hybrid": given("one2many", layers), "encoder": given("enc")}
     flags = {"two_stage": True, "with_box_refine": True, "num_queries_one2one": branches["one_to_one"].boxes.shape[2]}
     flags |= {name: spec[name] for name in ("k_one2many", "lambda_one2many")}
@@ -362,11 +301,3 @@ def criterion_case(case: Case, folder: Path, manifest: dict, spec: dict) -> None
             stem = f"grad/{BRANCHES[branch]}/" + (f"{layer}/" if branch != "encoder" else "")
             for leaf, tensor in (("pred_logits", found.logits), ("pred_boxes", found.boxes)):
                 case.close(stem + leaf, tensor.grad[layer], arrays[stem + leaf], rtol=rtol, atol=atol)
-
-
-def _count(arrays, pattern: str) -> int:
-    """How many numbers from 0 on a pattern has."""
-    number = 0
-    while pattern.format(number) in arrays:
-        number += 1
-    return number

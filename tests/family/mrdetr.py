@@ -10,15 +10,15 @@ import golden
 import torch
 from comparison import Case
 from golden import CannotHonor
-from published import Maps, made_by, per_image
-from torch import Tensor, nn
+from published import compare_detections, gradients_of, made_by, on_maps, padded, per_image
+from torch import Tensor
 
 from msdetr.config import RunConfig
 from msdetr.engine.postprocess import postprocess
 from msdetr.losses import Criterion
-from msdetr.methods import build_criterion, build_detector, build_postprocess
+from msdetr.methods import build_criterion, build_postprocess
 from msdetr.methods.mr_detr import mixed_logits
-from msdetr.model import Detector, from_released, to_released, training_only_names
+from msdetr.model import Detector, to_released, training_only_names
 from msdetr.structures import DetectorOutput, EncoderOutput, GroupOutput, ImageBatch, Predictions, Targets
 
 DTYPE = torch.float64
@@ -35,13 +35,7 @@ SINE = "sine, normalised, offset -0.5, temperature 10000"
 
 READ = {
     "config": {
-        "hidden_dim": "model.hidden_dim",
-        "nheads": "model.num_heads",
-        "enc_layers": "model.encoder_layers",
-        "dec_layers": "model.decoder_layers",
-        "dim_feedforward": "model.ffn_dim",
-        "num_queries": "model.num_queries",
-        "num_feature_levels": "model.num_levels",
+        **golden.SIZES,
         "num_classes": "model.num_classes",
         "num_select": "train.max_detections",
     },
@@ -91,27 +85,10 @@ def run_config(manifest: Mapping, spec: Mapping, weights: Mapping | None = None)
 
 def load_detector(folder: Path, manifest: Mapping, variant: str, config: RunConfig, maps: list[Tensor]) -> Detector:
     """With the released weights, fed with what the projections made of feature maps."""
-    detector = build_detector(config)
-    detector.backbone = Maps(maps)
-    detector.projections = nn.ModuleList(nn.Identity() for _ in maps)
-    detector.to(DTYPE)
-    stored = golden.read_arrays(folder / "weights.npz")
-    aliases = manifest["aliases"]
-    released = {
-        name: torch.from_numpy(stored[aliases.get(name, name)]).to(DTYPE)
-        for name in manifest["variants"][variant]["state_dict_keys"]
-    }
-    detector.load_state_dict(from_released(released, config))
-    return detector
-
-
-def read_batch(arrays: Mapping) -> ImageBatch:
-    height, width = arrays["padded_size"].tolist()
-    sizes = arrays["image_sizes"].tolist()
-    mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
-    for image, (h, w) in enumerate(sizes):
-        mask[image, :h, :w] = False
-    return ImageBatch(torch.zeros(len(sizes), 3, height, width, dtype=DTYPE), mask)
+    stored, aliases = golden.read_arrays(folder / "weights.npz"), manifest["aliases"]
+    names = manifest["variants"][variant]["state_dict_keys"]
+    released = {name: torch.from_numpy(stored[aliases.get(name, name)]) for name in names}
+    return on_maps(config, maps, released, projected=True)
 
 
 def read_maps(arrays: Mapping, config: RunConfig) -> list[Tensor]:
@@ -154,7 +131,7 @@ def train_case(case: Case, folder: Path, manifest: Mapping, name: str) -> None:
     variant = spec["variant"]
     config = run_config(manifest, manifest["variants"][variant] | spec, spec["weights"])
     inputs, tolerance = golden.read_arrays(folder / "inputs.npz"), manifest["tolerance"]["float64"]
-    maps, batch = read_maps(inputs, config), read_batch(inputs)
+    maps, batch = read_maps(inputs, config), padded(inputs, DTYPE)
     detector = load_detector(folder, manifest, variant, config, maps).train()
     targets = golden.read_targets(inputs, len(batch), DTYPE, f"targets/{spec['targets']}/{{}}")
     case.equal("counts", targets.counts.tolist(), spec["counts"])
@@ -279,7 +256,7 @@ def compare_gradients(
     tolerance: Mapping,
 ) -> None:
     none = [name for name, parameter in detector.named_parameters() if parameter.grad is None]
-    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in detector.named_parameters()}
+    gradients = gradients_of(detector)
     case.equal("no gradient", none, list(spec["no_gradient"]))
     released = to_released(gradients, config)
     for name, want in spec["gradient_norms"].items():
@@ -336,7 +313,7 @@ def evaluation_case(case: Case, folder: Path, manifest: Mapping, variant: str) -
     empty = {name: detector.state_dict()[name] for name in dropped}
     case.equal("dropped_at_inference", sorted(to_released(empty, config)), sorted(spec["dropped_at_inference"]))
     detector.strip()
-    masked = read_batch(inputs)
+    masked = padded(inputs, DTYPE)
     batches = {"masked": masked, "published": ImageBatch(masked.images, torch.zeros_like(masked.mask))}
     close = partial(case.close, **tolerance["predictions"])
     sizes = torch.from_numpy(inputs["image_sizes"])
@@ -350,11 +327,9 @@ def evaluation_case(case: Case, folder: Path, manifest: Mapping, variant: str) -
         close(f"{kind}/pred_logits", mixed_logits(found.logits), arrays[f"{kind}/pred_logits"])
         close(f"{kind}/pred_boxes", found.boxes, arrays[f"{kind}/pred_boxes"])
         detections = (build_postprocess(config) or postprocess)(found, sizes, config.train.max_detections)
-        for image, kept in enumerate(detections):
-            stem = f"{kind}/detections/{image}/"
-            close(f"{stem}scores", kept.scores, arrays[f"{stem}scores"])
-            case.equal(f"{stem}labels", kept.labels.tolist(), arrays[f"{stem}labels"].tolist())
-            close(f"{stem}boxes", kept.boxes, arrays[f"{stem}boxes"])
+        compare_detections(
+            case, detections, arrays, kind + "/detections/{}/", tolerance["predictions"], tolerance["predictions"]
+        )
 
 
 def cases(folder: Path) -> Iterator[tuple[str, Callable[[Case], None]]]:

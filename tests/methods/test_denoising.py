@@ -8,6 +8,7 @@ import pytest
 import small
 import torch
 from golden import read_arrays, read_targets
+from published import dense_mask
 
 from msdetr import recipes
 from msdetr.boxes import cxcywh_to_xyxy, logit
@@ -109,19 +110,7 @@ def test_the_group_is_the_published_one(name):
     padded = group.contents.shape[1]
     own = torch.zeros(1, len(blocked) - padded, 1)
     layout = Layout.of([QueryGroup("primary", own, own, own), group])
-    assert torch.equal(torch.roll(visible(layout, len(blocked)), (padded, padded), (0, 1)), ~blocked)
-
-
-def visible(layout, queries):
-    """[Q, Q] bool, from the blocks."""
-    seen = torch.zeros(queries, queries, dtype=torch.bool)
-    for block in layout.blocks:
-        for start in range(block.start, block.stop, block.size):
-            rows = slice(start, start + block.size)
-            seen[rows, rows] = True
-            for read in block.reads:
-                seen[rows, read] = True
-    return seen
+    assert torch.equal(torch.roll(dense_mask(layout), (padded, padded), (0, 1)), blocked)
 
 
 def test_enough_published_cases_are_compared():
