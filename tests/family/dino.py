@@ -9,7 +9,18 @@ from pathlib import Path
 import golden
 import torch
 from comparison import Case
-from denoised import DTYPE, Flags, System, logged, model_cases, overridden, query_case, shared_changes
+from denoised import (
+    FIXED,
+    HONORED,
+    WITHOUT_EFFECT,
+    Flags,
+    System,
+    logged,
+    model_cases,
+    overridden,
+    shared_changes,
+)
+from denoised_queries import DTYPE, query_case
 from golden import CannotHonor
 
 from msdetr.config import RunConfig
@@ -19,30 +30,14 @@ from msdetr.methods.denoising_queries import DenoisingQueries
 from msdetr.structures import Matches, QueryGroup
 
 FLAGS = Flags(
-    honored=frozenset(
+    honored=HONORED
+    | frozenset(
         [
             "num_classes",
-            "enc_layers",
-            "dec_layers",
-            "dim_feedforward",
-            "hidden_dim",
-            "dropout",
-            "nheads",
-            "num_queries",
-            "num_feature_levels",
-            "enc_n_points",
-            "dec_n_points",
             "pe_temperatureH",
             "pe_temperatureW",
             "num_select",
-            "set_cost_class",
-            "set_cost_bbox",
-            "set_cost_giou",
-            "cls_loss_coef",
-            "bbox_loss_coef",
-            "giou_loss_coef",
             "interm_loss_coef",
-            "focal_alpha",
             "dec_pred_bbox_embed_share",
             "dec_pred_class_embed_share",
             "dn_number",
@@ -53,13 +48,11 @@ FLAGS = Flags(
             "use_detached_boxes_dec_out",
         ]
     ),
-    fixed={
-        "position_embedding": ("sine",),
+    fixed=FIXED
+    | {
         "unic_layers": (0,),
         "pre_norm": (False,),
         "query_dim": (4,),
-        "num_patterns": (0,),
-        "random_refpoints_xy": (False,),
         "fix_refpoints_hw": (-1,),
         "use_deformable_box_attn": (False,),
         "dec_layer_number": (None,),
@@ -75,27 +68,15 @@ FLAGS = Flags(
         "two_stage_default_hw": (0.05,),
         "two_stage_keep_all_tokens": (False,),
         "transformer_activation": ("relu",),
-        "masks": (False,),
-        "aux_loss": (True,),
         "no_interm_box_loss": (False,),
         "decoder_sa_type": ("sa",),
         "matcher_type": ("HungarianMatcher",),
         "decoder_module_seq": (["sa", "ca", "ffn"],),
         "nms_iou_threshold": (-1,),
-        "use_dn": (True,),
-        "frozen_weights": (None,),
-        "dilation": (False,),
     },
-    without_effect=frozenset(
+    without_effect=WITHOUT_EFFECT
+    | frozenset(
         [
-            "device",
-            "lr",
-            "lr_backbone",
-            "weight_decay",
-            "clip_max_norm",
-            "epochs",
-            "lr_drop",
-            "batch_size",
             "mask_loss_coef",
             "dice_loss_coef",
             "enc_loss_coef",
@@ -103,7 +84,6 @@ FLAGS = Flags(
             "dln_xy_noise",
             "dln_hw_noise",
             "match_unstable_error",
-            "dataset_file",
         ]
     ),
 )
@@ -168,7 +148,7 @@ def others(branch: str, given: Supervised, matches: Matches, layer: int, divisor
 SYSTEM = System(run_config, lambda variant, spec: FLAGS.read(variant, spec)["num_select"], entry, "interm", others)
 
 
-def cdn_case(case: Case, folder: Path, name: str, spec: Mapping) -> None:
+def cdn_case(folder: Path, name: str, spec: Mapping, case: Case) -> None:
     arrays = golden.read_arrays(folder / f"cdn_{name}.npz")
     config = DenoisingConfig(
         **groups_of(spec["dn_number"]),
@@ -188,8 +168,4 @@ def cases(folder: Path) -> Iterator[tuple[str, Callable[[Case], None]]]:
     manifest = golden.read_json(folder / "manifest.json")
     yield from model_cases(SYSTEM, folder, manifest)
     for name, spec in manifest["cdn_cases"].items():
-        yield f"cdn {name}", partial(_cdn, folder, name, spec)
-
-
-def _cdn(folder: Path, name: str, spec: Mapping, case: Case) -> None:
-    cdn_case(case, folder, name, spec)
+        yield f"cdn {name}", partial(cdn_case, folder, name, spec)

@@ -9,7 +9,18 @@ from pathlib import Path
 import golden
 import torch
 from comparison import Case
-from denoised import DTYPE, Flags, System, logged, model_cases, overridden, query_case, shared_changes
+from denoised import (
+    FIXED,
+    HONORED,
+    WITHOUT_EFFECT,
+    Flags,
+    System,
+    logged,
+    model_cases,
+    overridden,
+    shared_changes,
+)
+from denoised_queries import DTYPE, query_case
 from golden import CannotHonor
 from torch import Tensor
 from torch.nn.functional import pad
@@ -23,56 +34,10 @@ from msdetr.structures import Matches, QueryGroup
 ONE_STAGE, TWO_STAGE = "dn_dab_deformable_detr", "dn_dab_dino_deformable_detr"
 DETECTIONS = 100  # that the one-stage model keeps, whatever it is told
 FLAGS = Flags(
-    honored=frozenset(
-        [
-            "enc_layers",
-            "dec_layers",
-            "dim_feedforward",
-            "hidden_dim",
-            "dropout",
-            "nheads",
-            "num_queries",
-            "num_feature_levels",
-            "enc_n_points",
-            "dec_n_points",
-            "set_cost_class",
-            "set_cost_bbox",
-            "set_cost_giou",
-            "cls_loss_coef",
-            "bbox_loss_coef",
-            "giou_loss_coef",
-            "focal_alpha",
-            "two_stage",
-            "scalar",
-            "label_noise_scale",
-            "box_noise_scale",
-            "contrastive",
-            "num_results",
-        ]
-    ),
-    fixed={
-        "position_embedding": ("sine",),
-        "num_patterns": (0,),
-        "random_refpoints_xy": (False,),
-        "masks": (False,),
-        "aux_loss": (True,),
-        "frozen_weights": (None,),
-        "use_dn": (True,),
-        "dilation": (False,),
-    },
-    without_effect=frozenset(
-        [
-            "dataset_file",
-            "device",
-            "lr",
-            "lr_backbone",
-            "weight_decay",
-            "clip_max_norm",
-            "epochs",
-            "lr_drop",
-            "batch_size",
-        ]
-    ),
+    honored=HONORED
+    | frozenset(["two_stage", "scalar", "label_noise_scale", "box_noise_scale", "contrastive", "num_results"]),
+    fixed=FIXED,
+    without_effect=WITHOUT_EFFECT,
 )
 
 
@@ -141,7 +106,7 @@ def others(branch: str, given: Supervised, matches: Matches, layer: int, divisor
 SYSTEM = System(run_config, detections, entry, "enc", others)
 
 
-def query_set(case: Case, folder: Path, name: str, spec: Mapping) -> None:
+def query_set(folder: Path, name: str, spec: Mapping, case: Case) -> None:
     arrays = golden.read_arrays(folder / f"query_{name}.npz")
     code, contrastive = spec["code"], spec["contrastive"]
     if code not in ("dab", "two_stage"):
@@ -178,8 +143,4 @@ def cases(folder: Path) -> Iterator[tuple[str, Callable[[Case], None]]]:
     manifest = golden.read_json(folder / "manifest.json")
     yield from model_cases(SYSTEM, folder, manifest)
     for name, spec in manifest["query_cases"].items():
-        yield f"query {name}", partial(_queries, folder, name, spec)
-
-
-def _queries(folder: Path, name: str, spec: Mapping, case: Case) -> None:
-    query_set(case, folder, name, spec)
+        yield f"query {name}", partial(query_set, folder, name, spec)

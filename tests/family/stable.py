@@ -11,7 +11,7 @@ import golden
 import numpy as np
 import torch
 from comparison import Case
-from denoised import query_case
+from denoised_queries import query_case
 from golden import CannotHonor
 from published import per_image
 

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import small
 import torch
+from denoised_queries import read_draws
 from golden import read_arrays, read_targets
 from published import dense_mask
 
@@ -40,17 +40,7 @@ BY_OBJECTS = [n for n, c in CASES.items() if number_of_groups(c["queries"], max(
 def recorded(name):
     case, arrays = CASES[name], read_arrays(GOLDEN / f"{name}.npz")
     targets = read_targets(arrays, len(case["objects"]), torch.float64)
-    count = len(arrays["noised_labels"])
-
-    def noise(key, shape, kind=torch.float64):  # not drawn where there is no noise
-        return torch.from_numpy(arrays.get(f"noise/{key}", np.zeros(shape))).to(kind)
-
-    draws = Draws(
-        noise("label_uniform", count),
-        noise("label_new", count, torch.long),
-        noise("box_uniform", (count, 4)),
-        noise("box_sign", (count, 4)) * 2 - 1,
-    )
+    draws = read_draws(arrays, len(arrays["noised_labels"]))
     return case, {key: torch.from_numpy(value) for key, value in arrays.items()}, targets, draws
 
 
