@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..config import RunConfig
 from ..errors import CheckpointError, ConfigError, InputError
+from .rename import rename
 
 CONFIG, MODEL_TYPE = "config.json", "deformable_detr"
 
@@ -118,26 +119,17 @@ def _here(name: str, config: RunConfig) -> str | None:
         if number == config.model.decoder_layers:
             return f"query_selection.{kind}_head.{rest}" if config.two_stage is not None else None
         return f"decoder.{kind}_heads.{number}.{rest}"
-    return _renamed(name, RENAMES)
+    return rename(name, RENAMES)
 
 
 def _on_disk(name: str, config: RunConfig) -> str | None:
     match = re.fullmatch(r"(?:decoder\.(class|box)_heads\.(\d+)|query_selection\.(class|box)_head)\.(.*)", name)
     if match is None:
-        return _renamed(name, [(here, there) for there, here in RENAMES])
+        return rename(name, [(here, there) for there, here in RENAMES])
     kind, number = match[1] or match[3], match[2] or str(config.model.decoder_layers)
     known_to_decoder = config.model.box_refine if kind == "box" else config.two_stage is not None
     prefix = "model.decoder." if known_to_decoder else ""
     return f"{prefix}{'bbox' if kind == 'box' else 'class'}_embed.{number}.{match[4]}"
-
-
-def _renamed(name: str, table: list[tuple[str, str]]) -> str | None:
-    for old, new in table:
-        pattern = re.escape(old).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{\*\}", "(?P<rest>.+)")
-        if match := re.fullmatch(pattern, name):
-            groups = match.groupdict()
-            return new.replace("{i}", groups.get("i", "")).replace("{*}", groups.get("rest", ""))
-    return None
 
 
 # ---------------------------------------------------------------- configuration

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..modules import BoxHead, Pyramid, class_head
 from ..structures import EncoderOutput, Predictions, QueryGroup, Targets
 from .coding import BoxCoding
-from .query_selection import PRIMARY, Proposals, QuerySource, anchor_boxes, no_positions
+from .query_selection import PRIMARY, Proposals, QuerySource, anchor_boxes, no_positions, refuse_ranking
 
 FewTokens = Literal["fewer", "learned"]
 
@@ -87,6 +87,7 @@ class OffsetQueries(QuerySource):
         """The proposals of each group along the depth dimension of the encoder's predictions [G, B, T, C]; of the primary
         group alone where no other source asks for any."""
         if self.proposer is None:
+            refuse_ranking(ranked)
             return Proposals(memory, offset_boxes=self.boxes)
         anchors, usable = anchor_boxes(memory)
         anchors = anchors.masked_fill(~usable[..., None], self.coding.unusable)
@@ -106,7 +107,7 @@ class OffsetQueries(QuerySource):
         return torch.cat([self.coding(proposed, offsets[:count]), rest], dim=1)
 
     def forward(self, proposals, targets=None, earlier=None) -> QueryGroup:
-        return offset_group(PRIMARY, proposals, self, first=0, groups=1, few_tokens=self.few_tokens)
+        return offset_group(PRIMARY, proposals, self, first=0, groups=1)
 
 
 class FurtherOffsetQueries(QuerySource):
@@ -120,7 +121,7 @@ class FurtherOffsetQueries(QuerySource):
         self.offsets = learned_offsets((groups - 1) * num_queries, two_stage)
 
     def forward(self, proposals: Proposals, targets: Targets, earlier: Mapping[str, QueryGroup]) -> QueryGroup:
-        group = offset_group(self.name, proposals, self, first=1, groups=self.groups - 1, few_tokens=self.few_tokens)
+        group = offset_group(self.name, proposals, self, first=1, groups=self.groups - 1)
         return replace(group, parts=self.groups - 1, divisor=self.groups)
 
 
@@ -138,7 +139,6 @@ def offset_group(
     source: OffsetQueries | FurtherOffsetQueries,
     first: int,
     groups: int,
-    few_tokens: FewTokens,
 ) -> QueryGroup:
     """The queries of so many groups, the ``first`` of them numbered over all groups."""
     contents, offsets, size = source.contents.weight, source.offsets.weight, source.num_queries
@@ -147,7 +147,7 @@ def offset_group(
     if proposals.encoder is not None:
         found = proposals.encoder.predictions.boxes.detach()  # [G, B, T, 4]
         taken = found.shape[2]
-        if few_tokens == "fewer" and taken < size:
+        if source.few_tokens == "fewer" and taken < size:
             contents, offsets = (x.unflatten(0, (groups, size))[:, :taken].flatten(0, 1) for x in (contents, offsets))
             size = taken
         where = slice(first * size, (first + groups) * size)

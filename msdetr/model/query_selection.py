@@ -77,8 +77,7 @@ class LearnedQueries(QuerySource):
         nn.init.zeros_(self.reference_points.bias)
 
     def propose(self, memory: Pyramid, ranked: int, class_head: nn.Module, box_head: nn.Module) -> Proposals:
-        if ranked:
-            raise InputError("a one-stage model has no proposals to rank; use a two-stage model with this method")
+        refuse_ranking(ranked)
         return Proposals(memory, points=self.points)
 
     def forward(self, proposals, targets=None, earlier=None) -> QueryGroup:
@@ -105,8 +104,7 @@ class LearnedBoxQueries(QuerySource):
         self.references = nn.Embedding(num_queries, 4)  # logits
 
     def propose(self, memory: Pyramid, ranked: int, class_head: nn.Module, box_head: nn.Module) -> Proposals:
-        if ranked:
-            raise InputError("a one-stage model has no proposals to rank; use a two-stage model with this method")
+        refuse_ranking(ranked)
         return Proposals(memory, embed=lambda references, selected=None: (no_positions(references, memory), None))
 
     def forward(self, proposals, targets=None, earlier=None) -> QueryGroup:
@@ -265,6 +263,12 @@ class ReferenceQueries(ProposedQueries):
         if selected is not None:
             contents = _of_tokens(features, selected).detach()
         return no_positions(references, memory), contents
+
+
+def refuse_ranking(ranked: int) -> None:
+    """Raises InputError where sources ask a one-stage model for proposals."""
+    if ranked:
+        raise InputError("a one-stage model has no proposals to rank; use a two-stage model with this method")
 
 
 def anchor_boxes(memory: Pyramid) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,12 @@ import torch
 from msdetr import recipes
 from msdetr.boxes import cxcywh_to_xyxy, iou
 from msdetr.config import ConfigError
+from msdetr.errors import InputError
 from msdetr.losses import focal_loss
 from msdetr.losses.lw_detr import fit_supervised_loss, weighted_varifocal_loss
 from msdetr.matching import HungarianMatcher
 from msdetr.methods import build_criterion, build_detector
-from msdetr.model import LogitBoxes, RelativeBoxes, from_released, to_released
+from msdetr.model import LogitBoxes, OffsetQueries, RelativeBoxes, from_released, to_released
 from msdetr.structures import Matches, Predictions, Targets
 
 LW_DETR = {
@@ -113,6 +114,12 @@ def test_a_batch_without_objects():
     with torch.no_grad():
         losses = build_criterion(config)(detector.train()(images, small.objects(0, 0)), small.objects(0, 0))
     assert losses.total.isfinite() and not len(losses.matches["lw_detr"])
+
+
+def test_a_one_stage_model_has_no_proposals_for_other_sources():
+    queries = OffsetQueries(8, 3, 2, groups=2, two_stage=False, coding=RelativeBoxes())
+    with pytest.raises(InputError, match="no proposals to rank"):
+        queries.propose(None, 4, None, None)
 
 
 def test_relative_boxes():
