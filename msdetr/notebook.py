@@ -207,34 +207,46 @@ def _holding(output: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _private_transport():
-    """Yields the settings of a kernel that is reached through sockets in a folder of this user alone. The default, TCP, is open
-    to everybody on the machine, and kernels warn of it. Where a socket cannot have such a name, TCP it is."""
+    """Yields the settings of a kernel that is reached through sockets in a folder of this user alone, and that is shut down without
+    an interrupt. The default, TCP, is open to everybody on the machine, and kernels warn of it. Where a socket cannot have such a
+    name, TCP it is."""
+    from jupyter_client import AsyncKernelManager
     from traitlets.config import Config
 
+    class Uninterrupted(AsyncKernelManager):
+        """Shuts a kernel down without interrupting it first: one that has just replied to its last request is still in that request's
+        handler, and would report the interrupt as an error of a run that went well."""
+
+        async def _async_interrupt_kernel(self) -> None:
+            if not self.shutting_down:
+                await super()._async_interrupt_kernel()
+
+    settings = {"NotebookClient": {"kernel_manager_class": Uninterrupted}}
     with tempfile.TemporaryDirectory(prefix="msdetr-") as folder:
         fits = (
             hasattr(socket, "AF_UNIX") and len(os.fsencode(folder)) < 90
         )  # a socket's name has at most 103 bytes on macOS
-        yield Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}} if fits else {})
+        yield Config(settings | ({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}} if fits else {}))
 
 
 @contextlib.contextmanager
 def passing_signals_to_kernels() -> Iterator[list[int]]:
-    """While the block lasts, SIGTERM and SIGHUP go on to this process's kernels as SIGTERM and the first Ctrl-C as SIGINT, so
-    that a training in one saves and stops; the second Ctrl-C interrupts at once. Kernels get no Ctrl-C of the terminal
+    """While the block lasts, SIGTERM and SIGHUP go on to this process's kernels as SIGTERM and Ctrl-C as SIGINT, so
+    that a training in one saves and stops; the second Ctrl-C interrupts both at once. Kernels get no Ctrl-C of the terminal
     themselves. Yields the signals that came, none as long as nothing happened."""
     from .engine.signals import TERMINATING
 
     received: list[int] = []
 
     def forward(number, frame):
-        if number == signal.SIGINT and signal.SIGINT in received:
-            raise KeyboardInterrupt
+        again = number == signal.SIGINT and number in received
         received.append(number)
         children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
         for pid in {int(pid) for file in children for pid in file.read_text().split()}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        if again:
+            raise KeyboardInterrupt
 
     previous = {}
     if threading.current_thread() is threading.main_thread():

@@ -148,6 +148,21 @@ def test_a_notebook_runs_with_its_parameters(tmp_path, notebook, capfd):
     assert "42" in said.out and said.err == "", "nothing but what the cells say: no warning of the kernel"
 
 
+def test_the_end_of_a_notebook_interrupts_nothing(tmp_path, notebook, capfd):
+    """Its last request is answered before the kernel has done with it; an interrupt then would be reported as an error."""
+    slowly = """
+import time
+handlers = get_ipython().kernel.shell_handlers
+answer = handlers["kernel_info_request"]
+async def answer_and_linger(*arguments):
+    await answer(*arguments)
+    time.sleep(0.5)
+handlers["kernel_info_request"] = answer_and_linger
+"""
+    run_notebook(notebook(slowly), tmp_path / "done.ipynb", progress=False)
+    assert capfd.readouterr().err == ""
+
+
 def test_the_result_goes_to_the_project_wherever_one_stands(tmp_path, notebook, monkeypatch):
     path = notebook("print(1)")
     (tmp_path / "notebooks").mkdir()
