@@ -248,6 +248,7 @@ EFFECTS = {
     "train.precision": Effect("bf16", learned),
     "train.gradient_checkpointing": Effect(True, learned),
     "train.eval_every": Effect(0.5, ran),
+    "train.patience": Effect(1, ran, {"train.epochs": 2, "train.eval_every": 0.5}),
     "train.checkpoint_every": Effect(0.5, ran),
     "train.max_detections": Effect(3, ran),
     "train.log_every": Effect(2, ran),

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..config import parse_overrides
 from ..recipes import requested, run_name
 from .app import Argument, Count, Index, Pairs, command
-from .output import first_rank, show_metrics
+from .output import first_rank, number, show_metrics
 
 
 @command("train")
@@ -94,4 +94,10 @@ def train(
         )
     if first_rank() and nproc == 1:
         show_metrics(results["metrics"])
+        if early := results.get("stopped_early"):
+            print(early["text"])
+        if best := results.get("best"):
+            print(
+                f"best: AP {number(best['AP'])} after epoch {best['epoch']:.2f}; eval, predict and export use that checkpoint"
+            )
         print(f"everything about the run is in {run_dir}")

@@ -180,10 +180,22 @@ class TrainConfig:
     gradient_checkpointing: Annotated[bool, Harmless(on_resume=False)] = False  # recompute transformer layers in the
     # backward pass to save memory
     eval_every: Annotated[float, Range(0), Harmless()] = 1  # epochs; 0 evaluates only at the end
+    patience: Annotated[int, Range(0, 10**6), Harmless(in_comparison=False)] = (
+        0  # evaluations in a row without a better
+    )
+    # AP after which training ends early; 0: never
     checkpoint_every: Annotated[float, Range(0), Harmless()] = 1  # epochs; 0 saves only at the end
     max_detections: Count = 100  # kept per image at evaluation
     log_every: Annotated[int, Range(1), Harmless()] = 10  # steps between lines of metrics.jsonl
     tensorboard: Annotated[bool, Harmless()] = False  # the same as TensorBoard event files in the run directory
+
+    def check(self, run: RunConfig) -> None:
+        """What the fields must be to each other."""
+        if self.patience and not self.eval_every:
+            raise ConfigError(
+                "train.patience: counts evaluations, and train.eval_every=0 makes one at the end alone; set "
+                "train.eval_every=1, or train.patience=0"
+            )
 
 
 @dataclass(frozen=True)

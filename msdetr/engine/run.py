@@ -241,6 +241,9 @@ def read_results(run_dir: str | Path) -> dict[str, Any]:
             for name, value in (results.get(section) or {}).items() if problem is None else ():
                 if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
                     problem = f"{section}.{name} is {str(value)[:80]!r}, not a number"
+        for section, names in _PARTS.items():
+            if (missing := set(names) - set(results.get(section) or names)) and problem is None:
+                problem = f"{section} has no {', '.join(sorted(missing))}"
     if problem is not None:
         raise CheckpointError(
             f"{path}: {problem}; move this file away, and a run that resumes writes it anew from its checkpoints"
@@ -249,9 +252,10 @@ def read_results(run_dir: str | Path) -> dict[str, Any]:
 
 
 _RESULTS = {
-    **{name: ((dict,), "an object") for name in ("metrics", "best", "parameters", "init_from")},
+    **{name: ((dict,), "an object") for name in ("metrics", "best", "parameters", "init_from", "stopped_early")},
     **{name: ((int,), "a whole number") for name in ("steps", "seed", "world_size")},
     **{name: ((int, float), "a number") for name in ("epochs", "seconds")},
     **{name: ((str,), "text") for name in ("error", "recipe", "device", "torch")},
     **{name: ((list,), "a list") for name in ("evaluations", "class_names", "image_remarks")},
 }
+_PARTS = {"best": ("step", "epoch", "AP"), "stopped_early": ("step", "epoch", "text")}

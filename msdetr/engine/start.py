@@ -12,6 +12,7 @@ from ..errors import ConfigError, InputError, RunDirectoryError
 from . import checkpoint as checkpoints
 from .classes import resolve_classes
 from .distributed import World
+from .patience import out_of_patience
 from .run import RunDirectory
 from .trainer import Trainer, mixed_seed
 
@@ -23,7 +24,7 @@ def starting_point(
 ) -> str | None:
     """The directory of the checkpoint to resume from, None to start anew, FINISHED where all is done.
 
-    A run may go on for more epochs than it was begun with. Raises ConfigError for any other change that counts. Where a
+    A run may go on for more epochs than it was begun with, and with more patience than it was ended early with. Raises ConfigError for any other change that counts. Where a
     checkpoint is named, those of the run that do not lead to it are set aside, lest ``auto`` goes back to them later.
     """
     if str(resume) == "never":
@@ -52,6 +53,8 @@ def starting_point(
             run.set_aside(others, found.step)
     results = run.results()
     finished = results.get("status") == "finished" and isinstance(results.get("metrics"), dict)
+    if results.get("stopped_early"):
+        finished = finished and out_of_patience(found.training["evaluations"], config.train.patience)
     return FINISHED if finished and str(resume) == "auto" and not different else str(found.directory)
 
 

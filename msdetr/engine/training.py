@@ -24,6 +24,7 @@ from .evaluate import evaluate
 from .failures import explaining_dead_ranks, reporting_failed_step
 from .metric import EvalResult
 from .optim import MovingAverage
+from .patience import best_evaluation, out_of_patience, stopping
 from .postprocess import postprocess
 from .progress import Progress
 from .run import RunDirectory
@@ -71,6 +72,7 @@ class Training:
         self.observers: dict[str, Observer] = {}
         self.result: EvalResult | None = None  # of the last evaluation
         self.evaluations: list[dict[str, Any]] = []
+        self.stopped_early = False
         self.failure: Exception | None = None  # to be raised once the finished step is saved
         self.saved_at, self.began = checkpoint.step if own else -1, time.perf_counter()
         if checkpoint is not None:
@@ -93,7 +95,8 @@ class Training:
         done = self.trainer.steps_done
         self.began -= checkpoint.training["seconds"]
         self.evaluations = checkpoint.training["evaluations"]
-        if done >= self.trainer.total_steps:  # it will be evaluated once more
+        self._lose_patience()
+        if self._is_over:  # it will be evaluated once more
             self.evaluations = [record for record in self.evaluations if record["step"] != done]
         evaluated = {record["step"] for record in self.evaluations}
         self.run.keep_lines(lambda line: line["step"] <= done and (line["kind"] != "eval" or line["step"] in evaluated))
@@ -125,6 +128,16 @@ class Training:
     def epoch(self) -> float:
         return self.trainer.steps_done / self.trainer.steps_per_epoch
 
+    @property
+    def _is_over(self) -> bool:
+        return self.stopped_early or self.trainer.steps_done >= self.trainer.total_steps
+
+    def _lose_patience(self) -> None:
+        """Ends training early where the evaluation of the last step says so."""
+        done, patience = self.trainer.steps_done, self.config.train.patience
+        if self.evaluations and self.evaluations[-1]["step"] == done < self.trainer.total_steps:
+            self.stopped_early = out_of_patience(self.evaluations, patience)
+
     def learn(self) -> None:
         """Steps to the end, with the evaluations and checkpoints that are due in between.
 
@@ -139,7 +152,7 @@ class Training:
                     self._tell_observers()
                 if self._evaluation_was_cut_short():
                     self._evaluate()
-                while self.trainer.steps_done < self.trainer.total_steps:
+                while not self._is_over:
                     self._step(self._read(data))
                     self._look()
             if not self._is_evaluated:
@@ -207,7 +220,7 @@ class Training:
         due = 0 < done < self.trainer.total_steps and _due(
             done, self.config.train.eval_every, self.trainer.steps_per_epoch
         )
-        return due and all(record["step"] != done for record in self.evaluations)
+        return due and not self._is_over and all(record["step"] != done for record in self.evaluations)
 
     def _evaluate(self) -> None:
         """Evaluates the weights as they are, once they are saved. A signal, or a failure on any rank, cuts it short."""
@@ -235,6 +248,7 @@ class Training:
         record = {"step": self.trainer.steps_done, "epoch": self.epoch, **result.metrics}
         self.result = result
         self.evaluations.append(record)
+        self._lose_patience()
         with self._deferring("recording the evaluation"):
             if self.writer:
                 self.writer.record(record["step"], result.metrics, self.evaluations)
@@ -316,17 +330,20 @@ class Training:
         remarks = _image_remarks(self.train_set, self.world)
         for remark in remarks:
             self.bar.say(remark)
+        early = stopping(self.evaluations, self.config.train.patience) if self.stopped_early else None
+        if early:
+            self.bar.say(f"{self.run.path.name}: {early['text']}")
         self.bar.close()
         on_gpu = self.world.device.type == "cuda"
         parameters = list(self.trainer.detector.parameters())
-        scored = [e for e in self.evaluations if e["AP"] is not None]
         return self.run.write_results(
             status="finished",
             error=None,
             metrics=self.result.metrics,
             per_class=self.result.per_class,
             protocol=self.result.protocol,
-            best=max(scored, key=lambda e: (e["AP"], e["step"])) if scored else None,
+            best=best_evaluation(self.evaluations),
+            stopped_early=early,
             evaluations=self.evaluations,
             steps=self.trainer.steps_done,
             epochs=self.epoch,
