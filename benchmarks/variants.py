@@ -85,7 +85,7 @@ def main() -> None:
     }
     candidate_figure(paper).savefig(FIGURES / "candidate_quality.png", dpi=110)
     comparison_figure(groups, ("AP", "AP50", "AP75")).savefig(FIGURES / "variants.png", dpi=110)
-    learning_curve_figure(groups).savefig(FIGURES / "learning_curves.png", dpi=110)
+    learning_curve_figure(groups, ("AP",)).savefig(FIGURES / "learning_curves.png", dpi=110)
     print(table)
     for group in result["groups"]:
         print(

@@ -69,6 +69,11 @@ class Statistic:
         return {"mean": self.mean, "std": self.std, "values": list(self.values), "undefined": self.undefined}
 
     @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Statistic:
+        """What ``to_dict`` wrote."""
+        return cls(tuple(content["values"]), content["undefined"])
+
+    @classmethod
     def of(cls, values: Iterable[float | None]) -> Statistic:
         values = list(values)
         kept = tuple(float(v) for v in values if v is not None)
@@ -97,6 +102,19 @@ class Row:
             "steps": self.steps,
             "device": self.device,
         }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Row:
+        """What ``to_dict`` wrote: a row of committed results."""
+        return cls(
+            name=content["name"],
+            seeds=tuple(content["seeds"]),
+            metrics={name: Statistic.from_dict(value) for name, value in content["metrics"].items()},
+            parameters=content["parameters"],
+            seconds=Statistic.from_dict(content["training_seconds"]),
+            steps=content["steps"],
+            device=content["device"],
+        )
 
 
 def read_run(path: str | Path, finished: bool = True) -> Run:
@@ -326,12 +344,13 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _names(configs: Sequence[RunConfig]) -> list[str]:
-    """A title for each, told apart by the settings in which configurations of the same title differ."""
-    titles = [title(config) for config in configs]
+    """A title for each, told apart by the settings in which configurations of the same title differ; a value that most of
+    all the configurations have goes without saying."""
+    titles, settings = [title(config) for config in configs], [_settings(config) for config in configs]
     names = []
-    for config, own in zip(configs, titles, strict=True):
-        alike = [_settings(other) for other, name in zip(configs, titles, strict=True) if name == own]
-        mine = _settings(config)
-        told = [f"{p.split('.')[-1]} {v}" for p, v in mine.items() if any(other[p] != v for other in alike)]
-        names.append(f"{own}, {', '.join(told)}" if told else own)
+    for own, mine in zip(titles, settings, strict=True):
+        alike = [other for other, name in zip(settings, titles, strict=True) if name == own]
+        differs = [path for path in mine if any(other[path] != mine[path] for other in alike)]
+        told = [p for p in differs if 2 * sum(other[p] == mine[p] for other in settings) <= len(settings)]
+        names.append(", ".join([own, *(f"{path.split('.')[-1]} {mine[path]}" for path in told)]))
     return names

@@ -20,17 +20,18 @@ ONE, MANY = DARK, PALETTE[3]  # lines of one-to-one and one-to-many
 
 def variant_figure(traces: Mapping[str, LayerTrace]) -> Figure:
     """Draws decoder layers side by side, as they ran, from the queries at the top to the predictors at the bottom."""
-    figure, axes = subplots(len(traces), width=2.3 * len(traces), height=4.9)
+    figure, axes = subplots(len(traces), width=max(6.4, 2.3 * len(traces)), height=4.9)
     for ax, (name, trace) in zip(axes, traces.items(), strict=True):
         draw_layer(ax, trace)
         ax.set_title(safe(name), fontsize=11)
     handles = [
         Line2D([], [], color=ONE, lw=1.6, label="one-to-one"),
         Line2D([], [], color=MANY, lw=1.6, ls="--", label="one-to-many, training only"),
-        Patch(fc=SHADES["head"], ec=ONE, label="predictor"),
-        Patch(fc="white", ec=MANY, ls="--", label="owned by the one-to-many branch"),
+        Patch(fc=SHADES["head"], ec=ONE, label="predictor of one-to-one"),
+        Patch(fc=SHADES["head"], ec=MANY, ls="--", label="the same one, for one-to-many"),
+        Patch(fc="white", ec=MANY, ls="--", label="one-to-many has its own"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 
@@ -72,7 +73,7 @@ def draw_layer(ax: Axes, trace: LayerTrace) -> None:
 def cost_figure(parameters: Mapping[str, Mapping[str, int]], costs: Mapping[str, Cost]) -> Figure:
     """Draws parameters by part, and processor time of training and inference, a bar per variant."""
     names = list(parameters)
-    figure, (left, right) = subplots(2, width=11.0, height=3.6, width_ratios=(1.35, 1))
+    figure, (left, right) = subplots(2, width=11.0, height=3.7, width_ratios=(1.35, 1))
     start = np.zeros(len(names))
     parts = list(next(iter(parameters.values())))
     for number, part in enumerate(parts):
@@ -81,16 +82,19 @@ def cost_figure(parameters: Mapping[str, Mapping[str, int]], costs: Mapping[str,
         left.barh(names, values, left=start, color=PALETTE[3] if only else PALETTE[(0, 9, 2, 1, 7)[number % 5]],
                   hatch="//" if only else None, ec="white", label=part, height=0.65)  # fmt: skip
         start += values
+    for row, total in enumerate(start):
+        left.annotate(f"{total:.3f}", (total, row), (4, 0), textcoords="offset points", va="center", fontsize=9)
     y = np.arange(len(names))
     for offset, kind, color in ((-0.2, "training", PALETTE[0]), (0.2, "inference", PALETTE[1])):
         bars = right.barh(y + offset, [getattr(costs[n], kind) for n in names], height=0.36, color=color, label=kind)
         right.bar_label(bars, fmt="%.0f", padding=3, fontsize=9)
-    right.set_yticks(y, [])
+    right.set_yticks(y, names)
     for ax in (left, right):
         ax.invert_yaxis()
-    right.margins(x=0.12)
-    finish(left, "Parameters", "millions", "", loc="upper left", bbox_to_anchor=(0, -0.2), ncols=3)
-    finish(right, "Processor time per batch", "milliseconds", "", loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
+        ax.margins(x=0.14)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "frameon": False}
+    finish(left, "Parameters (at the end: their sum)", "millions", "", ncols=3, **below)
+    finish(right, "Processor time per batch", "milliseconds", "", ncols=2, **below)
     return figure
 
 

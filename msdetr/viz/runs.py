@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from msdetr.analysis.runs import METRICS, Row, Run, Statistic, compare, learning_curves
-from msdetr.viz.style import colors, finish, run_label, safe, spread, subplots
+from msdetr.viz.style import DARK, colors, finish, run_label, safe, spread, subplots
 
 Groups = Mapping[str, Sequence[Run]]
 
@@ -56,7 +56,11 @@ def loss_figure(groups: Groups) -> Figure:
 
 def comparison_figure(groups: Groups, metrics: Sequence[str] = METRICS) -> Figure:
     """Draws final numbers: one dot per run, a bar at the mean of each group, whiskers for ± one sample standard deviation."""
-    rows = compare(groups, metrics)
+    return row_figure(compare(groups, metrics), metrics)
+
+
+def row_figure(rows: Sequence[Row], metrics: Sequence[str] = METRICS) -> Figure:
+    """Draws rows of a comparison, also those of committed results (``Row.from_dict``), as ``comparison_figure`` does."""
     figure, (ax,) = subplots(height=4.2)
     palette = colors([row.name for row in rows])
     width = 0.8 / max(len(rows), 1)
@@ -68,7 +72,7 @@ def comparison_figure(groups: Groups, metrics: Sequence[str] = METRICS) -> Figur
             [100 * (row.metrics[m].mean or 0) for m in metrics],
             0.9 * width,
             color=color,
-            alpha=0.35,
+            alpha=0.55,
             label=run_label(row.name, len(row.seeds)),
         )
         for x, metric in zip(place, metrics, strict=True):
@@ -132,11 +136,9 @@ def _dots(ax, x: float, value: Statistic, color: str, marker: str, width: float)
         ax.text(x, 0.02, "undefined", rotation=90, ha="center", fontsize=8, **at_the_foot)
         return
     spots = x + width * 0.12 * (np.arange(len(value.values)) - (len(value.values) - 1) / 2)
-    ax.plot(spots, 100 * np.array(value.values), marker, color=color, markersize=4, markeredgecolor="white", zorder=3)
+    ax.plot(spots, 100 * np.array(value.values), marker, color=color, markersize=4.5, markeredgecolor=DARK, zorder=3)
     if value.std is not None:
-        ax.errorbar(
-            x, 100 * value.mean, 100 * value.std, fmt="none", ecolor="#2b2b2b", capsize=3, linewidth=1, zorder=2
-        )
+        ax.errorbar(x, 100 * value.mean, 100 * value.std, fmt="none", ecolor=DARK, capsize=3, linewidth=1, zorder=2)
     top = max(100 * max(value.values), 100 * (value.mean + (value.std or 0)))
     ax.annotate(f"{100 * value.mean:.1f}", (x, top), (0, 3), textcoords="offset points", ha="center", fontsize=8)
 

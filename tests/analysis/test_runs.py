@@ -8,6 +8,7 @@ import pytest
 from run_directories import make_run
 
 from msdetr.analysis.runs import (
+    Row,
     RunError,
     compare,
     differences,
@@ -42,6 +43,18 @@ def test_configurations_of_one_title_are_told_apart(tmp_path):
     few = make_run(tmp_path / "few", **{"model.num_queries": 60})
     many = make_run(tmp_path / "many", **{"model.num_queries": 200})
     assert list(group_runs(read_runs([few, many]))) == ["MS-DETR (c), num_queries 60", "MS-DETR (c), num_queries 200"]
+
+
+def test_what_most_configurations_have_goes_without_saying(tmp_path):
+    common, other = {"loss.class_weight": 2.0}, {"loss.class_weight": 1.0}
+    runs = [make_run(tmp_path / "c", **common), make_run(tmp_path / "d", **common, **{"ms_detr.variant": "d"})]
+    runs.append(make_run(tmp_path / "released", **other))
+    assert list(group_runs(read_runs(runs))) == ["MS-DETR (c)", "MS-DETR (d)", "MS-DETR (c), class_weight 1.0"]
+
+
+def test_rows_are_read_back_as_they_were_written(tmp_path):
+    [row] = compare(group_runs(read_runs([make_run(tmp_path / "run")])))
+    assert Row.from_dict(json.loads(json.dumps(row.to_dict()))) == row
 
 
 def test_what_does_not_change_the_result_does_not_split_a_group(tmp_path):
