@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from msdetr.analysis.runs import Statistic
 from msdetr.analysis.study import PERCENT, Rows, paired_difference
@@ -38,6 +39,7 @@ def study_figure(
         ax.set_yticks(range(len(names)), [f"{safe(n)} ({_runs(len(rows[n]))})" for n in names])
         finish(ax, measure, "%" if measure in PERCENT else "", "", legend=False)
         ax.margins(x=0.12)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     return figure
 
