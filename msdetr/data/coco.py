@@ -23,10 +23,11 @@ from ..boxes import xyxy_to_cxcywh
 from ..checks import count, machine_memory
 from ..errors import AnnotationError, ConfigError, ImageError, InputLookupError
 from ..structures import ImageBatch, Targets
+from .annotations import Annotations, DataWarning, Report
 from .images import Remark, check_files, read_image
 from .parts import Part
 from .transforms import normalized
-from .validate import Annotations, DataWarning, Report, read_annotations
+from .validate import read_annotations
 
 Key = int | tuple[int, int]
 _MAX_RAW_ID = 10_000  # with raw category ids the model has as many classes as the largest id

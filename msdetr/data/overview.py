@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import AnnotationError, DataError, ImageError, MissingDataError
+from .annotations import Annotations, Report
 from .images import check_files, open_image, read_image, upright_size
 from .layouts import Layout, find_layout, unknown_layout
 from .parts import AUTO, Role, choose, usual_split
 from .settings import settings_line
-from .validate import Annotations, Report, read_annotations
+from .validate import read_annotations
 
 SMALL, MEDIUM = 32**2, 96**2  # pixels: COCO's limits of small and medium objects
 THIN = 2.0  # pixels; a box with a shorter side is suspicious

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 
 from ..errors import AnnotationError
+from .annotations import Annotations, Report
 from .layouts import Layout
 from .layouts.base import OnBad
-from .validate import Annotations, Report
 
 AUTO = "auto"
 HELD_OUT = 0.2  # share of the training images that validate where there is no validation split

@@ -11,10 +11,10 @@ from typing import Any
 
 from ..config import DataConfig, RunConfig
 from ..errors import AnnotationError, ConfigError, DataError
+from .annotations import Annotations
 from .coco import Categories
 from .layouts import Layout, find_layout, unknown_layout
 from .parts import AUTO, Part, Role, choose, usual_split
-from .validate import Annotations
 
 
 @dataclass(frozen=True)

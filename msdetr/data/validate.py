@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain, compress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -19,131 +19,13 @@ import numpy as np
 
 from .. import files
 from ..errors import AnnotationError, InputError
+from .annotations import LISTED, Annotations, Note, Report, listing, show
 from .images import MAX_PIXELS
 
 TOLERANCE = 0.02  # pixels a box may stick out without being reported: COCO rounds coordinates to hundredths
 _MISSING = type("Missing", (), {"__repr__": lambda self: "missing"})()
 _FIELDS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
 _HUGE = 1e300  # numbers below it survive float arithmetic
-_LISTED = 5  # examples named in a message
-
-
-class DataWarning(UserWarning):
-    """Something in the data was put right or left out; the message counts it and names examples."""
-
-
-@dataclass(frozen=True)
-class Note:
-    """One kind of thing that was put right or left out, with the ids it happened to."""
-
-    kind: str
-    ids: tuple
-
-    @property
-    def count(self) -> int:
-        return len(self.ids)
-
-    def __str__(self) -> str:
-        return f"{self.count} × {self.kind} {_listing(self.ids)}"
-
-
-@dataclass
-class Report:
-    """What was put right or left out while reading ``file``. False when there was nothing."""
-
-    file: Path
-    notes: list[Note] = field(default_factory=list)
-
-    def add(self, kind: str, ids: Sequence) -> None:
-        if len(ids):
-            self.notes.append(Note(kind, tuple(ids)))
-
-    def __bool__(self) -> bool:
-        return bool(self.notes)
-
-    def __str__(self) -> str:
-        return f"{self.file}: " + ("; ".join(map(str, self.notes)) or "nothing to report")
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """A checked annotation file as arrays: N images by ascending id, C categories by ascending id, A annotations by image.
-
-    image_ids [N] int64, file_names N strings, sizes [N, 2] int64 (height, width).
-    category_ids [C] int64, category_names C strings.
-    ids [A] int64, image [A] and category [A] int64 indices,
-    boxes [A, 4] float64 (x, y, width, height) in pixels within the image, areas [A] float64, crowd [A] bool.
-    places: where the annotation of id i was read, places[i - 1]; empty where its id says enough.
-    """
-
-    file: Path
-    image_ids: np.ndarray
-    file_names: list[str]
-    sizes: np.ndarray
-    category_ids: np.ndarray
-    category_names: list[str]
-    ids: np.ndarray
-    image: np.ndarray
-    category: np.ndarray
-    boxes: np.ndarray
-    areas: np.ndarray
-    crowd: np.ndarray
-    places: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def first(self, count: int) -> Annotations:
-        """The first ``count`` images with their annotations; all categories."""
-        return self.of_images(np.arange(len(self)) < count)
-
-    def of_images(self, wanted: np.ndarray) -> Annotations:
-        """Some images, wanted [N] bool, with their annotations; all categories."""
-        rows = wanted[self.image]
-        kept = {name: getattr(self, name)[rows] for name in ("ids", "category", "boxes", "areas", "crowd")}
-        return replace(
-            self,
-            image_ids=self.image_ids[wanted],
-            file_names=[name for name, kept in zip(self.file_names, wanted.tolist()) if kept],
-            sizes=self.sizes[wanted],
-            image=(np.cumsum(wanted) - 1)[self.image[rows]],
-            **kept,
-        )
-
-    def place(self, row: int) -> str:
-        """Where an annotation is to be found, in words."""
-        annotation_id = int(self.ids[row])
-        if self.places:
-            return self.places[annotation_id - 1]
-        return f"image {int(self.image_ids[self.image[row]])}, annotation {annotation_id}"
-
-    @property
-    def ids_fit_pycocotools(self) -> np.ndarray:
-        """[A] bool. pycocotools keeps annotation ids in floats, and takes 0 for "no match"."""
-        return (self.ids >= 1) & (self.ids <= 2**53)
-
-    def to_coco(self) -> dict[str, Any]:
-        """The content of a COCO file for box evaluation (no segmentations).
-
-        Annotations count from 1 where the ids of the file cannot serve pycocotools.
-        """
-        rows = zip(
-            (self.ids if self.ids_fit_pycocotools.all() else np.arange(1, len(self.ids) + 1)).tolist(),
-            self.image_ids[self.image].tolist(),
-            self.category_ids[self.category].tolist(),
-            self.boxes.tolist(),
-            self.areas.tolist(),
-            self.crowd.astype(int).tolist(),
-        )
-        names = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
-        images = zip(self.image_ids.tolist(), self.file_names, self.sizes.tolist())
-        categories = zip(self.category_ids.tolist(), self.category_names)
-        return {
-            "info": {"description": f"checked by msdetr from {self.file.name}"},
-            "images": [{"id": i, "file_name": name, "height": h, "width": w} for i, name, (h, w) in images],
-            "annotations": [dict(zip(names, row)) for row in rows],
-            "categories": [{"id": i, "name": name} for i, name in categories],
-        }
 
 
 def read_annotations(file: str | Path, on_bad: Literal["error", "drop"] = "error") -> tuple[Annotations, Report]:
@@ -208,7 +90,7 @@ class _Reader:
             )
         for section in ("images", "annotations", "categories"):
             if not isinstance(content.get(section), list):
-                found = f"is {_show(content[section])}" if section in content else "is missing"
+                found = f"is {show(content[section])}" if section in content else "is missing"
                 self.fail(f"'{section}' {found}", "it must be a list, as in COCO's instances_*.json")
         for section in ("images", "categories"):
             if not content[section]:
@@ -222,7 +104,7 @@ class _Reader:
         names = _column(entries, "file_name")
         self.demand(
             [_safe_path(name) for name in names],
-            lambda i: f"image {ids[i]}: file_name is {_show(names[i])}",
+            lambda i: f"image {ids[i]}: file_name is {show(names[i])}",
             "file names must be relative paths that stay inside the image folder",
         )
         sizes = np.stack([self.sides(entries, side) for side in ("height", "width")], axis=1)
@@ -238,7 +120,7 @@ class _Reader:
         values = _column(entries, side)
         self.demand(
             [type(v) in (int, float) and 1 <= v < 2**31 and v == int(v) for v in values],
-            lambda i: f"image {_show(entries[i]['id'])}: {side} is {_show(values[i])}",
+            lambda i: f"image {show(entries[i]['id'])}: {side} is {show(values[i])}",
             "give the size of the image in whole pixels",
         )
         return np.array(values, dtype=np.int64)
@@ -248,7 +130,7 @@ class _Reader:
         names = _column(entries, "name")
         self.demand(
             [isinstance(name, str) for name in names],
-            lambda i: f"category {ids[i]}: name is {_show(names[i])}",
+            lambda i: f"category {ids[i]}: name is {show(names[i])}",
             "give each category a name",
         )
         order = np.argsort(ids)
@@ -262,17 +144,17 @@ class _Reader:
     def unique_ids(self, entries: list, section: str, what: str) -> np.ndarray:
         self.demand(
             [type(entry) is dict for entry in entries],
-            lambda i: f"{section}[{i}] is {_show(entries[i])}",
+            lambda i: f"{section}[{i}] is {show(entries[i])}",
             f"each {what} must be a JSON object",
         )
         values = _column(entries, "id")
         self.demand(
-            _whole(values), lambda i: f"{section}[{i}]: id is {_show(values[i])}", "ids must be whole numbers (64 bits)"
+            _whole(values), lambda i: f"{section}[{i}]: id is {show(values[i])}", "ids must be whole numbers (64 bits)"
         )
         ids = np.array(values, dtype=np.int64)
         unique, counts = np.unique(ids, return_counts=True)
         if len(unique) < len(ids):
-            self.fail(f"{what} id used twice: {_listing(unique[counts > 1].tolist())}", f"give each {what} its own id")
+            self.fail(f"{what} id used twice: {listing(unique[counts > 1].tolist())}", f"give each {what} its own id")
         return ids
 
     def demand(self, good: Sequence[bool], describe: Callable[[int], str], remedy: str) -> None:
@@ -337,8 +219,8 @@ class _Reader:
             return rows
         bad = np.nonzero(~good)[0].tolist()
         if self.on_bad == "error":
-            shown = "; ".join(f"{_name(rows, i)}: {_show(rows[field][i])}" for i in bad[:_LISTED])
-            more = f"; and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
+            shown = "; ".join(f"{_name(rows, i)}: {show(rows[field][i])}" for i in bad[:LISTED])
+            more = f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
             self.fail(
                 f"annotation with {kind}: {shown}{more}",
                 "mend the file, or leave such annotations out with on_bad='drop' (data.on_bad_annotation=drop)",
@@ -371,7 +253,7 @@ def _name(rows: dict[str, Sequence], i: int) -> str:
     annotation_id, image_id = (rows[name][i] if name in rows else _MISSING for name in ("id", "image_id"))
     if type(annotation_id) is not int:
         return f"annotations[{rows['position'][i]}]"
-    return f"annotation {_show(annotation_id)}" + (f" (image {_show(image_id)})" if type(image_id) is int else "")
+    return f"annotation {show(annotation_id)}" + (f" (image {show(image_id)})" if type(image_id) is int else "")
 
 
 def _first_of_each(ids: list[int]) -> np.ndarray:
@@ -413,17 +295,3 @@ def _safe_path(name: Any) -> bool:
         return False
     parts = PurePosixPath(name.replace("\\", "/")).parts
     return not name.startswith(("/", "\\")) and ".." not in parts and ":" not in parts[0] and len(parts) > 0
-
-
-def _show(value: Any, width: int = 80) -> str:
-    """A short repr of any JSON value."""
-    if isinstance(value, int) and abs(value) >= 10**width:
-        return f"a number of {value.bit_length()} bits"
-    text = repr(value[:8] if isinstance(value, (list, str)) and len(value) > 1000 else value)
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def _listing(values: Sequence) -> str:
-    return ", ".join(v if isinstance(v, str) else _show(v) for v in values[:_LISTED]) + (
-        ", …" if len(values) > _LISTED else ""
-    )

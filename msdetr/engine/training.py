@@ -362,7 +362,7 @@ class Training:
 
 def _image_remarks(dataset, world: World) -> list[str]:
     """What was out of the ordinary about images that any rank read, e.g. "3 × image unreadable and left out, image 4, 7, 9"."""
-    from ..data.validate import Note
+    from ..data.annotations import Note
 
     found: dict[str, set[int]] = {}
     for report in world.gather(dataset.remarks()):
