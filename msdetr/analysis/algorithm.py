@@ -84,7 +84,7 @@ def steps(table: np.ndarray, threshold: float, k: int, exclusive: bool = True) -
     if exclusive:
         alive = np.arange(len(table))[:, None] == table.argmax(0)
         done.append(
-            AlgorithmStep("favourite = argmax over objects", "a query competes for one object only", table, alive)
+            AlgorithmStep("favorite = argmax over objects", "a query competes for one object only", table, alive)
         )
     alive = alive & _best(np.where(alive, table, -np.inf), k)
     done.append(AlgorithmStep(f"top-k of every object, k = {k}", "an object's best queries", table, alive))
