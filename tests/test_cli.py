@@ -173,6 +173,20 @@ def test_convert_executes_nothing(capsys, tmp_path):
     assert status == 1 and "bomb.pth" in err and not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("option", [["--set", "seed=3", "--set", "train.epochs=two"], ["--set", "train.epochs=two", "seed=3"],
+                                    ["--set", "train.epochs=two", "--set", "seed=3"]])  # fmt: skip
+def test_an_option_given_twice_adds_to_the_first(capsys, option):
+    status, _, err = run(capsys, "train", "shapes/ms-detr-c", *option)
+    assert status == 1 and "train.epochs" in err
+
+
+def test_parameters_of_a_notebook_add_up(capsys, monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr("msdetr.cli.notebooks.run_notebook", lambda path, output, values, **_: given.append(values))
+    status, *_ = run(capsys, "notebook", "05", "-p", "seed=3", "epochs=1", "-p", "device=cpu")
+    assert status == 0 and given == [{"seed": 3, "epochs": 1, "device": "cpu"}]
+
+
 @pytest.mark.fault("F69")
 def test_unknown_names_suggest_the_nearest(capsys):
     status, _, err = run(capsys, "train", "shapes/ms-detr-c", "--set", "model.num_querys=5")

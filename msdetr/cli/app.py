@@ -14,12 +14,18 @@ import tyro
 from ..config import NonEmpty, Range
 
 Argument = tyro.conf.Positional
-Pairs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
+# one option may have several pairs, and be given several times: --set a=1 b=2 --set c=3
+Pairs = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE ...")]
 Count = Annotated[int, Range(1)]
 Index = Annotated[int, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 Paths = Annotated[tuple[Path, ...], NonEmpty()]
 app = tyro.extras.SubcommandApp()
+
+
+def listed(pairs: Pairs) -> list[str]:
+    """All pairs of an option, in the order in which they were typed."""
+    return [pair for given in pairs for pair in given]
 
 
 def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

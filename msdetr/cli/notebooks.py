@@ -11,7 +11,7 @@ from .. import course
 from ..config import parse_overrides
 from ..files import parse_scalar
 from ..notebook import run_notebook
-from .app import Argument, Index, command
+from .app import Argument, Index, Pairs, command, listed
 from .output import require_file, require_folder
 
 
@@ -30,7 +30,7 @@ def copy_course(folder: Argument[Path] = Path("msdetr-course")) -> None:
 def notebook(
     path: Argument[Path],
     output: Path | None = None,
-    parameters: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-p"], metavar="NAME=VALUE ...")] = (),
+    parameters: Annotated[Pairs, tyro.conf.arg(aliases=["-p"], metavar="NAME=VALUE ...")] = (),
     kernel: str | None = None,
     quiet: bool = False,
 ) -> None:
@@ -47,7 +47,7 @@ def notebook(
         quiet: Do not repeat what the notebook writes.
     """
     require_file(output, "--output")
-    values = {name: _literal(value) for name, value in parse_overrides(parameters).items()}
+    values = {name: _literal(value) for name, value in parse_overrides(listed(parameters)).items()}
     print(f"executed: {run_notebook(course.find(path), output, values, progress=not quiet, kernel=kernel)}")
 
 

@@ -9,7 +9,7 @@ from ..config import nearest
 from ..errors import ConfigError
 from ..notebook import project_root
 from ..streams import Forgiving
-from .app import Argument, Count, Pairs, command
+from .app import Argument, Count, Pairs, command, listed
 from .output import require_folder
 
 
@@ -63,7 +63,7 @@ def sweep(
     if job and cluster is None:
         raise ConfigError("--job: settings of a queue's jobs, but no --cluster")
     if not report and cluster is not None:
-        status = submit_study(planned, out, cluster, job, device, say)
+        status = submit_study(planned, out, cluster, tuple(listed(job)), device, say)
     elif not report:
         status = run_study(planned, out, jobs, device, say)
     written = write_report(planned, out)

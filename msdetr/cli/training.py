@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..config import parse_overrides
 from ..recipes import requested, run_name
-from .app import Argument, Count, Index, Pairs, command
+from .app import Argument, Count, Index, Pairs, command, listed
 from .output import first_rank, number, show_metrics
 
 
@@ -63,9 +63,9 @@ def train(
     from ..engine import train as run
     from ..engine.launch import launch
 
-    config = requested(recipe, data, epochs, seed, set)
+    config = requested(recipe, data, epochs, seed, listed(set))
     run_dir = run_dir or Path("runs") / run_name(recipe, config)
-    given_classes = "model.num_classes" in parse_overrides(set)
+    given_classes = "model.num_classes" in parse_overrides(listed(set))
     if nproc > 1:
         flags = {
             "--reset-class-head": reset_class_head,

@@ -34,7 +34,9 @@ def find(name: str | Path) -> Path:
         return path
     known = sorted((root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     for notebook in known:
-        if str(name) in (notebook.name, notebook.stem) or (str(name).isdigit() and int(name) == int(notebook.name[:2])):
+        if str(name) in (notebook.name, notebook.stem) or (
+            str(name).isdigit() and int(str(name)) == int(notebook.name[:2])
+        ):
             return notebook
     names = ", ".join(notebook.stem for notebook in known)
     raise NotebookError(f"{name}: there is no such file, and no notebook of the course has that name: {names}")
