@@ -25,6 +25,7 @@ BUDGET = Budget(
     num_detections=20,
     max_detections=100,
     thresholds=(0.5, 0.75),
+    recorded_images=0,
     whole=part(),
     classes=(part("circle"), part("<script>", None)),
     sizes=(part("small"),),

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msdetr.analysis.budget.causes import Cause, Kind
 from msdetr.errors import InputLookupError
+
+if TYPE_CHECKING:
+    from msdetr.analysis.budget.ledger import Ledger
 
 FORMAT = 1  # of what to_json gives; raised with every change that a reader of it would notice
 
@@ -75,8 +78,8 @@ class Failure:
     the image's detections, best first; None where nothing was detected. query: that made it; None where it is not known.
     label: class index of the object, or of a false detection. box: (left, top, right, bottom) in pixels. score, iou: of the
     detection, with the object; None where there is none. thresholds: IoU thresholds. layer: the decoder layer, from 1,
-    that moved a candidate away. pair: of a duplicate, the better detection; of a low score, the false one above it. gap:
-    by how much the score of the pair is higher. sentence: all of it in words.
+    that moved a candidate away. pair: of a duplicate or a wrong class, the detection that finds the object. gap: by how much the
+    score of the pair is higher. sentence: all of it in words.
     """
 
     image_id: int
@@ -123,9 +126,11 @@ class ImageLoss:
 class Budget:
     """Where every lost point of AP went.
 
+    recorded_images: whose training was recorded; only their objects can be rarely matched or switched.
     whole: over everything. classes, sizes, layers: the same for each class, COCO's small, medium and large objects, and
     for what each decoder layer would have answered (empty where layers are not known). lost_in: the share of "lost on
-    the way" by the decoder layer, from 1, that moved the candidate away. images, failures: by lost AP, most first.
+    the way" by the decoder layer, from 1, that moved the candidate away, in proportion to their errors. images, failures: by
+    lost AP, most first. ledger: all errors as arrays, and AP with any causes mended.
     """
 
     class_names: tuple[str, ...]
@@ -133,6 +138,7 @@ class Budget:
     num_detections: int
     max_detections: int
     thresholds: tuple[float, ...]
+    recorded_images: int
     whole: Part
     classes: tuple[Part, ...]
     sizes: tuple[Part, ...]
@@ -140,6 +146,7 @@ class Budget:
     lost_in: dict[int, float]
     images: tuple[ImageLoss, ...]
     failures: tuple[Failure, ...] = field(repr=False)
+    ledger: Ledger | None = field(default=None, repr=False, compare=False)
 
     @property
     def ap(self) -> float | None:
@@ -168,6 +175,7 @@ class Budget:
             "num_objects": self.whole.objects,
             "num_detections": self.num_detections,
             "max_detections": self.max_detections,
+            "recorded_images": self.recorded_images,
             "thresholds": list(self.thresholds),
             "ap": self.ap,
             "causes": [one.to_json() for one in self.whole.causes],
