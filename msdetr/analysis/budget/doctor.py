@@ -182,12 +182,13 @@ class Effect:
 def effects(cells: Iterable[Cell], setting: str) -> list[Effect]:
     """What a setting was measured to do: an effect for any two of its values with which the same was trained."""
     groups: dict[str, dict[float, list[Cell]]] = {}
+    harmless = harmless_in_comparison()
     for cell in cells:
         values = flatten(cell.run_config())
         if values.get(setting) is None:
             continue
         own = float(values.pop(setting))
-        rest = {path: value for path, value in values.items() if path not in harmless_in_comparison()}
+        rest = {path: value for path, value in values.items() if path not in harmless}
         group = groups.setdefault(json.dumps(rest, sort_keys=True, default=str), {})
         group.setdefault(own, []).append(cell)
     found = []
