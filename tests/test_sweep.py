@@ -100,6 +100,22 @@ def test_a_finished_cell_of_other_settings_is_neither_used_nor_replaced(tmp_path
         write_report(other, tmp_path / "out")
 
 
+@pytest.mark.parametrize("given", [None, 3, 4])
+def test_a_cell_has_as_many_classes_as_its_data_unless_the_study_says_otherwise(tmp_path, given):
+    """photos/ leaves them to the data, so that a finished cell has another number than the recipe."""
+    settings = {} if given is None else {"model.num_classes": given}
+    study = load_study(written(tmp_path, recipes=["photos/baseline"], seeds=[0], settings=settings))
+    (cell,) = study.cells()
+    (tmp_path / "cells").mkdir()
+    cells.made_up(cell.config.override({"model.num_classes": 3}), 0.3).save(tmp_path / "cells" / f"{cell.name}.json")
+    if given in (None, 3):
+        assert run_study(study, tmp_path).finished == 1
+        assert write_report(study, tmp_path)
+    else:
+        with pytest.raises(RunError, match=r"model\.num_classes was 3, is 4"):
+            run_study(study, tmp_path)
+
+
 def test_a_finished_study_starts_no_process_and_is_reported(tmp_path, capsys, monkeypatch):
     study = load_study(written(tmp_path, reference="shapes/baseline", title="Ours against theirs"))
     keep_all(study, tmp_path / "out", lambda cell: 0.3 + 0.02 * ("ms-detr" in cell.recipe) + 0.01 * cell.seed)
@@ -108,7 +124,8 @@ def test_a_finished_study_starts_no_process_and_is_reported(tmp_path, capsys, mo
     assert "+2.0 (2) | +2.0 to +2.0" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["title"] == "Ours against theirs" and len(found["sections"][0]["rows"]) == 2
-    assert (tmp_path / "out" / "results-differences.png").stat().st_size > 1000
+    for figure in ("results.png", "results-curves.png", "results-differences.png"):
+        assert (tmp_path / "out" / figure).stat().st_size > 1000
 
 
 def test_changes_of_one_recipe_are_compared_with_the_change_that_is_the_reference(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 from .. import files
 from ..analysis.cells import Cell
 from ..analysis.study import Rows, markdown_table, summary
-from ..viz.study import difference_figure, study_figure
+from ..viz.study import CURVES, curve_figure, difference_figure, study_figure
 from .study import Study, kept
 
 
@@ -51,6 +51,11 @@ def write_report(study: Study, out: str | Path) -> list[Path]:
         written.append(figure)
         text += [f"## {section.title}\n"] if section.title else []
         text += [markdown_table(section.rows, section.reference, study.measures), f"![results]({figure.name})\n"]
+        if measures := [m for m in study.measures if m in CURVES]:
+            figure = out / f"{stem}-curves.png"
+            files.save_figure(curve_figure(section.rows, measures[0]), figure, dpi=110)
+            written.append(figure)
+            text += [f"![learning curves]({figure.name})\n"]
         if section.reference is not None and len(section.rows) > 1:
             figure = out / f"{stem}-differences.png"
             files.save_figure(difference_figure(section.rows, section.reference, study.measures[0]), figure, dpi=110)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from .. import files, recipes
 from ..analysis.cells import MEASURES, Cell
 from ..config import RunConfig, nearest
+from ..engine.classes import classes_were_given
 from ..errors import ConfigError, RunError
 from ..notebook import project_root
 
@@ -104,7 +105,10 @@ def kept(cell: PlannedCell, folder: Path) -> Cell | None:
     if not path.exists():
         return None
     found = Cell.load(path)
-    if different := found.differs_from(cell.config):
+    different = found.differs_from(cell.config)
+    if not classes_were_given(cell.config):
+        different.pop("model.num_classes", None)  # the data decided
+    if different:
         changes = ", ".join(f"{name} was {old}, is {new}" for name, (old, new) in different.items())
         raise RunError(
             f"{path}: trained with other settings than the study has now ({changes}); change the study back, or move "

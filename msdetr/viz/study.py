@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,7 +12,9 @@ from matplotlib.ticker import MaxNLocator
 from msdetr.analysis.runs import Statistic
 from msdetr.analysis.study import PERCENT, Rows, paired_difference
 
-from .style import DARK, PALETTE, finish, safe, subplots
+from .style import DARK, PALETTE, colors, finish, safe, subplots
+
+CURVES = ("AP", "AP50", "AP75")  # measures that every evaluation of a run has
 
 
 def study_figure(
@@ -69,6 +72,30 @@ def difference_figure(rows: Rows, reference: str, measure: str = "AP") -> Figure
         unit,
         "",
         legend=False,
+    )
+    return figure
+
+
+def curve_figure(rows: Rows, measure: Literal["AP", "AP50", "AP75"] = "AP") -> Figure:
+    """A measure over the epochs of training: a thin line per seed, a thick one at the mean where all seeds were evaluated."""
+    figure, (ax,) = subplots()
+    for name, (color, marker) in colors(rows).items():
+        curves = [
+            {e["epoch"]: 100 * e[measure] for e in cell.evaluations if e[measure] is not None} for cell in rows[name]
+        ]
+        for curve in curves:
+            ax.plot(list(curve), list(curve.values()), color=color, linewidth=0.8, alpha=0.45)
+        if shared := sorted(set.intersection(*map(set, curves))):
+            means = [np.mean([curve[epoch] for curve in curves]) for epoch in shared]
+            ax.plot(
+                shared, means, color=color, marker=marker, linewidth=2.2, label=f"{safe(name)} ({_runs(len(curves))})"
+            )
+    finish(
+        ax,
+        f"{measure} on the validation images while training (thick: mean over seeds)",
+        "epoch",
+        f"{measure} (%)",
+        loc="lower right",
     )
     return figure
 
