@@ -86,11 +86,7 @@ def _loss_falls(run: Run) -> Iterator[Finding]:
     for branch in _branches(run):
         if not _is_fixed(branch) and branch.name != "one_to_one":
             continue
-        values = [
-            sum(weight * sum(line["terms"][f"{branch.name}/{term}"]) for term, weight in branch.weights.items())
-            for line in run.steps
-            if all(f"{branch.name}/{term}" in line["terms"] for term in branch.weights)
-        ]
+        values = _weighted(run, branch)
         first, last, ratio = _trend(values)
         if ratio is not None:
             text = f"the {branch_title(branch.name)} loss went from {first:.2f} to {last:.2f} (x {ratio:.2f})"
@@ -100,6 +96,21 @@ def _loss_falls(run: Run) -> Iterator[Finding]:
         "[0, 1], or images that are not normalised as the backbone expects"
     )
     yield _worst("loss falls", graded, cause, run)
+
+
+def branch_losses(run: Run) -> dict[str, list[float]]:
+    """Branch -> what it adds to the loss at each logged step: its weighted terms, summed over layers. Without branches that
+    some step has not logged."""
+    losses = {branch.name: _weighted(run, branch) for branch in _branches(run)}
+    return {name: values for name, values in losses.items() if len(values) == len(run.steps)}
+
+
+def _weighted(run: Run, branch: Branch) -> list[float]:
+    return [
+        sum(weight * sum(line["terms"][f"{branch.name}/{term}"]) for term, weight in branch.weights.items())
+        for line in run.steps
+        if all(f"{branch.name}/{term}" in line["terms"] for term in branch.weights)
+    ]
 
 
 def _loss_scale(run: Run) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ configuration), which are then drawn as a mean with a band; the legend says how 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from matplotlib.patches import Patch
 
 from msdetr.analysis.candidates import CandidateTable
 from msdetr.errors import InputError
-from msdetr.viz.style import colors, finish, run_label, spread, subplots
+from msdetr.viz.style import colors, finish, run_label, safe, spread, subplots
 
 Groups = Mapping[str, CandidateTable | Sequence[CandidateTable]]
 
@@ -65,10 +66,11 @@ def gap_figure(groups: Groups, how: str = "std") -> Figure:
     _per_layer(left, groups, lambda t: t.gap, how)
     names, palette = list(groups), colors(groups)
     place, width = np.arange(len(names)), 0.36
-    for shift, field, alpha in ((-0.5, "best_score", 1.0), (0.5, "second_score", 0.45)):
+    for shift, field, hatch in ((-0.5, "best_score", None), (0.5, "second_score", "///")):
         for i, name in zip(place, names, strict=True):
             mean, low, high = spread([getattr(table, field)[-1] for table in groups[name]], how)
-            bar = middle.bar(i + shift * width, mean, width, color=palette[name][0], alpha=alpha)
+            shade = palette[name][0]
+            bar = middle.bar(i + shift * width, mean, width, color=shade, hatch=hatch, edgecolor="white", linewidth=0)
             if len(groups[name]) > 1:
                 middle.errorbar(
                     i + shift * width, mean, [[mean - low], [high - mean]], fmt="none", ecolor="k", capsize=3
@@ -92,7 +94,7 @@ def gap_figure(groups: Groups, how: str = "std") -> Figure:
     middle.set_ylim(0, 1.08)
     right.set_ylim(0, 1)
     for ax in (middle, right):
-        ax.set_xticks(place, [])
+        ax.set_xticks(place, [textwrap.fill(safe(name), 18) for name in names], fontsize=8)
     handles = left.get_legend_handles_labels()[0]
     handles += [
         Patch(facecolor="#999999", edgecolor="white", hatch=hatch, label=f"{label} at IoU ≥ {at:g}")

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from ..boxes import cxcywh_to_xyxy
+from .labels import draw_labels
 from .style import DARK, PALETTE, safe, subplots
 
 
@@ -20,8 +21,11 @@ def sample_figure(dataset, count: int = 6, start: int = 0) -> Figure:
     figure, axes = _grid(count)
     for ax, index in zip(axes, range(start, min(start + count, len(dataset)))):
         _image(ax, dataset, index)
-        for box, label in zip(*_objects(dataset, index)):
-            draw_box(ax, box, PALETTE[label % len(PALETTE)], dataset.class_names[label])
+        boxes, labels = _objects(dataset, index)
+        colors = [PALETTE[label % len(PALETTE)] for label in labels]
+        for box, color in zip(boxes, colors, strict=True):
+            draw_box(ax, box, color)
+        draw_labels(ax, boxes, [dataset.class_names[label] for label in labels], colors)
     figure.suptitle("Images with their annotated objects", fontsize=11)
     return figure
 
@@ -35,9 +39,14 @@ def detection_figure(predictor, dataset, count: int = 6, threshold: float = 0.5,
         for box, _ in zip(*_objects(dataset, index)):
             draw_box(ax, box, "white", style="--", width=1.0)
         found = predictor.predict(dataset.pixels(index), min_score=threshold)
-        detections = zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist())
-        for box, label, score in sorted(detections, key=lambda detection: detection[2]):  # the surest on top
-            draw_box(ax, box, PALETTE[label % len(PALETTE)], f"{predictor.class_names[label]} {score:.2f}")
+        order = found.scores.argsort(descending=True)  # the highest score has the first choice of a place for its name
+        boxes, labels = found.boxes[order].tolist(), found.labels[order].tolist()
+        colors = [PALETTE[label % len(PALETTE)] for label in labels]
+        for box, color in reversed(list(zip(boxes, colors, strict=True))):
+            draw_box(ax, box, color)
+        names = [predictor.class_names[label] for label in labels]
+        texts = [f"{name} {score:.2f}" for name, score in zip(names, found.scores[order].tolist(), strict=True)]
+        draw_labels(ax, boxes, texts, colors)
     figure.suptitle(f"Detections with a score above {threshold:g}", fontsize=11)
     handles = [
         Line2D([], [], color=PALETTE[0], linewidth=1.6, label="detection (one color per class)"),

@@ -17,10 +17,23 @@ from matplotlib.patches import Rectangle
 
 from msdetr.analysis.branches import branch_title
 from msdetr.analysis.look import SamplingPoints
-from msdetr.analysis.matching import BranchExplanation, Explanation, ObjectOutcome, Outcome, Status, object_name
-from msdetr.viz.style import DARK, PALETTE, finish, safe, subplots
+from msdetr.analysis.matching import (
+    BranchExplanation,
+    Explanation,
+    ObjectOutcome,
+    Outcome,
+    QueryStep,
+    Status,
+    object_name,
+)
+from msdetr.viz.labels import draw_labels
+from msdetr.viz.style import DARK, MARKERS, PALETTE, finish, safe, subplots
 
 Picture = np.ndarray | None
+OBJECTS = tuple(PALETTE[i] for i in (0, 1, 2, 4, 9, 3, 7, 8, 5, 6))
+
+NUMBERED = 6  # best candidates of an object whose boxes are numbered
+MOST = 8  # objects whose queries are listed below a panel
 
 SHORT = {
     Status.MATCHED: "matched",
@@ -38,11 +51,13 @@ SHORT = {
 def assignment_figure(
     explanation: Explanation, picture: Picture = None, branches: Sequence[str] = ("one_to_one", "one_to_many")
 ) -> Figure:
-    """Draws the assignments of every decoder layer: a row per branch, a column per layer. Objects are drawn solid, the boxes
-    matched to them dashed in the same color."""
+    """Draws the assignments of every decoder layer: a row per branch, a column per layer. Objects are drawn solid and
+    numbered, the boxes matched to them dashed in the same color; below each panel stand the numbers of these queries."""
     layers = explanation.num_layers
     width = max(6.0, min(3.0 * layers, 14.0))
-    height = _height(picture, width / layers) + 0.35 + 0.5 / len(branches)
+    height = (
+        _height(picture, width / layers) + 0.45 + 0.5 / len(branches) + 0.15 * min(len(explanation.targets), MOST + 1)
+    )
     figure, axes = subplots(layers, len(branches), width=width, height=height)
     for row, name in enumerate(branches):
         branch = explanation.branch(name)
@@ -52,6 +67,7 @@ def assignment_figure(
             draw_assignments(ax, branch, layer, picture)
             pairs = int(branch.matched[layer].sum())
             ax.set_title(f"{branch_title(name)}, layer {layer + 1}: {pairs} pair{'s' * (pairs != 1)}", fontsize=10)
+            ax.set_xlabel(_served_lines(branch, layer), fontsize=8, loc="left", linespacing=1.25)
     handles = [
         *_object_handles(explanation),
         Line2D([], [], color=DARK, linewidth=2.2, label="solid: object"),
@@ -75,10 +91,14 @@ def ranking_figure(
     for candidate in reversed(candidates):
         matched = candidate.status in (Status.MATCHED, Status.MERGED)
         box = branch.predictions.boxes[layer, 0, candidate.query].numpy()
-        _box(left, box, picture, color if matched else "#777777", "-" if matched else ":", 1.4 if matched else 1.0)
+        _box(left, box, picture, color if matched else DARK, "-" if matched else ":", 1.6 if matched else 1.2)
     _box(left, branch.targets.boxes[target].numpy(), picture, "white", "-", 4)
     _box(left, branch.targets.boxes[target].numpy(), picture, color, "-", 2.4)
-    left.set_title("matched (solid) and not (dotted)", fontsize=10)
+    first = candidates[:NUMBERED]
+    corners = [_corners(branch.predictions.boxes[layer, 0, c.query].numpy(), picture) for c in first]
+    shades = [color if c.status in (Status.MATCHED, Status.MERGED) else "#d9d9d9" for c in first]
+    draw_labels(left, corners, [str(c.query) for c in first], shades, size=8)
+    left.set_title("solid: matched; numbers: queries", fontsize=10)
 
     place = np.arange(len(candidates))
     alpha = branch.matching.alpha
@@ -92,10 +112,9 @@ def ranking_figure(
         )
     for y, candidate in zip(place, candidates, strict=True):
         bold = "bold" if candidate.status in (Status.MATCHED, Status.MERGED) else "normal"
-        middle.text(candidate.score + 0.02, y, SHORT[candidate.status], va="center", fontsize=8, fontweight=bold,
-                    bbox={"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.9})  # fmt: skip
+        middle.text(1.03, y, SHORT[candidate.status], va="center", fontsize=8, fontweight=bold)
     middle.set_yticks(place, [f"query {c.query}" for c in candidates], fontsize=8)
-    middle.set_xlim(0, 1.25)
+    middle.set_xlim(0, 1.4)
     middle.set_xticks([0, 0.25, 0.5, 0.75, 1])
 
     rest = np.zeros(len(candidates)), np.zeros(len(candidates))  # ends of the bars to the left and right of 0
@@ -125,8 +144,8 @@ def ranking_figure(
 def query_figure(
     explanation: Explanation, query: int, picture: Picture = None, sampling: Sequence[SamplingPoints] | None = None
 ) -> Figure:
-    """Draws a query's path: per layer the reference it starts from, the box it predicts, where it looked (dots, larger for
-    more attention) and the object it is matched to."""
+    """Draws a query's path: per layer the reference it starts from, the box it predicts, where it looked (a mark per level of
+    the pyramid, larger for more attention) and the object it is matched to. All panels show the same part of the image."""
     steps = explanation.query_path(query)
     width = max(6.0, min(3.2 * len(steps), 14.0))
     figure, axes = subplots(len(steps), width=width, height=_height(picture, width / len(steps)) + 1.55)
@@ -135,7 +154,7 @@ def query_figure(
         served = step.one_to_one if step.one_to_one is not None else next(iter(step.one_to_many), None)
         color = DARK if served is None else object_color(served)
         if sampling is not None:
-            _dots(ax, sampling[step.layer], query, picture)
+            marks = _sampled(ax, sampling[step.layer], query, picture)
         for target in sorted({*step.one_to_many, *([] if step.one_to_one is None else [step.one_to_one])}):
             box = explanation.targets.boxes[target].numpy()
             _box(ax, box, picture, "white", "-", 4)
@@ -162,8 +181,9 @@ def query_figure(
         Line2D([], [], color=DARK, linestyle="-", linewidth=2.4, label="object it serves"),
     ]
     if sampling is not None:
-        handles.append(Line2D([], [], color=PALETTE[1], marker="o", linestyle="", label="sampling points"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
+        handles += marks
+    _zoom(axes, explanation, steps, picture)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
     figure.suptitle(f"Query {query} through the decoder layers", fontsize=12)
     return figure
 
@@ -278,16 +298,36 @@ def draw_assignments(ax: Axes, branch: BranchExplanation, layer: int, picture: P
         _box(ax, box, picture, object_color(target), "-", 2.2)
         for query in branch.serving(target, layer):
             _box(ax, boxes[query], picture, object_color(target), "--", 1.2)
+    _number_objects(ax, branch.targets.boxes.numpy(), picture)
 
 
 def object_color(target: int) -> str:
-    """Returns the color of an object in every picture of its image."""
-    return PALETTE[target % len(PALETTE)]
+    """Returns the color of an object in every picture of its image: those that are easiest to tell apart come first."""
+    return OBJECTS[target % len(OBJECTS)]
 
 
 def _height(picture: Picture, width: float) -> float:
     """Height in inches of a panel that shows the picture at this width."""
     return width if picture is None else width * picture.shape[0] / picture.shape[1]
+
+
+def _served_lines(branch: BranchExplanation, layer: int) -> str:
+    """'object 0: queries 7, 3', a line per object, as many as there is room for."""
+    served = [branch.serving(target, layer) for target in range(len(branch.targets))]
+    words = [f"quer{'y' if len(q) == 1 else 'ies'} {', '.join(map(str, q))}" if q else "no query" for q in served]
+    lines = [f"object {target}: {text}" for target, text in enumerate(words[:MOST])]
+    return "\n".join(lines + [f"and {len(words) - MOST} more objects"] * (len(words) > MOST))
+
+
+def _number_objects(ax: Axes, boxes: np.ndarray, picture: Picture) -> None:
+    corners = [_corners(box, picture) for box in boxes]
+    names = [str(target) for target in range(len(boxes))]
+    draw_labels(ax, corners, names, [object_color(target) for target in range(len(boxes))], size=8)
+
+
+def _corners(box: np.ndarray, picture: Picture) -> tuple[float, float, float, float]:
+    (cx, cy), (w, h) = _scaled(box[:2], picture), _scaled(box[2:], picture)
+    return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
 
 
 def safe_lines(text: str) -> str:
@@ -313,12 +353,39 @@ def _box(ax: Axes, box: np.ndarray, picture: Picture, color: str, style: str, wi
     ax.add_patch(Rectangle((cx - w / 2, cy - h / 2), w, h, fill=False, ec=color, ls=style, lw=width))
 
 
-def _dots(ax: Axes, points: SamplingPoints, query: int, picture: Picture) -> None:
-    """Sampling points of all heads, levels and points of a query."""
-    locations, weights = points.locations[query].reshape(-1, 2), points.weights[query].reshape(-1)
-    inside = ((locations >= 0) & (locations <= 1)).all(-1)
-    x, y = zip(*(_scaled(p, picture) for p in locations[inside]), strict=True) if inside.any() else ((), ())
-    ax.scatter(x, y, s=4 + 120 * weights[inside], color=PALETTE[1], alpha=0.75, linewidths=0, zorder=3)
+def _sampled(ax: Axes, points: SamplingPoints, query: int, picture: Picture) -> list[Line2D]:
+    """Draws the sampling points of a query's heads, a mark and color per level; returns the legend's entries."""
+    locations, weights = points.locations[query], points.weights[query]  # [M, L, P, 2], [M, L, P]
+    handles = []
+    for level, (marker, color) in enumerate(
+        zip(MARKERS, (PALETTE[1], PALETTE[4], PALETTE[9], PALETTE[8]), strict=False)
+    ):
+        if level >= locations.shape[1]:
+            break
+        places, size = locations[:, level].reshape(-1, 2), weights[:, level].reshape(-1)
+        x, y = zip(*(_scaled(place, picture) for place in places), strict=True)
+        ax.scatter(
+            x, y, s=5 + 130 * size, color=color, marker=marker, alpha=0.8, linewidths=0.4, edgecolors=DARK, zorder=3
+        )
+        handles.append(
+            Line2D([], [], color=color, marker=marker, mec=DARK, linestyle="", label=f"looks at level {level}")
+        )
+    return handles
+
+
+def _zoom(axes: Sequence[Axes], explanation: Explanation, steps: Sequence[QueryStep], picture: Picture) -> None:
+    """Shows the part of the image where the query's boxes and objects are, with a margin around it."""
+    served = {t for s in steps for t in (*s.one_to_many, *([] if s.one_to_one is None else [s.one_to_one]))}
+    boxes = [step.box for step in steps] + [explanation.targets.boxes[target].numpy() for target in served]
+    corners = np.array([_corners(np.asarray(box), picture) for box in boxes])
+    (x0, y0), (x1, y1) = corners[:, :2].min(0), corners[:, 2:].max(0)
+    height, width = (1.0, 1.0) if picture is None else picture.shape[:2]
+    share = min(1.0, max(1.7 * (x1 - x0) / width, 1.7 * (y1 - y0) / height, 0.3))  # panels keep the image's proportions
+    left = min(max((x0 + x1 - share * width) / 2, 0), (1 - share) * width)
+    top = min(max((y0 + y1 - share * height) / 2, 0), (1 - share) * height)
+    for ax in axes:
+        ax.set_xlim(left, left + share * width)
+        ax.set_ylim(top + share * height, top)
 
 
 __all__ = [

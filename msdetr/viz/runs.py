@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from msdetr.analysis.branches import branch_title
+from msdetr.analysis.health import branch_losses
 from msdetr.analysis.runs import METRICS, Row, Run, Statistic, compare, learning_curves
-from msdetr.viz.style import DARK, colors, finish, run_label, safe, spread, subplots
+from msdetr.viz.style import DARK, MARKERS, colors, finish, run_label, safe, spread, subplots
 
 Groups = Mapping[str, Sequence[Run]]
 
@@ -51,6 +53,29 @@ def loss_figure(groups: Groups) -> Figure:
         finish(ax, label.capitalize(), "step", metric.replace("grad_norm", "gradient norm"), legend=False)
         ax.set_ylim(0)
     _legend_below(figure, axes[0])
+    return figure
+
+
+def branch_figure(run: Run) -> Figure:
+    """Draws of what the loss of a run is made: what each branch adds to it, weighted and summed over layers, and the positives
+    per object of the branches where their number is free."""
+    figure, (left, right) = subplots(2, height=3.8)
+    steps = [line["step"] for line in run.steps]
+    for (name, values), (color, marker) in zip(branch_losses(run).items(), colors(MARKERS).values(), strict=False):
+        style = {
+            "color": color,
+            "marker": marker,
+            "markevery": max(1, len(steps) // 8),
+            "markersize": 4,
+            "linewidth": 1.3,
+        }
+        left.plot(steps, values, label=branch_title(name), **style)
+        right.plot(steps, [line["positives_per_object"].get(name, np.nan) for line in run.steps], **style)
+    finish(left, "Loss by branch (weighted, all layers)", "step", "loss", legend=False)
+    finish(right, "Queries per object that learn from it", "step", "positives per object", legend=False)
+    for ax in (left, right):
+        ax.set_ylim(0)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     return figure
 
 

@@ -14,7 +14,7 @@ from scipy.ndimage import median_filter
 
 from msdetr.analysis.branches import branch_title
 from msdetr.analysis.specimen import recorded
-from msdetr.analysis.stability import FlipRates, MatchHistory
+from msdetr.analysis.stability import KEPT, FlipRates, MatchHistory
 from msdetr.viz.matching import canvas, draw_assignments
 from msdetr.viz.style import DARK, MARKERS, PALETTE, finish, subplots
 
@@ -47,6 +47,22 @@ def flip_figure(rates: FlipRates) -> Figure:
     return figure
 
 
+def filmstrip_figure(history: MatchHistory, image: int = 0, layer: int = -1, most: int = 5) -> Figure:
+    """Draws some frames of ``animate`` beside each other, one-to-one above one-to-many: what is left of it on paper."""
+    records = _chosen(history, most)
+    figure, axes = subplots(len(records), 2, width=max(6.0, 2.0 * len(records)), height=2.3)
+    for column, record in enumerate(records):
+        found = recorded(history, record, image).explain()
+        for row, name in enumerate(KEPT):
+            ax, branch = axes[row * len(records) + column], found.branch(name)
+            canvas(ax, history.pictures[image])
+            draw_assignments(ax, branch, layer, history.pictures[image])
+            ax.set_title(f"step {history.steps[record]}: {int(branch.matched[layer].sum())} pairs", fontsize=9)
+            if column == 0:
+                ax.set_ylabel(branch_title(name) + (" (as it would be)" if branch.hypothetical else ""), fontsize=9)
+    return figure
+
+
 def animate(
     history: MatchHistory,
     path: str | Path,
@@ -61,7 +77,7 @@ def animate(
     At most ``most`` records, evenly spread, are shown.
     """
     path = Path(path)
-    records = np.unique(np.linspace(0, len(history.states) - 1, min(most, len(history.states))).round().astype(int))
+    records = _chosen(history, most)
     figure = Figure(figsize=(6.4, 3.6))  # a fixed layout, so that frames do not jump
     axes = figure.subplots(1, 2, gridspec_kw={"left": 0.02, "right": 0.98, "bottom": 0.02, "top": 0.86, "wspace": 0.05})
 
@@ -70,7 +86,7 @@ def animate(
 
     def draw(record: int) -> None:
         found = recorded(history, record, image).explain()
-        for ax, name in zip(axes, ("one_to_one", "one_to_many"), strict=True):
+        for ax, name in zip(axes, KEPT, strict=True):
             ax.clear()
             canvas(ax, picture)
             draw_assignments(ax, found.branch(name), layer, picture)
@@ -81,13 +97,20 @@ def animate(
         figure.suptitle(f"step {history.steps[record]}, epoch {history.epochs[record]:.1f}", fontsize=11)
 
     frames, shades = [], _palette()
-    for record in records.tolist():
+    for record in records:
         draw(record)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi)
         frames.append(Image.open(buffer).convert("RGB").quantize(palette=shades, dither=Image.Dither.NONE))
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
     return path
+
+
+def _chosen(history: MatchHistory, most: int) -> list[int]:
+    """At most so many records, evenly spread, the first and the last among them."""
+    return np.unique(
+        np.linspace(0, len(history.states) - 1, min(most, len(history.states))).round().astype(int)
+    ).tolist()
 
 
 def _palette() -> Image.Image:

@@ -1,5 +1,6 @@
 """Learning curves and comparisons draw the runs' own numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,14 @@ from small import as_variant
 
 from msdetr.analysis.runs import Run
 from msdetr.config import RunConfig
-from msdetr.viz.runs import class_figure, comparison_figure, cost_figure, learning_curve_figure, loss_figure
+from msdetr.viz.runs import (
+    branch_figure,
+    class_figure,
+    comparison_figure,
+    cost_figure,
+    learning_curve_figure,
+    loss_figure,
+)
 
 
 def run(seed, ap, variant="c"):
@@ -61,3 +69,16 @@ def test_undefined_stays_in_the_picture_beside_very_small_numbers(value):
     [ax] = figure.axes
     assert all(ax.bbox.contains(*text.get_window_extent().p0) for text in ax.texts if text.get_text() == "undefined")
     assert overlapping_texts(figure) == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_branches_add_up_to_what_was_logged(groups):
+    terms = {f"one_to_one/{term}": [0.5, 0.5] for term in ("class", "l1", "giou")}
+    terms |= {f"encoder/{term}": [1.0] for term in ("class", "l1", "giou")}
+    line = {"terms": terms, "positives_per_object": {"one_to_one": 1.0, "encoder": 1.0}}
+    bare = groups["Deformable DETR++"][0]
+    figure = branch_figure(replace(bare, steps=[step | line for step in bare.steps]))
+    weights = bare.config.loss
+    drawn = {ax.get_label(): ax.get_ydata()[0] for ax in figure.axes[0].lines}
+    assert drawn["one-to-one"] == pytest.approx(weights.class_weight + weights.l1_weight + weights.giou_weight)
+    assert set(drawn) == {"one-to-one", "encoder"} and overlapping_texts(figure) == []

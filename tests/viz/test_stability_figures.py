@@ -11,7 +11,7 @@ from msdetr.analysis.stability import FlipRates, MatchRecorder, load_history
 from msdetr.methods import build_detector
 from msdetr.structures import ImageBatch, Targets
 from msdetr.viz.explorer import Explorer
-from msdetr.viz.stability import animate, flip_figure
+from msdetr.viz.stability import animate, filmstrip_figure, flip_figure
 
 
 @pytest.mark.filterwarnings("error")
@@ -57,3 +57,8 @@ def test_steps_of_a_training_run_can_be_explored(history):
     assert "step 1" in explorer.figure(step=1).get_suptitle()
     first = recorded(history, 0, 0).output.one_to_one.boxes
     torch.testing.assert_close(first, history.states[0].one_to_one.boxes)
+
+
+def test_a_filmstrip_has_two_rows_of_frames(history):
+    titles = [ax.get_title() for ax in filmstrip_figure(history, most=2).axes]
+    assert [title.split(":")[0] for title in titles] == ["step 0", "step 2"] * 2
