@@ -92,6 +92,55 @@ def test_inspect_explains_an_image(capsys, run_dir, tmp_path):
     assert list(tmp_path.glob("*.png"))
 
 
+def test_inspect_says_where_ap_went(capsys, run_dir, tmp_path):
+    status, out, _ = run(capsys, "inspect", str(run_dir), "--device", "cpu", "--json", str(tmp_path / "budget.json"))
+    assert status == 0 and "WORST IMAGES" in out and "suppression at IoU 0.5" in out
+    budget = json.loads((tmp_path / "budget.json").read_text())
+    _, _, _ = run(capsys, "eval", str(run_dir), "--device", "cpu", "--output", str(tmp_path / "eval.json"))
+    measured = json.loads((tmp_path / "eval.json").read_text())
+    assert budget["ap"] == pytest.approx(100 * measured["metrics"]["AP"], abs=1e-9)
+    for name, ap in measured["per_class"].items():
+        ours = next(one["ap"] for one in budget["by_class"] if one["name"] == name)
+        assert ours == (None if ap is None else pytest.approx(100 * ap, abs=1e-9))
+    assert budget["ap"] + sum(one["share"] for one in budget["causes"]) == pytest.approx(100, abs=1e-6)
+    assert len(budget["by_layer"]) == 2 and len(budget["images"]) == 6
+    unknown = {one["id"] for one in budget["causes"] if not one["available"]}
+    assert unknown == {"rarely", "switched"} and budget["recorded_images"] == 0  # training was not recorded
+    assert [one["basis"] for one in budget["doctor"]["remedies"]].count("exact") == 5
+
+
+def test_inspect_compares_two_runs(capsys, run_dir, tmp_path):
+    status, out, _ = run(
+        capsys,
+        "inspect",
+        str(run_dir),
+        str(run_dir),
+        "--device",
+        "cpu",
+        "--limit",
+        "2",
+        "--json",
+        str(tmp_path / "both.json"),
+    )
+    both = json.loads((tmp_path / "both.json").read_text())
+    assert status == 0 and "B wins" in out and both["objects"] == [] and both["first"] == both["second"]
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["RUN", "RUN"], "runs: 3 are given"),
+        (["RUN", "--object", "0"], "--object: is about one run"),
+        (["--image", "3", "--json", "x.json"], "--json: is about the budget"),
+        (["--study", "nowhere"], "--study: nowhere has no finished cells"),
+    ],
+)
+def test_inspect_names_what_does_not_go_together(capsys, monkeypatch, tmp_path, more, message):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(capsys, "inspect", "RUN", *more)
+    assert status == 1 and err.startswith(f"msdetr: {message}")
+
+
 def test_recipes_and_doctor(capsys):
     status, out, _ = run(capsys, "recipes")
     assert status == 0 and "coco/ms-detr-pp-900" in out and "50.0 AP" in out
@@ -276,6 +325,7 @@ def test_arguments_outside_their_domain_name_the_option(capsys, tmp_path, monkey
         (["predict", "RUN", "a.png", "--output"], "--output"),
         (["candidates", "RUN", "--output"], "--output"),
         (["inspect", "RUN", "--out"], "--out"),
+        (["inspect", "RUN", "--json"], "--json"),
         (["check-data", "RUN", "--thumbnails"], "--thumbnails"),
         (["convert", "RUN"], "target"),
         (["convert", "RUN", "--to-released"], "target"),

@@ -12,7 +12,7 @@ from ..errors import MSDETRError
 from ..streams import forgiving_output
 from .app import app
 
-from . import training, sweep, using, files, datasets, about, notebooks  # noqa: F401  # isort: skip  (each adds its commands, in this order)
+from . import training, sweep, using, looking, files, datasets, about, notebooks  # noqa: F401  # isort: skip  (each adds its commands, in this order)
 
 
 def main(arguments: list[str] | None = None) -> int:

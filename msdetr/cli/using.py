@@ -1,4 +1,4 @@
-"""What is done with a trained detector: ``msdetr eval | predict | candidates | inspect``."""
+"""What is done with a trained detector: ``msdetr eval | predict | candidates``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..files import json_text, replacing, save_figure
-from .app import Argument, Count, Index, Paths, Share, command
+from .app import Argument, Count, Paths, Share, command
 from .output import number, require_file, require_folder, show_metrics, write
 
 if TYPE_CHECKING:
@@ -182,56 +182,3 @@ def candidates(
             print(f"  {what:28} {value if isinstance(value, int) else number(value)}")
     save_figure(candidate_figure(tables), output / "candidates.png", dpi=150)
     print(f"figure and numbers are in {output}")
-
-
-@command("inspect")
-def inspect(
-    run: Argument[Path],
-    image: str | None = None,
-    out: Path | None = None,
-    object: Index | None = None,
-    query: Index | None = None,
-    branch: str | None = None,
-    layer: Index = 0,
-    threshold: Share | None = None,
-    k: Count | None = None,
-    alpha: Share | None = None,
-    score_threshold: Share = 0.5,
-    data: Path | None = None,
-    split: str | None = None,
-    device: str = "auto",
-) -> None:
-    """The matching microscope: why a detector matched, kept or lost the objects of an image, in words and pictures.
-
-    For example:
-        msdetr inspect runs/mine
-        msdetr inspect runs/mine --image 7 --object 0 --query 12 --out runs/mine/inspect
-
-    Args:
-        run: Run or checkpoint directory.
-        image: Image id or file name of the validation set; the first image with objects by default.
-        out: Folder for the figures; none are written without.
-        object: Object to look at in detail, counted from 0.
-        query: Query to look at in detail; with an object: why the one does not serve the other.
-        branch: Count objects, queries and layers of this branch, as denoising or encoder; one_to_one and one_to_many by
-            default.
-        layer: Decoder layer counted from 1; 0 is the last.
-        threshold: Try another tau than the run's.
-        k: Try another number of queries per object.
-        alpha: Try another share of the class probability in the score.
-        score_threshold: Detections count from this score on.
-        data: Folder with another data set.
-        split: Its split; the run's validation split by default.
-        device: auto, cpu, cuda or cuda:N.
-    """
-    from ..viz.inspect import inspect as look
-
-    require_folder(out, "--out")
-    chosen = int(image) if image is not None and image.lstrip("-").isdigit() else image
-    found = look(
-        run, chosen, out, object=object, query=query, branch=branch, layer=layer, threshold=threshold, k=k,
-        alpha=alpha, score_threshold=score_threshold, data=data, split=split, device=device,
-    )  # fmt: skip
-    print(found.text)
-    if out is not None:
-        print(f"figures: {out}")

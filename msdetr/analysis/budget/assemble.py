@@ -52,7 +52,8 @@ class Accounts:
         for area, errors in ((EVERY_AREA, self._whole), *((SIZES[name], self._sizes[name]) for name in SIZES)):
             errors.append(attribute(scene, thresholds, self.max_detections, area, outranked, overlap))
         for i, errors in enumerate(self._layers):
-            errors.append(attribute(answer_of(scene, i, self.max_detections), thresholds, self.max_detections))
+            answer = answer_of(scene, i, self.max_detections)
+            errors.append(attribute(answer, thresholds, self.max_detections, outranked=outranked))
 
     def budget(self, most: int | None = 20_000) -> Budget:
         """The budget of the images so far; ``most`` failures are put into words."""

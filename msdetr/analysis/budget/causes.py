@@ -1,4 +1,9 @@
-"""The causes of lost AP: what an error of a detector is put down to."""
+"""The causes of lost AP: what an error of a detector is put down to.
+
+Those of final boxes are in the spirit of TIDE (Bolya et al., *TIDE: A General Toolbox for Identifying Object Detection Errors*, ECCV
+2020). Here a detector's queries are known, too, so that a missed object has a reason, and a mended one has a detection where TIDE
+takes it out of the data.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +66,7 @@ ABOUT = {
     ),
     Cause.LOST: About(
         "lost on the way",
-        "A query of an earlier decoder layer reaches the IoU, none of the last does.",
+        "A query of an earlier decoder layer reaches the IoU with the object, no free one of the last does.",
         "the query is detected as it was in that layer, with the score that it had there",
     ),
     Cause.CLASS: About(

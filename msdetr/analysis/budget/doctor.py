@@ -61,8 +61,8 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What would change the lost AP: remedies, best first, and the gain of mending duplicates, which no suppression can exceed by
-    taking duplicates away alone."""
+    """What would change the lost AP: remedies, best first, and what mending duplicates alone would gain; suppression can gain more, as
+    other false detections overlap, too, or less, as it drops true ones."""
 
     duplicates: float
     remedies: tuple[Remedy, ...]
