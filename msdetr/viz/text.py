@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from msdetr.analysis.branches import branch_title
 from msdetr.analysis.health import Finding
 from msdetr.analysis.matching import BranchExplanation, Explanation, ObjectOutcome, QueryStep, object_name
+from msdetr.analysis.runs import Row
 from msdetr.viz.matching import SHORT
 from msdetr.viz.style import safe_text
 
@@ -86,6 +87,28 @@ def health_text(findings: Sequence[Finding]) -> str:
         if f.cause:
             lines.append(f"     likely cause: {safe_text(f.cause, 400)}")
     return "\n".join(lines)
+
+
+def verdict_text(rows: Sequence[Row], metric: str = "AP") -> str:
+    """Says of each row how it compares with the first in a metric, and whether that is more than twice the larger scatter
+    over seeds (standard deviation); with one run on a side there is none to compare with."""
+    first, *others = rows
+    base, lines = first.metrics[metric], []
+    for row in others:
+        mine = row.metrics[metric]
+        if mine.mean is None or base.mean is None:
+            lines.append(f"{metric}: undefined for {safe_text(row.name if mine.mean is None else first.name)}")
+            continue
+        gain = 100 * (mine.mean - base.mean)
+        text = f"{metric}: {safe_text(row.name)} {gain:+.1f} points against {safe_text(first.name)}"
+        if mine.std is None or base.std is None:
+            lines.append(f"{text}; one run on a side has no scatter: this is an anecdote")
+            continue
+        twice = 200 * max(mine.std, base.std)
+        lines.append(
+            f"{text}; twice the larger scatter is {twice:.1f}: this {'passes' if abs(gain) > twice else 'shows nothing'}"
+        )
+    return "\n".join(lines) or f"{metric}: one group only, nothing to compare"
 
 
 def _serving(branch: BranchExplanation, target: int) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 from drawing import overlapping_texts
 from small import as_variant
 
-from msdetr.analysis.runs import Run
+from msdetr.analysis.runs import Run, compare
 from msdetr.config import RunConfig
 from msdetr.viz.runs import (
     branch_figure,
@@ -18,6 +18,7 @@ from msdetr.viz.runs import (
     learning_curve_figure,
     loss_figure,
 )
+from msdetr.viz.text import verdict_text
 
 
 def run(seed, ap, variant="c"):
@@ -82,3 +83,13 @@ def test_branches_add_up_to_what_was_logged(groups):
     drawn = {ax.get_label(): ax.get_ydata()[0] for ax in figure.axes[0].lines}
     assert drawn["one-to-one"] == pytest.approx(weights.class_weight + weights.l1_weight + weights.giou_weight)
     assert set(drawn) == {"one-to-one", "encoder"} and overlapping_texts(figure) == []
+
+
+def test_a_verdict_needs_seeds_and_more_than_twice_their_scatter(groups):
+    base = {"Deformable DETR++": [run(seed, 0.4 + seed / 100, "baseline") for seed in range(3)]}
+    ours = {"MS-DETR (c)": groups["MS-DETR (c)"]}  # 0.5, 0.6, 0.58
+    assert verdict_text(compare(base | ours)).endswith("twice the larger scatter is 10.6: this passes")
+    near = {"MS-DETR (c)": [run(seed, 0.42 + seed / 100) for seed in range(3)]}
+    assert "+2.0 points" in verdict_text(compare(base | near)) and "shows nothing" in verdict_text(compare(base | near))
+    assert "anecdote" in verdict_text(compare({"Deformable DETR++": base["Deformable DETR++"][:1]} | ours))
+    assert "undefined" in verdict_text(compare(base | ours), "APl")
