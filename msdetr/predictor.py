@@ -123,7 +123,7 @@ class Predictor:
         """
         settings = self.config.train
         kept = settings.max_detections if max_detections is None else count(max_detections, "max_detections")
-        size = settings.micro_batch if batch_size is None else count(batch_size, "batch_size")
+        size = settings.at_once if batch_size is None else count(batch_size, "batch_size")
         min_score = fraction(min_score, "min_score")
         return self._stream(iter(images), kept, min_score, size)
 
@@ -238,7 +238,7 @@ def evaluate(
         predictor.detector,
         dataset,
         max_detections=config.train.max_detections if max_detections is None else max_detections,
-        batch_size=config.train.micro_batch,
+        batch_size=config.train.at_once,
         workers=config.data.workers if workers is None else count(workers, "workers", least=0),
         precision=config.train.precision,
         to_detections=build_postprocess(config) or postprocess,

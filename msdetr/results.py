@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import __version__
 from .data import to_pixels
+from .engine.metric import EvalResult
 from .errors import AnnotationError
 from .files import read_json
 from .predictor import NamedDetections, Predictor
@@ -56,20 +59,38 @@ def coco_results(
 def coco_dataset(found: Iterable[NamedDetections], categories: Sequence[int]) -> dict[str, Any]:
     """A whole COCO file with the detections as scored annotations, for viewers such as FiftyOne and labeling tools.
 
-    Images are numbered from 1, and read once more for their sizes.
+    Images are numbered from 1, and read once more for their sizes. Their file names are relative to the folder that all of them
+    are in, which ``info`` names: it is the folder to give to the viewer.
     """
+    found = list(found)
+    folder = common_folder([detections.path for detections in found if detections.path is not None])
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    names: Sequence[str] = ()
     for number, detections in enumerate(found, start=1):
         height, width = to_pixels(detections.path).shape[-2:]
-        names = detections.class_names
-        images.append({"id": number, "file_name": str(detections.path), "width": width, "height": height})
+        name = Path(os.path.relpath(detections.path, folder)).as_posix()
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
         for entry in _entries(detections, number, categories):
             area = entry["bbox"][2] * entry["bbox"][3]
             annotations.append({"id": len(annotations) + 1, **entry, "area": area, "iscrowd": 0})
-    listed = [{"id": i, "name": name} for i, name in zip(categories, names)]
-    return {"info": {}, "images": images, "categories": listed, "annotations": annotations}
+    names: Sequence[str] = found[-1].class_names if found else ()
+    listed = [{"id": i, "name": name, "supercategory": ""} for i, name in zip(categories, names)]
+    info = {"description": "detections", "contributor": f"msdetr {__version__}", "folder": str(folder)}
+    return {"info": info, "licenses": [], "images": images, "categories": listed, "annotations": annotations}
+
+
+def common_folder(paths: Sequence[str | Path]) -> Path:
+    """The deepest folder that all files are in, absolute; the working directory where there are none."""
+    return Path(os.path.commonpath([os.path.abspath(Path(path).parent) for path in paths])) if paths else Path.cwd()
+
+
+def evaluated_detections(result: EvalResult) -> list[dict[str, Any]]:
+    """The detections of an evaluation in COCO's results format, under the ids of the annotations."""
+    return [
+        {"image_id": int(row["image_id"]), "category_id": int(row["category_id"]), "bbox": row["box"].tolist(),
+         "score": float(row["score"])}
+        for row in result.detections
+    ]  # fmt: skip
 
 
 def table(found: Iterable[NamedDetections]) -> str:

@@ -244,7 +244,7 @@ def test_a_full_disk_while_event_files_are_written(tmp_path):
         with pytest.raises(WriteError, match="tensorboard: cannot be written: File too large"):
             for step in range(100):
                 events.add("train", step, {"terms": [1.0] * 10})
-        events.close()
+        events.close("failed")
     finally:
         enough()
 

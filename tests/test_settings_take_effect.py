@@ -158,6 +158,14 @@ def ran(config: RunConfig, run_dir: Path) -> tuple:
     return events, kept, {name: results[name] for name in names}, (run_dir / "tensorboard").exists()
 
 
+def ran_or_refused(config: RunConfig, run_dir: Path) -> tuple | str:
+    """What a training run leaves behind, or what keeps it from starting: a library that is not installed."""
+    try:
+        return *ran(config, run_dir), (run_dir.parent / "mlflow.db").exists()
+    except MSDETRError as error:
+        return str(error)
+
+
 # ---------------------------------------------------------------- every setting, with another value
 
 
@@ -253,6 +261,7 @@ EFFECTS = {
     "train.max_detections": Effect(3, ran),
     "train.log_every": Effect(2, ran),
     "train.tensorboard": Effect(True, ran),
+    "train.mlflow": Effect(True, ran_or_refused),
     "ms_detr.variant": Effect("a", learned),
     "ms_detr.heads": Effect("separate", learned),
     "ms_detr.candidate_ffn": Effect("without", learned),
@@ -359,7 +368,7 @@ def seen(folder):
         key = look, tuple(sorted(settings.items()))
         if key not in known:
             config = small.config("c", **BASE | settings)
-            run_dir = {"run_dir": folder / f"run_{len(known)}"} if look is ran else {}
+            run_dir = {"run_dir": folder / f"run_{len(known)}"} if look in (ran, ran_or_refused) else {}
             known[key] = look(config, **run_dir)
         return known[key]
 

@@ -264,7 +264,7 @@ def measure_run(
     config = evaluation_config(predictor.config, predictor.source, data, split, limit)
     dataset = build_dataset(config, "val")
     check_classes(predictor, dataset)
-    loader = build_eval_loader(dataset, config.train.micro_batch, workers=config.data.workers)
+    loader = build_eval_loader(dataset, config.train.at_once, workers=config.data.workers)
     return measure_candidates(predictor.detector, loader, predictor.device, **settings)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
 
 from ..config import parse_overrides
+from ..errors import MSDETRError
 from ..recipes import requested, run_name
 from .app import Argument, Count, Index, Pairs, command, listed
 from .output import first_rank, number, show_metrics
@@ -35,10 +37,11 @@ def train(
         msdetr train photos/ms-detr-c --data my-photographs
         msdetr train shapes/ms-detr-c --run-dir runs/d --set ms_detr.variant=d train.lr=5e-4
         msdetr train photos/ms-detr-pp-300 --data my-photographs --init-from ms_detr_pp_300.pth --reset-class-head
+        msdetr train photos/deformable-detr --data my-photographs --init-from deformable-detr-folder --reset-class-head
         msdetr train coco/ms-detr-pp-300 --data data/coco --nproc 8
         torchrun --nproc-per-node 8 -m msdetr train coco/ms-detr-pp-300 --data data/coco
 
-    The run directory gets config.yaml, metrics.jsonl, results.json and checkpoints/. The same command again goes on from
+    The run directory gets config.yaml, metrics.jsonl, results.json, checkpoints/ and README.md, a model card. The same command again goes on from
     the last checkpoint. SIGTERM, a closed terminal and Ctrl-C finish the step and save first. A run
     that is finished goes on where --epochs asks for more.
 
@@ -52,7 +55,8 @@ def train(
         device: auto, cpu, cuda or cuda:N.
         nproc: Processes on this machine, e.g. one per GPU; starts torchrun.
         resume: auto: go on from the newest checkpoint if there is one. never: insist on a fresh directory. Or a checkpoint.
-        init_from: Checkpoint, run, or released MS-DETR or Deformable DETR file (.pth) whose weights to start from.
+        init_from: Checkpoint, run, released MS-DETR or Deformable DETR file (.pth), or folder of transformers' Deformable
+            DETR (config.json, model.safetensors) whose weights to start from.
         reset_class_head: With --init-from: start the class heads anew where the number of classes differs.
         init_partial: With --init-from: take over whatever fits and report the rest.
         allow_config_change: Resume although the configuration differs from the checkpoint's.
@@ -93,6 +97,7 @@ def train(
             recorder=partial(MatchRecorder.of_run, images=record_matching) if record_matching else None,
         )
     if first_rank() and nproc == 1:
+        _complete_card(run_dir, device)
         show_metrics(results["metrics"])
         if early := results.get("stopped_early"):
             print(early["text"])
@@ -101,3 +106,13 @@ def train(
                 f"best: AP {number(best['AP'])} after epoch {best['epoch']:.2f}; eval, predict and export use that checkpoint"
             )
         print(f"everything about the run is in {run_dir}")
+
+
+def _complete_card(run_dir: Path, device: str) -> None:
+    """Adds the candidate figure to the model card; a run that cannot have one is finished all the same."""
+    from ..model_card import complete
+
+    try:
+        complete(run_dir, device)
+    except MSDETRError as error:
+        warnings.warn(f"{run_dir}: the model card has no candidate figure: {error}", stacklevel=2)

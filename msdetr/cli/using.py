@@ -24,12 +24,13 @@ def evaluate(
     limit: Count | None = None,
     device: str = "auto",
     output: Path | None = None,
+    detections: Path | None = None,
 ) -> None:
     """Evaluate a run or checkpoint: the twelve COCO numbers and the AP of each class.
 
     For example:
         msdetr eval runs/first
-        msdetr eval runs/first --data data/mine --split test
+        msdetr eval runs/first --data data/mine --split test --detections found.json
 
     Args:
         model: Run directory (its best checkpoint) or checkpoint directory.
@@ -39,10 +40,13 @@ def evaluate(
         limit: Only so many images, the first; all by default.
         device: auto, cpu, cuda or cuda:N.
         output: Also write the numbers to this JSON file.
+        detections: Also write what was detected to this JSON file, in COCO's results format.
     """
     from .. import evaluate as run
+    from ..results import evaluated_detections
 
-    require_file(output, "--output")
+    for path, option in ((output, "--output"), (detections, "--detections")):
+        require_file(path, option)
     result = run(model, data, split, max_detections=max_detections, limit=limit, device=device)
     show_metrics(result.metrics)
     width = max(map(len, result.per_class), default=0)
@@ -52,6 +56,8 @@ def evaluate(
     print("\n" + "\n".join(result.summary().splitlines()[1:]))
     if output:
         write(output, json_text(result.to_dict()) + "\n")
+    if detections:
+        write(detections, json_text(evaluated_detections(result), indent=None) + "\n")
 
 
 @command("predict")

@@ -168,9 +168,7 @@ def _as_kind(value: Any, kind: Any, where: str) -> Any:
             raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, options))}")
         return value
     if origin in (types.UnionType, typing.Union):
-        if value is None or (isinstance(value, str) and value.strip().lower() in ("none", "null")):
-            return None
-        return coerce(value, next(option for option in options if option is not type(None)), where)
+        return _as_option(value, options, where)
     if origin is tuple:
         return _as_tuple(value, options, where)
     if kind is bool:
@@ -186,6 +184,22 @@ def _as_kind(value: Any, kind: Any, where: str) -> Any:
     if not isinstance(value, str) or "\0" in value:
         raise ConfigError(f"{where}: expected text, got {value!r}")
     return value
+
+
+def _as_option(value: Any, options: tuple[Any, ...], where: str) -> Any:
+    """One of the words among the options, None where that is one, else what the remaining option makes of it."""
+    words = [word for option in options if typing.get_origin(option) is Literal for word in typing.get_args(option)]
+    if isinstance(value, str) and value.strip().lower() in words:
+        return value.strip().lower()
+    if type(None) in options and (
+        value is None or (isinstance(value, str) and value.strip().lower() in ("none", "null"))
+    ):
+        return None
+    kind = next(option for option in options if option is not type(None) and typing.get_origin(option) is not Literal)
+    try:
+        return coerce(value, kind, where)
+    except ConfigError as error:
+        raise (ConfigError(f"{error}, or {' or '.join(words)}") if words else error) from None
 
 
 def _as_tuple(value: Any, options: tuple[Any, ...], where: str) -> tuple:

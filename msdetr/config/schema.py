@@ -162,10 +162,9 @@ class TrainConfig:
 
     epochs: Annotated[float, Range(0, 10**6)] = 12
     batch_size: Count = 16  # images per optimiser step over all ranks and micro-batches
-    micro_batch: Annotated[int, Range(1, 10**6), Harmless(on_resume=False)] = (
-        2  # images per forward pass on one device;
+    micro_batch: Annotated[Literal["auto"] | Annotated[int, Range(1, 10**6)], Harmless(on_resume=False)] = (
+        2  # images per forward pass on one device; the rest is gradient accumulation. auto: as many as fit on the GPU
     )
-    # the rest is gradient accumulation
     lr: NotNegative = 2e-4
     lr_backbone: NotNegative = 2e-5
     lr_projection_factor: NotNegative = 0.1  # sampling offsets and reference points learn at lr times this
@@ -188,6 +187,14 @@ class TrainConfig:
     max_detections: Count = 100  # kept per image at evaluation
     log_every: Annotated[int, Range(1), Harmless()] = 10  # steps between lines of metrics.jsonl
     tensorboard: Annotated[bool, Harmless()] = False  # the same as TensorBoard event files in the run directory
+    mlflow: Annotated[bool, Harmless()] = (
+        False  # the same to MLflow: to MLFLOW_TRACKING_URI, else mlflow.db beside the run
+    )
+
+    @property
+    def at_once(self) -> int:
+        """Images per forward pass where nothing is trained, or on a CPU: ``micro_batch``, 2 where that is "auto"."""
+        return 2 if self.micro_batch == "auto" else self.micro_batch
 
     def check(self, run: RunConfig) -> None:
         """What the fields must be to each other."""

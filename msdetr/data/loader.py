@@ -127,7 +127,7 @@ def build_train_loader(
         config.data.workers,
         config.data.worker_timeout,
         batch_sampler=sampler,
-        collate_fn=_MicroBatches(train.micro_batch),
+        collate_fn=_MicroBatches(train.at_once),
     )
 
 

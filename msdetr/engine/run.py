@@ -1,7 +1,7 @@
 """A run directory: one process at a time, plain files that say at any moment how the run stands.
 
-runs/NAME/ config.yaml, data.json, metrics.jsonl, results.json, checkpoints/, figures/, tensorboard/ if asked for,
-held_out.txt where validation images had to be chosen
+runs/NAME/ config.yaml, data.json, metrics.jsonl, results.json, checkpoints/, figures/, README.md (the model card, once it is
+finished), tensorboard/ if asked for, held_out.txt where validation images had to be chosen
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import CheckpointError, FileError, MSDETRError, RunDirectoryError,
 from . import location
 from .distributed import ALONE, World
 from .lock import FileLock, InUse
-from .tensorboard import EventFiles
+from .tracking import Tracker
 
 LOCK = ".lock"
 
@@ -38,7 +38,7 @@ class RunDirectory:
         self.path = Path(path).absolute()  # wherever the process stands later on
         self.world = world
         self._lock: FileLock | None = None
-        self._events: EventFiles | None = None
+        self._trackers: list[Tracker] = []
         self.notes: list[str] = []  # to be told to the person who started the run
 
     def __enter__(self) -> Self:
@@ -49,6 +49,7 @@ class RunDirectory:
     def __exit__(self, kind, error, traceback) -> None:
         if not self.world.main or self._lock is None:
             return
+        status = "finished"
         try:
             if error is not None:
                 status = "failed"
@@ -60,9 +61,8 @@ class RunDirectory:
         except (OSError, MSDETRError):
             pass  # the disk may be what failed; the error itself goes on
         finally:
-            if self._events:
-                with contextlib.suppress(OSError):
-                    self._events.close()
+            for tracker in self._trackers:
+                tracker.close(status)
             self._lock.close()
             self._lock = None
 
@@ -183,15 +183,12 @@ class RunDirectory:
         if self.world.main:
             with self._writing("metrics.jsonl") as path:
                 files.append_json_line(path, {"kind": kind, **values})
-        if self._events:
-            with self._writing("tensorboard"):
-                self._events.add(kind, values["step"], values)
+        for tracker in self._trackers:
+            tracker.add(kind, values["step"], values)
 
-    def log_to_tensorboard(self, step: int) -> None:
-        """From ``step`` on what is logged also goes to event files."""
-        if self.world.main:
-            with self._writing("tensorboard") as path:
-                self._events = EventFiles(path, step)
+    def log_also_to(self, tracker: Tracker) -> None:
+        """What is logged from now on also goes to ``tracker``, which is closed with the run."""
+        self._trackers.append(tracker)
 
     def report(self, name: str, values: Any) -> None:
         """Writes a JSON file of this rank, e.g. about a step that failed."""
@@ -252,8 +249,11 @@ def read_results(run_dir: str | Path) -> dict[str, Any]:
 
 
 _RESULTS = {
-    **{name: ((dict,), "an object") for name in ("metrics", "best", "parameters", "init_from", "stopped_early")},
-    **{name: ((int,), "a whole number") for name in ("steps", "seed", "world_size")},
+    **{
+        name: ((dict,), "an object")
+        for name in ("metrics", "best", "parameters", "init_from", "stopped_early", "mlflow")
+    },
+    **{name: ((int,), "a whole number") for name in ("steps", "seed", "world_size", "micro_batch")},
     **{name: ((int, float), "a number") for name in ("epochs", "seconds")},
     **{name: ((str,), "text") for name in ("error", "recipe", "device", "torch")},
     **{name: ((list,), "a list") for name in ("evaluations", "class_names", "image_remarks")},

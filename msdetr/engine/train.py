@@ -16,7 +16,7 @@ from .progress import style
 from .run import RunDirectory
 from .signals import StopRequest, StopRequested
 from .start import FINISHED, starting_point
-from .tensorboard import require_tensorboard
+from .tracking import require
 from .training import Observer, Training
 
 
@@ -41,7 +41,7 @@ def train(
     resume: "auto" continues from the newest checkpoint in ``run_dir`` if there is one (a run that is finished is
         returned as it is, or goes on where ``config`` has more epochs); "never" insists on a fresh directory; a path
         continues from that checkpoint; the run's later ones are kept in ``run_dir/abandoned_1`` and not gone back to.
-    init_from: checkpoint, run or released .pth file whose weights the training starts from; ``reset_class_head`` where
+    init_from: checkpoint, run, released .pth file or folder of transformers' Deformable DETR whose weights the training starts from; ``reset_class_head`` where
         the number of classes differs, ``init_partial`` to take whatever fits. Does not apply to a run that resumes.
     allow_config_change: resume although the configuration differs from the checkpoint's.
     given_classes: whether the data must have ``model.num_classes`` classes; False: the model gets as many as the data has.
@@ -60,7 +60,9 @@ def train(
     if restarted and checkpoints.available(run_dir):
         resume = "auto"
     if config.train.tensorboard:
-        require_tensorboard()
+        require("tensorboard", "train.tensorboard", "TensorBoard")
+    if config.train.mlflow:
+        require("mlflow", "train.mlflow", "MLflow")
     if progress:
         style()  # raises where MSDETR_PROGRESS is mistyped, before anything is done
     given_classes = classes_were_given(config) if given_classes is None else given_classes

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from torch import nn
 
 from ..config import RunConfig
@@ -19,18 +17,24 @@ from ..methods import build_postprocess
 from ..model.convert import load_released
 from . import checkpoint as checkpoints
 from . import location
+from .card import described_data, write_card
 from .distributed import World
 from .evaluate import evaluate
 from .failures import explaining_dead_ranks, reporting_failed_step
+from .memory import micro_batch
 from .metric import EvalResult
+from .mlflow import MLflowRun
 from .optim import MovingAverage
-from .patience import best_evaluation, out_of_patience, stopping
+from .outcome import image_remarks, outcome
+from .patience import out_of_patience, stopping
 from .postprocess import postprocess
 from .progress import Progress
 from .run import RunDirectory
 from .signals import StopRequest, StopRequested
 from .start import HELD_OUT, build, train_loader
+from .tensorboard import EventFiles
 from .trainer import MicroBatch
+from .transformers_folder import is_transformers_folder, transformers_weights
 from .window import Window
 
 Observer = Callable[[nn.Module, int, float], Any]  # (detector, steps done, epoch)
@@ -66,20 +70,21 @@ class Training:
         self.config = config.override({"model.num_classes": built.model.num_classes})
         if self.config != config:
             run.write_config(self.config)
-        run.write_data_location(config, located.data.root)
+        self.data_root = located.data.root
+        run.write_data_location(config, self.data_root)
         if self.val_set.part is not None and self.val_set.part.held_out:
             run.write_lines(HELD_OUT, self.val_set.annotations.file_names)
         self.observers: dict[str, Observer] = {}
         self.result: EvalResult | None = None  # of the last evaluation
         self.evaluations: list[dict[str, Any]] = []
         self.stopped_early = False
+        self.micro_batch: int | None = None  # images per forward pass, once it is known
         self.failure: Exception | None = None  # to be raised once the finished step is saved
         self.saved_at, self.began = checkpoint.step if own else -1, time.perf_counter()
         if checkpoint is not None:
             self._restore(checkpoint)
         self.resumed_at = self.trainer.steps_done
-        if config.train.tensorboard:
-            run.log_to_tensorboard(self.trainer.steps_done)
+        self._add_trackers()
         self.bar = Progress(
             self.trainer.total_steps, self.trainer.steps_done, title=run.path.name, enabled=progress and world.main
         )
@@ -95,6 +100,7 @@ class Training:
         done = self.trainer.steps_done
         self.began -= checkpoint.training["seconds"]
         self.evaluations = checkpoint.training["evaluations"]
+        self.micro_batch = checkpoint.training.get("micro_batch")
         self._lose_patience()
         if self._is_over:  # it will be evaluated once more
             self.evaluations = [record for record in self.evaluations if record["step"] != done]
@@ -102,10 +108,13 @@ class Training:
         self.run.keep_lines(lambda line: line["step"] <= done and (line["kind"] != "eval" or line["step"] in evaluated))
 
     def initialize(self, path: str | Path, reset_class_head: bool, partial: bool) -> None:
-        """Starts from the weights of a checkpoint or run, or of a released file, and reports what was taken over."""
+        """Starts from the weights of a checkpoint or run, of a released file, or of transformers' Deformable DETR, and reports what
+        was taken over."""
         detector = self.trainer.detector
         if Path(path).is_file():
             weights = load_released(path, self.config)
+        elif is_transformers_folder(path):
+            weights = transformers_weights(path, self.config)
         else:
             weights = checkpoints.find(path, checkpoints.verify_weights).weights()
         taken = checkpoints.load_weights(detector, weights, reset_class_head, partial)
@@ -123,6 +132,16 @@ class Training:
                 self.bar.say("nothing is recorded: the validation set is too large for it")
             else:
                 self.observers["the recorder"] = observer
+
+    def _add_trackers(self) -> None:
+        """Those that the settings ask for, on the first rank."""
+        settings = self.config.train
+        if settings.tensorboard and self.world.main:
+            self.run.log_also_to(EventFiles(self.run.path / "tensorboard", self.trainer.steps_done))
+        if settings.mlflow and self.world.main:
+            tracker = MLflowRun(self.run.path, self.config, self.run.results().get("mlflow"))
+            self.run.write_results(mlflow=tracker.identity)
+            self.run.log_also_to(tracker)
 
     @property
     def epoch(self) -> float:
@@ -145,7 +164,7 @@ class Training:
         """
         from ..data.workers import Reader
 
-        loader = train_loader(self.train_set, self.config, self.trainer)
+        loader = train_loader(self.train_set, self._in_pieces(), self.trainer)
         with explaining_dead_ranks(self.world), self._keeping_finished_steps():
             with Reader(loader, self.stop.interrupting) as data:
                 if self.trainer.steps_done == 0:
@@ -162,6 +181,13 @@ class Training:
                 self._end(failed)
             if self.writer:
                 self.writer.wait()
+
+    def _in_pieces(self) -> RunConfig:
+        """The configuration with the number of images per forward pass, which may have to be found first."""
+        self.micro_batch = micro_batch(self.config, self.trainer, self.train_set, self.micro_batch)
+        if self.config.train.micro_batch == "auto":
+            self.bar.say(f"{self.run.path.name}: {self.micro_batch} images per forward pass (train.micro_batch=auto)")
+        return self.config.override({"train.micro_batch": self.micro_batch})
 
     def _read(self, data: Iterator[list[MicroBatch]]) -> list[MicroBatch]:
         """This rank's part of the next step; nothing where there will be no next step."""
@@ -231,7 +257,7 @@ class Training:
                 self.trainer.evaluated,
                 self.val_set,
                 max_detections=self.config.train.max_detections,
-                batch_size=max(self.config.train.micro_batch, 1),
+                batch_size=self.micro_batch or self.config.train.at_once,
                 workers=self.config.data.workers,
                 worker_timeout=self.config.data.worker_timeout,
                 precision=self.config.train.precision,
@@ -263,6 +289,7 @@ class Training:
         files, training = self.trainer.files()
         if self.writer is not None:
             training |= {"seconds": time.perf_counter() - self.began, "evaluations": self.evaluations}
+            training |= {"micro_batch": self.micro_batch}
             manifest = {
                 "epoch": self.epoch,
                 "config": self.config.to_dict(),
@@ -327,48 +354,24 @@ class Training:
 
     def finish(self) -> dict[str, Any]:
         """Writes and returns the results."""
-        remarks = _image_remarks(self.train_set, self.world)
+        remarks = image_remarks(self.train_set, self.world)
         for remark in remarks:
             self.bar.say(remark)
         early = stopping(self.evaluations, self.config.train.patience) if self.stopped_early else None
         if early:
             self.bar.say(f"{self.run.path.name}: {early['text']}")
         self.bar.close()
-        on_gpu = self.world.device.type == "cuda"
-        parameters = list(self.trainer.detector.parameters())
-        return self.run.write_results(
-            status="finished",
-            error=None,
-            metrics=self.result.metrics,
-            per_class=self.result.per_class,
-            protocol=self.result.protocol,
-            best=best_evaluation(self.evaluations),
+        results = self.run.write_results(
+            **outcome(self.trainer, self.train_set, self.result, self.evaluations),
             stopped_early=early,
-            evaluations=self.evaluations,
-            steps=self.trainer.steps_done,
-            epochs=self.epoch,
             seconds=time.perf_counter() - self.began,
-            parameters={
-                "total": sum(p.numel() for p in parameters),
-                "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-            },
-            world_size=self.world.size,
-            device=torch.cuda.get_device_name(self.world.device) if on_gpu else platform.processor() or "cpu",
-            torch=torch.__version__,
-            class_names=list(self.train_set.class_names),
+            micro_batch=self.micro_batch,
             image_remarks=remarks,
+            data=described_data(self.train_set, self.val_set, self.data_root),
         )
-
-
-def _image_remarks(dataset, world: World) -> list[str]:
-    """What was out of the ordinary about images that any rank read, e.g. "3 × image unreadable and left out, image 4, 7, 9"."""
-    from ..data.annotations import Note
-
-    found: dict[str, set[int]] = {}
-    for report in world.gather(dataset.remarks()):
-        for note in report.notes:
-            found.setdefault(note.kind, set()).update(note.ids)
-    return [str(Note(kind, tuple(sorted(ids)))) for kind, ids in found.items()]
+        if self.world.main:
+            write_card(self.run.path, self.config, results)
+        return results
 
 
 def _due(step: int, every: float, epoch_steps: int) -> bool:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ..config import RunConfig
+from ..config import RunConfig, flatten
+from ..data.settings import settings_line
 from ..errors import CheckpointError
 from ..files import write_atomically
 from ..methods import build_detector
 from ..model.convert_transformers import (
     CONFIG,
+    SAME,
     class_names,
     config_from_transformers,
     config_to_transformers,
@@ -25,6 +27,9 @@ from ..model.convert_transformers import (
 )
 
 WEIGHTS = "model.safetensors"
+SHAPING = {"model.backbone", "model.dilation", *(path for path in SAME.values() if path.startswith("model."))} - {
+    "model.dropout"
+}
 
 
 class Named(Protocol):
@@ -47,7 +52,39 @@ def is_transformers_folder(folder: str | Path) -> bool:
 def read_transformers(folder: str | Path) -> tuple[nn.Module, RunConfig, tuple[str, ...]]:
     """Detector, configuration and class names of a folder of transformers' Deformable DETR. Raises CheckpointError naming the
     file, and the field or tensor, that cannot be used. Nothing that is pickled is read."""
-    folder = Path(folder)
+    values, config, found = _read(Path(folder))
+    detector = build_detector(config)
+    _require_same(Path(folder, WEIGHTS), detector.state_dict(), found)
+    detector.load_state_dict(found)
+    return detector, config, class_names(values)
+
+
+def transformers_weights(folder: str | Path, config: RunConfig) -> dict[str, Tensor]:
+    """The weights in a folder of transformers' Deformable DETR under the names here, for a model of ``config`` with classes of
+    its own. Raises CheckpointError where it is a model of other settings, with the line that makes them the same."""
+    _, theirs, found = _read(Path(folder))
+    wanted = {path: value for path, value in flatten(theirs).items() if path in SHAPING}
+    own = flatten(config)
+    settings: dict[str, Any] = {}
+    if (config.two_stage is None) != (theirs.two_stage is None):
+        settings["two_stage"] = "null" if theirs.two_stage is None else "true"
+    if theirs.two_stage is not None and (config.two_stage is None or config.two_stage.mixed_selection):
+        settings["two_stage.mixed_selection"] = False
+    settings |= {path: value for path, value in wanted.items() if own[path] != value}
+    if settings and not theirs.model.box_refine and config.model.look_forward_twice:
+        settings["model.look_forward_twice"] = False
+    if settings:
+        if "two_stage.mixed_selection" in settings:
+            settings.pop("two_stage", None)  # any field given turns a section on
+        raise CheckpointError(
+            f"{folder}: is a model of other settings than {config.recipe}. With these it can be started from: "
+            f"{settings_line(settings)}"
+        )
+    return found
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], RunConfig, dict[str, Tensor]]:
+    """config.json, the configuration it stands for, and the weights under the names here."""
     try:
         values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -61,16 +98,11 @@ def read_transformers(folder: str | Path) -> tuple[nn.Module, RunConfig, tuple[s
         )
     try:
         config = config_from_transformers(values)
-        state = load_file(folder / WEIGHTS)
-        found = from_transformers(state, config)
+        return values, config, from_transformers(load_file(folder / WEIGHTS), config)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{folder / WEIGHTS}: cannot be read: {error}") from error
-    detector = build_detector(config)
-    _require_same(folder / WEIGHTS, detector.state_dict(), found)
-    detector.load_state_dict(found)
-    return detector, config, class_names(values)
 
 
 def _require_same(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

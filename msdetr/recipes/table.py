@@ -301,6 +301,16 @@ _FINE_TUNE = (
         "train.lr_backbone": 1e-5,
     }
 )
+# one stage, no refinement; its variants with refinement or two stages are named by the error that says what to set
+_HUGGING_FACE = {
+    "ms_detr": None,
+    "two_stage": None,
+    "model.box_refine": False,
+    "model.look_forward_twice": False,
+    "model.ffn_dim": 1024,
+    "model.dropout": 0.1,
+    "loss.class_weight": 2.0,
+}
 
 
 def _all() -> dict[str, Recipe]:
@@ -354,6 +364,11 @@ def _all() -> dict[str, Recipe]:
         "photos/ms-detr-pp-300",
         "the model of coco/ms-detr-pp-300 on a folder of photographs, to go on from released weights with init_from",
         _FINE_TUNE,
+    )
+    add(
+        "photos/deformable-detr",
+        "transformers' SenseTime/deformable-detr on a folder of photographs, to go on from its folder with init_from",
+        _FINE_TUNE | _HUGGING_FACE,
     )
     return recipes
 

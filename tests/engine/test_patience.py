@@ -78,6 +78,7 @@ def test_a_run_ends_early_keeps_its_best_checkpoint_and_says_so(tmp_path, shapes
     assert [record["step"] for record in patient["evaluations"]] == [4, 8, 12, 16, 20, 24]
 
 
+@pytest.mark.fault("F134")
 def test_a_run_that_was_killed_before_it_could_say_so_ends_at_the_same_step(tmp_path, shapes, scripted, monkeypatch):
     steps = scripted(0.3, 0.2, 0.9)
     wanted = config(shapes, train__patience=1)

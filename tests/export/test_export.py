@@ -82,6 +82,7 @@ def test_slim_weights_predict_the_same_and_hold_nothing_else(run, tmp_path):
     assert not any("one_to_many" in name for name in stored)
 
 
+@pytest.mark.fault("F130")
 def test_a_run_that_is_not_finished_is_refused_and_its_checkpoint_is_not(tmp_path):
     folder = write_run(tmp_path / "run", "interrupted")
     with pytest.raises(
@@ -91,6 +92,7 @@ def test_a_run_that_is_not_finished_is_refused_and_its_checkpoint_is_not(tmp_pat
     export(folder / "checkpoints" / "step_00000001", "weights", tmp_path / "slim")
 
 
+@pytest.mark.fault("F131")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -106,6 +108,7 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(changes, 
     assert not (tmp_path / "file").exists()
 
 
+@pytest.mark.fault("F131")
 def test_nothing_is_overwritten_unasked(run, tmp_path):
     (tmp_path / "mine.pt2").write_text("precious")
     with pytest.raises(ConfigError, match="is there already"):
@@ -113,6 +116,7 @@ def test_nothing_is_overwritten_unasked(run, tmp_path):
     assert (tmp_path / "mine.pt2").read_text() == "precious"
 
 
+@pytest.mark.fault("F132")
 @pytest.mark.parametrize("name", ["a.onnx", "a.pt2", "a.txt"])
 def test_metadata_of_a_foreign_file(name, tmp_path):
     (tmp_path / name).write_bytes(b"no such thing")

@@ -87,7 +87,7 @@ class RunScenes:
         from msdetr.engine.progress import Progress
 
         settings = self.config.train
-        loader = build_eval_loader(self.dataset, settings.micro_batch, workers=self.config.data.workers)
+        loader = build_eval_loader(self.dataset, settings.at_once, workers=self.config.data.workers)
         bar = Progress(len(self), title="budget", unit="image", enabled=self.progress, brief=True)
         for batch, targets in loader:
             with torch.inference_mode(), mixed_precision(self.predictor.device, settings.precision):

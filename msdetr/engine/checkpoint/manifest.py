@@ -107,6 +107,8 @@ def _training_part(name: str, value: Any) -> tuple[bool, str]:
         return good, "a list of parameter groups with the names of their parameters"
     if name == "world_size":
         return _whole(value, 1), "a whole number from 1"
+    if name == "micro_batch":
+        return value is None or _whole(value, 1), "a whole number from 1, or null"
     if name == "seconds":
         return _number(value) and value >= 0, "a number from 0"
     if name == "evaluations":
