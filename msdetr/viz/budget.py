@@ -121,7 +121,7 @@ def failure_figure(dataset, failures: Sequence[Failure], count: int = 6, budget:
         _surroundings(ax, boxes, pixels.shape)
         ax.set_title(fill(safe(f"image {one.image_id}: {one.sentence}", 260), 46), fontsize=7.5)
     handles = [
-        Line2D([], [], color=_OBJECT, linestyle="--", label="annotated object"),
+        Line2D([], [], color=_OBJECT, linestyle="--", label="annotated object (thick: the one it is about)"),
         Line2D([], [], color=_DETECTION, label="detection it is about"),
         Line2D([], [], color=_PAIR, linestyle=":", label="detection that finds the object"),
     ]
@@ -133,7 +133,7 @@ def _draw_scene(ax: Axes, failure: Failure, scene) -> list[tuple[float, ...]]:
     """Draws objects and the detections that a failure speaks of; returns the boxes that must be seen."""
     objects = [_corners(box) for box in scene.objects.boxes[~scene.objects.crowd]]
     for box in objects:
-        draw_box(ax, box, _OBJECT, style="--", width=1.0)
+        draw_box(ax, box, _OBJECT, style="--", width=0.8)
     seen = [] if failure.object is None else [objects[failure.object]]
     for detection, color, style in ((failure.pair, _PAIR, ":"), (failure.detection, _DETECTION, "-")):
         if detection is not None:

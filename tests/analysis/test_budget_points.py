@@ -146,6 +146,7 @@ def test_a_failure_says_what_it_is_of_and_what_it_costs():
     missed = found.failures_of(kind="missed")[0]
     assert (missed.cause, missed.object, missed.detection) == (Cause.CLASS, 1, 3)
     assert missed.lost_ap == pytest.approx(50) and missed.thresholds == found.thresholds
+    assert (missed.size, background.size) == ("medium", "small") and len(found.failures_of(size="large")) == 0
     low = found.failures_of(kind="low")[0]
     assert (low.object, low.detection, low.cause) == (0, 1, Cause.OUTRANKED)
 

@@ -14,7 +14,16 @@ def part(name="all", ap=40.0):
 
 
 def failure(image_id, cause, lost_ap, **more):
-    given = {"kind": Kind.MISSED, "object": 0, "detection": None, "query": None, "label": 1, "score": None, "iou": None}
+    given = {
+        "kind": Kind.MISSED,
+        "object": 0,
+        "detection": None,
+        "query": None,
+        "label": 1,
+        "size": "small",
+        "score": None,
+        "iou": None,
+    }
     box, sentence = (0.0, 1.0, 2.0, 3.0), "object 0 (<script>) is missed"
     return Failure(image_id=image_id, cause=cause, lost_ap=lost_ap, box=box, thresholds=(0.5,), sentence=sentence, **{**given, **more})  # fmt: skip
 

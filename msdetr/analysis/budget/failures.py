@@ -16,6 +16,7 @@ from msdetr.analysis.budget.ledger import Ledger
 from msdetr.analysis.budget.marginal import Marginal, marginal
 from msdetr.analysis.budget.ranking import MISSED, TOP
 from msdetr.analysis.budget.report import Failure, ImageLoss
+from msdetr.analysis.budget.scoring import SIZES
 from msdetr.analysis.budget.words import Words
 
 _OF_DETECTIONS = tuple(CAUSES.index(cause) for cause in (Cause.CLASS, Cause.PLACED))
@@ -193,6 +194,7 @@ def _failure(ledger: Ledger, entry: _Entry, words: Words) -> Failure:
             detection, query = _known(missed.detection[at, item]), _known(missed.query[at, item])
             layer, iou = _known(missed.layer[at, item]), float(missed.iou[at, item])
             sentence = words.missed(at, item, thresholds)
+    area = box[2] * box[3] if target is None else objects.areas[target]
     if detection is not None:
         query = _known(found.query[detection])
     score = float(found.scores[detection]) if detection is not None else None
@@ -207,6 +209,7 @@ def _failure(ledger: Ledger, entry: _Entry, words: Words) -> Failure:
         detection=detection,
         query=query,
         label=label,
+        size=_size(area),
         box=(float(box[0]), float(box[1]), float(box[0] + box[2]), float(box[1] + box[3])),
         score=score,
         iou=iou,
@@ -224,6 +227,11 @@ def _above(ledger: Ledger, at: int, image: int, detection: int) -> int:
     others = ledger.detections_of[ledger.labels[place]]
     rank = ledger.ranks.detections
     return int(((ledger.cause[at, others] >= 0) & (rank[others] < rank[place])).sum())
+
+
+def _size(area: float) -> str:
+    """Of an area on the limit of two, the smaller."""
+    return next((name for name, (_, most) in SIZES.items() if area <= most), "large")
 
 
 def _known(value) -> int | None:

@@ -76,7 +76,8 @@ class Failure:
     image_id: of the data set. kind, cause: what it is and why. lost_ap: what AP would gain if it alone were mended.
     object: its place among the image's objects without crowds, from 0; None for background. detection: its place among
     the image's detections, best first; None where nothing was detected. query: that made it; None where it is not known.
-    label: class index of the object, or of a false detection. box: (left, top, right, bottom) in pixels. score, iou: of the
+    label: class index of the object, or of a false detection. size: small, medium or large by COCO's ranges of area, of the object, or of
+    the box of a detection without one. box: (left, top, right, bottom) in pixels. score, iou: of the
     detection, with the object; None where there is none. thresholds: IoU thresholds. layer: the decoder layer, from 1,
     that moved a candidate away. pair: of a duplicate or a wrong class, the detection that finds the object. gap: by how much the
     score of the pair is higher. sentence: all of it in words.
@@ -90,6 +91,7 @@ class Failure:
     detection: int | None
     query: int | None
     label: int
+    size: str
     box: tuple[float, float, float, float]
     score: float | None
     iou: float | None
@@ -159,9 +161,10 @@ class Budget:
         cause: Cause | str | None = None,
         label: int | None = None,
         kind: Kind | str | None = None,
+        size: str | None = None,
     ) -> list[Failure]:
-        """The failures of an image, of a cause, a class or a kind, by lost AP."""
-        wanted = {"image_id": image_id, "cause": cause, "label": label, "kind": kind}
+        """The failures of an image, of a cause, a class, a kind or a size, by lost AP."""
+        wanted = {"image_id": image_id, "cause": cause, "label": label, "kind": kind, "size": size}
         wanted = {name: value for name, value in wanted.items() if value is not None}
         return [one for one in self.failures if all(getattr(one, name) == value for name, value in wanted.items())]
 
