@@ -4,7 +4,7 @@ VENV ?= .venv
 RUNS ?= runs
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-slow faults conformance bench notebooks lint types clean
+.PHONY: help demo test test-slow faults conformance bench notebooks docs links lint types clean
 
 help:
 	@echo "make demo         set up, train a baseline and MS-DETR on the embedded data, compare them, draw the figures"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench        the benchmarks that need nothing else; results go to benchmarks/results"
 	@echo "make lint types   style; types of the public modules"
 	@echo "make notebooks    run every notebook in its fast mode"
+	@echo "make docs         the site with course, how-to pages and API: build/site/index.html; make links: links to other sites"
 
 $(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -c "import sys; sys.exit('Python 3.11 or newer is needed; this is ' + sys.version.split()[0] + '. Try: make PYTHON=python3.12 ...') if sys.version_info < (3, 11) else None"
@@ -45,9 +46,19 @@ bench: $(VENV)/.ready
 notebooks: $(VENV)/.ready
 	$(BIN)/python -m pytest -q tests/test_notebooks.py
 
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/site
+
+links: $(VENV)/.docs
+	$(BIN)/python -m sphinx -b linkcheck docs build/links
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	touch $@
+
 lint: $(VENV)/.ready
-	$(BIN)/ruff check msdetr tests benchmarks
-	$(BIN)/ruff format --check msdetr tests benchmarks
+	$(BIN)/ruff check msdetr tests benchmarks docs
+	$(BIN)/ruff format --check msdetr tests benchmarks docs/*.py
 
 types: $(VENV)/.ready
 	$(BIN)/python -m mypy
