@@ -135,6 +135,19 @@ def test_inspect_says_where_ap_went(capsys, run_dir, tmp_path):
     assert [one["basis"] for one in budget["doctor"]["remedies"]].count("exact") == 5
 
 
+def test_failures_of_a_cause_and_class_are_listed_and_drawn(capsys, run_dir, tmp_path):
+    picture, given = tmp_path / "shown.png", ["failures", str(run_dir), "--device", "cpu"]
+    status, out, _ = run(
+        capsys, *given, "--cause", "background", "--category", "ring", "--top", "3", "--picture", str(picture)
+    )
+    lines = out.splitlines()
+    assert status == 0 and "3 shown" in lines[0] and picture.stat().st_size > 1000
+    assert all("background taken for an object: Detection" in line and "(ring " in line for line in lines[1:4])
+    for option, wrong in (("--cause", "weather"), ("--category", "cow"), ("--size", "huge"), ("--image", "99")):
+        status, _, err = run(capsys, *given, option, wrong)
+        assert status == 1 and err.startswith(f"msdetr: {option}: ") and "is none of" in err
+
+
 def test_inspect_compares_two_runs(capsys, run_dir, tmp_path):
     status, out, _ = run(
         capsys,
@@ -353,6 +366,7 @@ def test_arguments_outside_their_domain_name_the_option(capsys, tmp_path, monkey
         (["candidates", "RUN", "--output"], "--output"),
         (["inspect", "RUN", "--out"], "--out"),
         (["inspect", "RUN", "--json"], "--json"),
+        (["failures", "RUN", "--picture"], "--picture"),
         (["check-data", "RUN", "--thumbnails"], "--thumbnails"),
         (["convert", "RUN"], "target"),
         (["convert", "RUN", "--to-released"], "target"),

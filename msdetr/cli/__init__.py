@@ -1,4 +1,4 @@
-"""The command line: ``msdetr train | sweep | eval | predict | candidates | inspect | verify | card | recipes | doctor |
+"""The command line: ``msdetr train | sweep | eval | predict | candidates | inspect | failures | verify | card | recipes | doctor |
 check-data | data | convert | export | course | notebook | demo``. Every command has ``--help``; ``--debug`` shows the traceback of an error."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ..errors import MSDETRError
 from ..streams import forgiving_output
 from .app import app
 
-from . import training, sweep, using, card, looking, files, datasets, about, notebooks  # noqa: F401  # isort: skip  (each adds its commands, in this order)
+from . import training, sweep, using, card, looking, failures, files, datasets, about, notebooks  # noqa: F401  # isort: skip  (each adds its commands, in this order)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -99,6 +99,21 @@ def worst_text(budget: Budget, images: int = 5, reasons: int = 3) -> str:
     return "\n".join(lines)
 
 
+def failure_text(budget: Budget, failures: Sequence[Failure], top: int = 20) -> str:
+    """Failures, one a line: what AP would gain were it alone mended, the image, its cause and the reason."""
+    if not failures:
+        return "no failures of this kind"
+    names = {one.image_id: one.name for one in budget.images}
+    lines = [f"AP {budget.ap:.1f}" if budget.ap is not None else "AP is undefined"]
+    lines[0] += f"; {len(failures):,} failures, {min(top, len(failures)):,} shown"
+    for one in failures[:top]:
+        name = safe_text(names.get(one.image_id) or f"image {one.image_id}", 40)
+        lines.append(
+            f"{one.lost_ap:>6.3f}  {name} (image {one.image_id})  {one.cause.title}: {safe_text(one.sentence, 400)}"
+        )
+    return "\n".join(lines)
+
+
 def told_once(failures: Sequence[Failure]) -> list[Failure]:
     """Without the false detections that a missed object is put down to already: one failure, seen from both sides."""
     blamed = {

@@ -38,10 +38,15 @@ def measure_budget(
     this is. cells: of studies, see ``diagnose``. Training that was recorded is taken into account on the run's own validation images. Raises the errors of
     ``msdetr.load``, ``msdetr.evaluate`` and of the data set.
     """
-    predictor = load(run, device)
-    scenes = RunScenes(predictor, data, split, limit, progress)
-    history = _history(predictor) if data is None and split is None else None
-    accounts = Accounts(predictor.class_names, scenes.max_detections, history)
+    scenes = RunScenes(load(run, device), data, split, limit, progress)
+    return measured(scenes, cells, own_data=data is None and split is None)
+
+
+def measured(scenes: RunScenes, cells: Sequence[Cell] = (), own_data: bool = True) -> tuple[Budget, Diagnosis]:
+    """As ``measure_budget``, of images and a detector at hand. own_data: the images are those that the run validated on, so
+    that what was recorded of its training is about them."""
+    predictor = scenes.predictor
+    accounts = Accounts(predictor.class_names, scenes.max_detections, _history(predictor) if own_data else None)
     suppressions = Suppression.usual(scenes.max_detections, pairs=scenes.answers_pairs)
     for scene in scenes:
         accounts.add(scene)
