@@ -1,0 +1,144 @@
+// An object's candidates, ranked: what one-to-many matching adds up to a score, what one-to-one matching adds up to a cost.
+
+import { objectColor } from "./colors.js";
+import { choice, h, show } from "./dom.js";
+import { STATUS, serves } from "./matching.js";
+import { number, plain, ranking } from "./numbers.js";
+import { oneToManyReason, oneToOneCost, oneToOneReason } from "./reasons.js";
+import { oneToOneStatus } from "./scene.js";
+
+const FEW = 12;
+
+/** The table of the chosen object. Returns {element, update(scene, state), mark(hover)}. */
+export function candidates(content, actions) {
+  const judge = choice(
+    "which matching",
+    [
+      ["many", "Candidates by score", "as one-to-many matching sees them (j)"],
+      ["one", "by cost", "as one-to-one matching sees them (j)"],
+    ],
+    (value) => actions.set({ judge: value }),
+  );
+  const table = h("table", { class: "candidates" });
+  const more = h("button", { type: "button", class: "quiet" });
+  const why = h("p", { class: "why" });
+  const element = h("section", { "aria-label": "candidates" }, judge.element, h("div", { class: "scroll" }, table), more, why);
+  let rows = new Map();
+  let all = false;
+  more.addEventListener("click", () => {
+    all = !all;
+    actions.set({});
+  });
+
+  function update(scene, state) {
+    element.hidden = state.object === null || !scene;
+    if (element.hidden) return;
+    judge.set(state.judge);
+    const ranked = state.judge === "many" ? byScore(scene, state) : byCost(scene, state);
+    rows = new Map(ranked.rows.slice(0, all ? undefined : FEW));
+    const chosen = state.query?.run === scene.run ? state.query.query : null;
+    if (chosen !== null && !rows.has(chosen)) rows.set(...ranked.rows.find(([query]) => query === chosen));
+    for (const [query, row] of rows) row.setAttribute("aria-selected", String(query === chosen));
+    show(table, h("thead", {}, h("tr", {}, ranked.heads.map(([text, title]) => h("th", { scope: "col", title }, text)))), h("tbody", {}, [...rows.values()]));
+    more.hidden = ranked.rows.length <= FEW;
+    more.textContent = all ? `the best ${FEW} only` : `all ${ranked.rows.length} queries`;
+    const asked = chosen ?? state.hoverQuery ?? null;
+    show(
+      why,
+      asked === null
+        ? ranked.note
+        : [h("b", {}, "one-to-many: "), oneToManyReason(content, scene, state.object, asked), h("br"), h("b", {}, "one-to-one: "), oneToOneReason(content, scene, state.object, asked)],
+    );
+  }
+
+  /** A row: pointing at it lights up the box, and choosing it shows the query's path. */
+  function row(scene, state, query, status, cells) {
+    const here = { run: scene.run, query, object: state.object, branch: state.judge };
+    const choose = () => actions.select({ run: scene.run, query, keep: true });
+    return h(
+      "tr",
+      {
+        tabindex: 0,
+        "data-query": query,
+        class: serves(status) ? "serves" : null,
+        style: { "--own": objectColor(state.object) },
+        onpointerenter: () => actions.hover(here),
+        onpointerleave: () => actions.hover(null),
+        onfocus: () => actions.hover(here),
+        onclick: choose,
+        onkeydown: (event) => event.key === "Enter" && choose(),
+      },
+      cells.map((cell) => (cell instanceof Element ? cell : h("td", {}, cell))),
+    );
+  }
+
+  function byScore(scene, state) {
+    const { found, settings } = scene;
+    const { queries } = found;
+    const first = state.object * queries;
+    const order = ranking(found.score.subarray(first, first + queries));
+    const { alpha } = settings;
+    return {
+      heads: [
+        ["#", "rank by score"],
+        ["query"],
+        ["s", "probability of the object's class"],
+        ["IoU", "of the query's box with the object's"],
+        [`${plain(alpha)}·s + ${plain(1 - alpha)}·IoU`, "both shares of the score; the line is τ"],
+        ["score"],
+        ["fate", "what one-to-many matching made of the pair"],
+      ],
+      note: `The boxes are those of the ${scene.frame.many === scene.frame.one ? "one-to-one (there is no other)" : "one-to-many"} branch. Filled: the query serves the object; the line in the bar is τ.`,
+      rows: order.map((query, rank) => {
+        const at = first + query;
+        const [p, overlap] = [found.seen.probability[at], found.seen.iou[at]];
+        const status = found.status[at];
+        const bar = h(
+          "td",
+          { class: "bar" },
+          h("i", { class: "class", style: { width: `${100 * alpha * p}%` } }),
+          h("i", { class: "iou", style: { width: `${100 * (1 - alpha) * overlap}%` } }),
+          h("i", { class: "tau", style: { left: `${100 * settings.threshold}%` } }),
+        );
+        return [query, row(scene, state, query, status, [rank + 1, query, number(p), number(overlap), bar, number(found.score[at], 3), fate(STATUS[status], status)])];
+      }),
+    };
+  }
+
+  function byCost(scene, state) {
+    const { queries } = scene.frame.one;
+    const costs = Array.from({ length: queries }, (_, query) => oneToOneCost(content, scene, state.object, query));
+    const order = ranking(costs.map((terms) => -terms.total));
+    const weights = content.runs[scene.run].weights.map(plain);
+    return {
+      heads: [
+        ["#", "rank by cost"],
+        ["query"],
+        ["s", "probability of the object's class"],
+        ["IoU", "of the query's box with the object's"],
+        [`${weights[0]}·class`, "focal loss of a positive minus that of a negative"],
+        [`${weights[1]}·L1`, "distance of center and size"],
+        [`${weights[2]}·GIoU`, "negative generalized IoU"],
+        ["cost"],
+        ["fate", "what one-to-one matching made of the pair"],
+      ],
+      note: "The boxes are those of the one-to-one branch. Hungarian matching makes the total cost of the image least, so an object need not get its cheapest query.",
+      rows: order.map((query, rank) => {
+        const at = state.object * queries + query;
+        const { probability, iou } = scene.one.seen;
+        const terms = costs[query];
+        const status = oneToOneStatus(scene, state.object, query);
+        const cells = [rank + 1, query, number(probability[at]), number(iou[at]), number(terms.class), number(terms.l1), number(terms.giou), number(terms.total), fate(STATUS[status], status)];
+        return [query, row(scene, state, query, status, cells)];
+      }),
+    };
+  }
+
+  return {
+    element,
+    update,
+    mark: (hover) => rows.forEach((row, query) => row.classList.toggle("marked", hover?.query === query)),
+  };
+}
+
+const fate = (text, status) => h("td", { class: `fate ${status}` }, text);

@@ -1,0 +1,29 @@
+// Colors that color-blind people can tell apart (the palette of the package's figures), each with a line of its own.
+
+const PALETTE = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"];
+
+/** Color of an object in every picture and table of its image. */
+export const objectColor = (target) => PALETTE[target % PALETTE.length];
+
+/** Color of the text on a background of this color: dark or white, whichever reads better. */
+export function inkOn(color) {
+  const [r, g, b] = [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16) / 255);
+  return 0.299 * r + 0.587 * g + 0.114 * b > 0.6 ? "#111" : "#fff";
+}
+
+/** How an object's fate in the output looks: color, dashes and sign. */
+export const OUTCOMES = {
+  found: { color: "#029e73", dash: null, sign: "✓" },
+  doubled: { color: "#de8f05", dash: "10 4", sign: "×2" },
+  missed: { color: "#d55e00", dash: "2 4", sign: "✕" },
+};
+
+/** How a detection looks. */
+export const DETECTIONS = {
+  found: { color: "#029e73", dash: null },
+  duplicate: { color: "#de8f05", dash: "8 3" },
+  background: { color: "#cc78bc", dash: "2 3" },
+};
+
+/** Color and hatching of the n-th cause or bar. */
+export const barColor = (index) => ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#56b4e9", "#949494"][index % 8];

@@ -1,0 +1,161 @@
+"""What the page shows, as plain values that JSON can hold: runs, images, and what each run predicts on each image.
+
+Shape legend: K layers, T objects of the image, Q queries, S classes that objects of the image have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from msdetr.analysis.look import SamplingPoints
+from msdetr.analysis.matching import BranchExplanation, Explanation
+from msdetr.analysis.specimen import Specimen
+from msdetr.matching import HungarianMatcher, ReleasedMrDETR, class_probability
+from msdetr.structures import Predictions
+from msdetr.viz.page.packing import packed, picture_text
+
+FORMAT = 1
+LEAST = 0.02  # probability of a detection that the page still lists
+
+
+@dataclass(frozen=True)
+class Detail:
+    """How much of everything travels with the page. exact: predictions in 32 bits, with which the page's matching equals the
+    package's to the last bit; else in 16. picture: longest side in pixels. queries: of how many queries an image the sampling
+    points are kept. points: how many of a query in a layer, the heaviest. frames: of a recorded training."""
+
+    exact: bool = True
+    picture: int = 640
+    queries: int = 16
+    points: int = 32
+    frames: int = 40
+
+
+DETAILS = (
+    Detail(),
+    Detail(exact=False, queries=12, points=24, frames=24),
+    Detail(exact=False, picture=480, queries=8, points=16, frames=16),
+    Detail(exact=False, picture=320, queries=4, points=12, frames=8),
+    Detail(exact=False, picture=240, queries=0, points=0, frames=4),
+)
+
+
+def image_content(specimen: Specimen, detail: Detail) -> dict[str, Any]:
+    """Picture and objects of an image, without predictions."""
+    picture, targets = specimen.picture, specimen.targets
+    height, width = (1, 1) if picture is None else picture.shape[:2]
+    return {
+        "id": None if not targets.image_ids else int(targets.image_ids[0]),
+        "name": specimen.name,
+        "width": int(width),
+        "height": int(height),
+        "picture": None if picture is None else picture_text(_eight_bits(picture), detail.picture),
+        "labels": targets.labels.tolist(),
+        "boxes": packed(targets.boxes.numpy(), "f4"),
+    }
+
+
+def frame_content(specimen: Specimen, detail: Detail, max_detections: int = 100) -> dict[str, Any]:
+    """What a detector predicts on an image at one moment: both branches, one-to-one pairs, detections and sampling points."""
+    found = specimen.explain()
+    one, many = found.one_to_one, found.one_to_many
+    layer, target, query = (getattr(one.matches, name).numpy() for name in ("layer", "target", "query"))
+    probability = one.predictions.logits[:, 0].float().sigmoid().numpy()  # [K, Q, C]
+    detections = _detections(probability[-1], max_detections)
+    return {
+        "one_to_one": _branch(one, detail),
+        "one_to_many": None if many.hypothetical else _branch(many, detail),
+        "pairs": packed(np.stack([layer, target, query], -1), "u2"),
+        "top": {
+            "labels": packed(probability.argmax(-1), "u2") if probability.shape[-1] else [],
+            "scores": packed(probability.max(-1), "f2") if probability.shape[-1] else [],
+        },
+        "detections": {
+            "queries": detections[0].tolist(),
+            "labels": detections[1].tolist(),
+            "scores": packed(probability[-1][detections], "f4"),
+        },
+        "references": None if found.references is None else packed(found.references, "q2"),
+        "sampling": None if specimen.sampling is None else _sampling(specimen.sampling, found, detections[0], detail),
+    }
+
+
+def rules_content(specimen: Specimen) -> dict[str, Any]:
+    """How a run was matched in training: settings, weights of the cost, and whether one-to-many matching was Algorithm 1."""
+    found = specimen.explain()
+    many, one = found.one_to_many, found.one_to_one
+    rules = asdict(many.matching)
+    weights = [rules.pop(f"cost_{name}") for name in ("class", "l1", "giou")]
+    if isinstance(one.matcher, HungarianMatcher):
+        weights = [float(one.matcher.costs.get(name, (0.0, None))[0]) for name in ("class", "l1", "giou")]
+    return {
+        "rules": rules,
+        "weights": weights,
+        "hypothetical": many.hypothetical,
+        "one_to_one_is_hungarian": isinstance(one.matcher, HungarianMatcher),
+    }
+
+
+def _branch(branch: BranchExplanation, detail: Detail) -> dict[str, Any]:
+    predictions = Predictions(branch.predictions.logits.float(), branch.predictions.boxes.float())
+    labels = branch.objects.labels
+    columns, first = np.unique(labels.numpy(), return_index=True)
+    probability = class_probability(predictions, branch.objects).numpy()[:, first]  # [K, S, Q]
+    depth, queries = predictions.logits.shape[0], predictions.logits.shape[2]
+    content = {
+        "layers": depth,
+        "queries": queries,
+        "columns": columns.tolist(),
+        "scores": packed(probability.transpose(0, 2, 1), "f4" if detail.exact else "f2"),
+        "boxes": packed(predictions.boxes[:, 0].numpy(), "f4" if detail.exact else "q2"),
+    }
+    return content | ({"limit": 225} if isinstance(branch.matcher, ReleasedMrDETR) else {})
+
+
+def _detections(probability: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and classes of the best pairs, best first; ties as in the detector's answer: the lower index first."""
+    best = np.argsort(-probability, axis=None, kind="stable")[:most]
+    best = best[probability.ravel()[best] >= LEAST]
+    query, label = np.unravel_index(best, probability.shape)
+    return query, label
+
+
+def _sampling(
+    layers: Sequence[SamplingPoints], found: Explanation, detected: np.ndarray, detail: Detail
+) -> dict[str, Any] | None:
+    """The heaviest sampling points of the queries that somebody will ask for: those that serve an object in the last layer,
+    one-to-one first, and those that detect most surely."""
+    one, many = found.one_to_one, found.one_to_many
+    wanted = [query for target in range(len(one.objects)) for query in one.serving(target)]
+    wanted += [query for target in range(len(many.objects)) for query in many.serving(target)[:1]]
+    wanted = list(dict.fromkeys([*wanted, *detected.tolist()]))[: detail.queries]
+    if not wanted or not detail.points:
+        return None
+    places, weights, share = [], [], 1.0
+    for layer in layers:
+        location = layer.locations[wanted].reshape(len(wanted), -1, 2)
+        weight = layer.weights[wanted].reshape(len(wanted), -1)
+        heaviest = np.argsort(-weight, axis=1, kind="stable")[:, : detail.points]
+        total = weight.sum(1)
+        location = np.take_along_axis(location, heaviest[..., None], 1)
+        weight = np.take_along_axis(weight, heaviest, 1)
+        share = min(share, float((weight.sum(1) / np.maximum(total, 1e-9)).min()))
+        places.append(np.clip(location, -0.25, 1.25))
+        weights.append(weight)
+    return {
+        "queries": wanted,
+        "points": int(places[0].shape[1]),
+        "share": share,
+        "places": packed(np.stack(places), "q2"),  # [K, queries, points, 2]
+        "weights": packed(np.stack(weights), "f2"),
+    }
+
+
+def _eight_bits(picture: np.ndarray) -> np.ndarray:
+    if picture.dtype == np.uint8:
+        return picture
+    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)

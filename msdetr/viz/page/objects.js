@@ -1,0 +1,126 @@
+// The objects of the image, what became of each, and why AP was lost on it.
+
+import { DETECTIONS, inkOn, objectColor, OUTCOMES } from "./colors.js";
+import { h, show } from "./dom.js";
+import { pairs } from "./matching.js";
+import { number, ranking } from "./numbers.js";
+import { outcomesOf } from "./outcomes.js";
+
+/** The list of objects and of failures. Returns {element, update(scene, state), mark(hover)}. */
+export function objectList(content, actions) {
+  const element = h("section", { "aria-label": "objects" });
+  let rows = new Map();
+
+  function update(scene, state) {
+    rows = new Map();
+    element.hidden = !scene;
+    if (element.hidden) return;
+    const { detections, outcomes } = outcomesOf(scene.frame, scene.objects, state.least);
+    for (let target = 0; target < scene.objects.count; target++)
+      rows.set(target, row(scene, state, target, outcomes[target], detections));
+    const failures = failuresOf(content, scene.run, content.images[scene.image].id, state);
+    show(
+      element,
+      h(
+        "table",
+        { class: "objects" },
+        h("thead", {}, h("tr", {}, ["object", `output ≥ ${number(state.least)}`, "1:1", "1:many"].map((text) => h("th", { scope: "col" }, text)))),
+        h("tbody", {}, [...rows.values()]),
+      ),
+      scene.objects.count ? null : h("p", {}, "This image has no objects."),
+      failures.length ? [h("h3", {}, "Where AP was lost here"), failureList(content, failures, scene.run, state, actions)] : null,
+    );
+  }
+
+  function row(scene, state, target, outcome, detections) {
+    const color = objectColor(target);
+    const mine = detections.filter((detection) => detection.target === target && detection.kind !== "background");
+    const named = mine.slice(0, 2).map((d) => `${number(d.score)} (query ${d.query})`);
+    const text = mine.length ? `${named.join(", ")}${mine.length > 2 ? ` and ${mine.length - 2} more` : ""}` : missedBecause(scene, target, state.least);
+    const choose = () => actions.select({ run: scene.run, object: state.object === target ? null : target });
+    return h(
+      "tr",
+      {
+        tabindex: 0,
+        "data-object": target,
+        "aria-selected": String(state.object === target),
+        onclick: choose,
+        onkeydown: (event) => event.key === "Enter" && choose(),
+        onpointerenter: () => actions.hover({ object: target }),
+        onpointerleave: () => actions.hover(null),
+      },
+      h("th", { scope: "row" }, h("span", { class: "chip", style: { background: color, color: inkOn(color) } }, target), ` ${content.className(scene.objects.labels[target])}`),
+      h("td", { class: "outcome" }, h("b", { style: { "--mark": OUTCOMES[outcome].color } }, OUTCOMES[outcome].sign), ` ${text}`),
+      h("td", {}, scene.one.serving[target].join(", ") || "–"),
+      h("td", {}, scene.many.serving[target].join(", ") || "–"),
+    );
+  }
+
+  return {
+    element,
+    update,
+    mark: (hover) => rows.forEach((row, target) => row.classList.toggle("marked", hover?.object === target && hover?.query === undefined)),
+  };
+}
+
+/** Why no detection finds an object, in a few words: no box in the last layer fits, or the best that does scores too low. */
+function missedBecause(scene, target, least) {
+  const branch = scene.frame.one;
+  const last = pairs(branch, scene.objects, branch.layers - 1);
+  const row = (table) => Array.from(table.subarray(target * branch.queries, (target + 1) * branch.queries));
+  const [overlap, probability] = [row(last.iou), row(last.probability)];
+  const fitting = ranking(probability).filter((query) => overlap[query] >= 0.5);
+  const closest = ranking(overlap)[0];
+  if (!fitting.length) return closest === undefined ? "no queries" : `no box fits: IoU ${number(overlap[closest])} at best`;
+  const [best] = fitting;
+  return probability[best] < least ? `only ${number(probability[best])} at best (query ${best})` : `query ${best} (${number(probability[best])}) counts elsewhere`;
+}
+
+/** Failures of an image in a run's budget (of all images where the id is undefined) that pass the filters, worst first. */
+export function failuresOf(content, run, imageId, { cause = null, label = null, size = null }) {
+  const failures = content.runs[run].budget?.failures ?? [];
+  return failures.filter(
+    (failure) =>
+      (imageId === undefined || failure.image_id === imageId) &&
+      (cause === null || failure.cause === cause) &&
+      (label === null || failure.label === label) &&
+      (size === null || sizeOf(failure.box) === size),
+  );
+}
+
+/** COCO's size of a box in pixels. */
+export function sizeOf([x0, y0, x1, y1]) {
+  const area = (x1 - x0) * (y1 - y0);
+  return area < 32 ** 2 ? "small" : area < 96 ** 2 ? "medium" : "large";
+}
+
+const KINDS = { missed: OUTCOMES.missed.color, false: DETECTIONS.background.color, low: OUTCOMES.doubled.color };
+
+/** Failures as a list to click on. */
+export function failureList(content, failures, run, state, actions, most = 30) {
+  const name = (id) => content.runs[run].budget.causes.find((cause) => cause.id === id)?.name ?? id;
+  return h(
+    "ul",
+    { class: "failures" },
+    failures.slice(0, most).map((failure) =>
+      h(
+        "li",
+        {},
+        h(
+          "button",
+          {
+            type: "button",
+            style: { "--mark": KINDS[failure.kind] },
+            onclick: () => actions.open(failure, run),
+            onpointerenter: () => actions.hover(failure.query === null ? { object: failure.object } : { run, query: failure.query, branch: "one" }),
+            onpointerleave: () => actions.hover(null),
+          },
+          h("b", {}, name(failure.cause)),
+          ` −${number(failure.lost_ap, 2)} AP`,
+          h("span", {}, failure.sentence),
+        ),
+      ),
+    ),
+    failures.length > most ? h("li", { class: "note" }, `and ${failures.length - most} more`) : null,
+  );
+}
