@@ -16,7 +16,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 class Browser:
-    """One page. ``evaluate`` runs JavaScript in it and returns its value."""
+    """One page. ``evaluate`` runs JavaScript in it and returns its value; ``events`` are what the browser reported meanwhile."""
 
     def __init__(self, folder: Path, width: int = 1300, height: int = 1100):
         import websocket
@@ -33,7 +33,7 @@ class Browser:
         self.socket = websocket.create_connection(
             next(p for p in pages if p["type"] == "page")["webSocketDebuggerUrl"], timeout=60
         )
-        self.numbers = itertools.count(1)
+        self.numbers, self.events = itertools.count(1), []
         self.send("Emulation.setFocusEmulationEnabled", enabled=True)  # JupyterLab's commands go to what has the focus
 
     def send(self, method: str, **parameters):
@@ -44,6 +44,7 @@ class Browser:
             if answer.get("id") == number:
                 assert "error" not in answer, answer["error"]
                 return answer["result"]
+            self.events.append(answer)
 
     def evaluate(self, script: str):
         result = self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
@@ -55,10 +56,36 @@ class Browser:
         return _wait(lambda: self.evaluate(script), seconds, script)
 
     def press(self, key: str, times: int = 1):
+        """A key by its name: "ArrowRight", "Escape", or the letter that it writes."""
+        code = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Escape": 27, "Enter": 13}.get(
+            key, 0
+        )
+        written = {"text": key} if len(key) == 1 else {}
         for _ in range(times):
             for kind in ("keyDown", "keyUp"):
-                code = {"ArrowRight": 39, "ArrowLeft": 37}[key]
-                self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+                self.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **written)
+
+    def click(self, x: float, y: float):
+        """A click of the mouse at a point of the window."""
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+    def watch(self):
+        """From now on ``events`` has errors, messages of the console, and requests."""
+        for domain in ("Runtime", "Log", "Network", "Page"):
+            self.send(f"{domain}.enable")
+
+    def complaints(self) -> list[str]:
+        """Errors and messages of the console since ``watch``, and requests for anything but the page and what it contains."""
+        self.evaluate("0")
+        found = []
+        for event in self.events:
+            method, given = event.get("method"), event.get("params", {})
+            if method in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
+                found.append(f"{method}: {json.dumps(given)[:500]}")
+            elif method == "Network.requestWillBeSent" and not given["request"]["url"].startswith(("file:", "data:")):
+                found.append(f"request: {given['request']['url'][:200]}")
+        return found
 
     def screenshot(self, path: Path):
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))

@@ -74,3 +74,5 @@ def test_a_wheel_serves_every_python_and_brings_the_course(compiled, tmp_path):
         assert f"msdetr/course/notebooks/{notebook.name}" in names
     assert {"msdetr/ops/csrc/ms_deform_attn.cu", "msdetr/course/data/samples/manifest.json"} <= names
     assert ("msdetr/ops/libms_deform_attn.so" in names) == compiled
+    front_end = {f"msdetr/viz/page/{path.name}" for path in (ROOT / "msdetr/viz/page").glob("*.[jc]s*")}
+    assert len(front_end) > 10 and front_end <= names

@@ -1,12 +1,11 @@
-"""Sliders on the matching: tau, k, alpha, decoder layer, image and training step, with a picture that answers.
+"""The matching of some images under changing settings: tau, k, alpha, decoder layer, image and training step.
 
-The same view without a browser: ``Explorer.figure(...)`` for papermill and repository pages, ``Explorer.text(...)`` for a
-terminal.
+In a notebook that somebody sits at it is the page (``msdetr.viz.page``); without a browser: ``Explorer.figure(...)`` for
+papermill and repository pages, ``Explorer.text(...)`` for a terminal.
 """
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from msdetr.analysis.specimen import Microscope, Specimen, recorded
 from msdetr.analysis.stability import MatchHistory
 from msdetr.errors import InputError
 from msdetr.viz.matching import SHORT, canvas, draw_assignments, object_color
-from msdetr.viz.style import DARK, finish, safe, safe_html
+from msdetr.viz.style import DARK, finish, safe
 from msdetr.viz.text import assignment_text, candidate_text
 
 MARKS = {
@@ -61,7 +60,7 @@ class Explorer:
         microscope = run if isinstance(run, Microscope) else Microscope(run, **options)
         if isinstance(images, int):
             images = microscope.dataset.image_ids[:images]
-        return cls(lambda image, step: microscope.look(images[image], sampling=False), [str(image) for image in images])
+        return cls(lambda image, step: microscope.look(images[image]), [str(image) for image in images])
 
     @classmethod
     def of_history(cls, history: MatchHistory) -> Explorer:
@@ -109,7 +108,7 @@ class Explorer:
         return assignment_text(found, layer) if target is None else candidate_text(found.one_to_many, target, layer)
 
     def show(self):
-        """Shows the sliders where a person can move them, else the static figure."""
+        """Shows the page where a person can use it, else the static figure."""
         return self.widget() if self.live() else self.figure()
 
     @staticmethod
@@ -118,64 +117,20 @@ class Explorer:
         return any(name in os.environ for name in ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"))
 
     def widget(self):
-        """Makes the sliders and the picture, for a notebook (needs ipywidgets).
+        """Makes the page of these images for a notebook (needs anywidget): sliders, candidates, paths of queries.
 
-        Returns an ipywidgets VBox; its sliders are ``controls`` of this explorer, by name.
+        Returns a widget whose ``chosen`` is what is on its screen, see ``page_widget``.
         """
-        import ipywidgets as widgets
+        from msdetr.viz.page import View, page_content, page_widget
+        from msdetr.viz.page.content import Detail
 
-        start = self.specimen(0, len(self.steps) - 1)
-        m, queries, layers = (
-            start.matching,
-            start.output.one_to_one.logits.shape[2],
-            len(start.output.one_to_one.logits),
-        )
-        style = {"style": {"description_width": "48px"}, "layout": widgets.Layout(width="290px")}
-        late = {"continuous_update": False, **style}
-        self.controls = {
-            "threshold": widgets.FloatSlider(value=m.threshold, min=0, max=1, step=0.01, description="τ", **late),
-            "k": widgets.IntSlider(value=min(m.k, queries), min=1, max=min(20, queries), description="k", **late),
-            "alpha": widgets.FloatSlider(value=m.alpha, min=0, max=1, step=0.05, description="α", **late),
-            "layer": widgets.IntSlider(value=layers, min=1, max=layers, description="layer", **late),
-            "image": widgets.Dropdown(
-                options=[(n, i) for i, n in enumerate(self.images)], description="image", **style
-            ),
-            "step": widgets.SelectionSlider(
-                options=[(name, i) for i, name in enumerate(self.steps)],
-                value=len(self.steps) - 1,
-                description="step",
-                **late,
-            ),
-        }
-        picture = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
-        status = widgets.HTML()
-
-        def show(_change: object = None) -> None:
-            values = {name: control.value for name, control in self.controls.items()}
-            values["layer"] -= 1
-            try:
-                picture.value = as_png(self.figure(**values))
-                pairs = int(self.specimen(values["image"], values["step"]).explain(
-                    **{name: values[name] for name in ("threshold", "k", "alpha")}
-                ).one_to_many.matched[values["layer"]].sum())  # fmt: skip
-                status.value = f"{pairs} one-to-many pairs in this layer"
-            except Exception as error:  # noqa: BLE001 (a callback's traceback would be lost; say what went wrong)
-                status.value = f"<b>{safe_html(type(error).__name__)}</b>: {safe_html(error, 300)}"
-
-        for control in self.controls.values():
-            control.observe(show, "value")
-        show()
-        names = list(self.controls)
-        shown = [n for n in names if n != "step" or len(self.steps) > 1]
-        rows = [widgets.HBox([self.controls[n] for n in shown[i : i + 3]]) for i in range(0, len(shown), 3)]
-        return widgets.VBox([*rows, picture, status])
-
-
-def as_png(figure: Figure) -> bytes:
-    """Returns a figure as the bytes of a PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+        images = range(len(self.images))
+        if self.steps == ["now"]:
+            view = View("", {i: self.specimen(i) for i in images})
+        else:
+            last = len(self.steps)
+            view = View("", {}, {i: [(int(self.steps[s]), self.specimen(i, s)) for s in range(last)] for i in images})
+        return page_widget(page_content([view], images, Detail()))
 
 
 def _score_panel(ax, found: Explanation, layer: int, top: int = 12) -> None:

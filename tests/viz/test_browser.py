@@ -1,4 +1,4 @@
-"""The sliders in a real browser: JupyterLab in headless Chromium."""
+"""The page as a widget in a real browser: JupyterLab in headless Chromium."""
 
 import io
 import os
@@ -20,17 +20,19 @@ boxes = np.clip(np.repeat(objects, 5, 0) + rng.normal(0, 0.04, (10, 4)), 0.05, 0
 specimen = Specimen.from_arrays(
     boxes, rng.uniform(0.1, 0.9, (10, 2)), objects, [0, 1], class_names=["<i>cat</i>", "$dog"], name="toy")
 explorer = Explorer.of_specimens([specimen])
-explorer.show()
+page = explorer.show()
+page
 """
-STATUS = "document.querySelector('.jp-OutputArea .widget-html .widget-html-content, .jp-OutputArea .widget-html-value')?.innerText"
-PICTURE = "document.querySelector('.jp-OutputArea img.widget-image, .jp-OutputArea .widget-image img, .jp-OutputArea img')?.src"
+CAPTION = "document.querySelector('.jp-OutputArea .msdetr .caption')?.innerText"
+BOXES = "document.querySelectorAll('.jp-OutputArea .msdetr .boxes .query').length"
+SLIDERS = "document.querySelectorAll('.jp-OutputArea .msdetr .matching input[type=range]').length"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
 def test_a_slider_moved_in_jupyterlab_changes_picture_and_words(tmp_path):
     pytest.importorskip("jupyterlab")
-    pytest.importorskip("ipywidgets")
+    pytest.importorskip("anywidget")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SCENE)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, tmp_path / "sliders.ipynb")
@@ -39,16 +41,18 @@ def test_a_slider_moved_in_jupyterlab_changes_picture_and_words(tmp_path):
         try:
             open_notebook(browser, address, "sliders.ipynb")
             browser.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
-            words = browser.wait_for(STATUS, 180)
-            assert words.endswith("one-to-many pairs in this layer") and not words.startswith("0 ")
-            before = browser.wait_for(PICTURE)
-            assert (
-                browser.evaluate("document.querySelectorAll('.jp-OutputArea .noUi-handle').length") == 4
-            )  # τ, k, α, layer
-            browser.evaluate("document.querySelector('.jp-OutputArea .noUi-handle').focus()")
+            words = browser.wait_for(CAPTION, 180)
+            assert "2 one-to-one, " in words and " 0 one-to-many" not in words
+            assert browser.evaluate(SLIDERS) == 3  # τ, k, α
+            before = browser.evaluate(BOXES)
+            browser.evaluate("document.querySelector('.jp-OutputArea .msdetr input[data-name=threshold]').focus()")
             browser.press("ArrowRight", times=60)  # τ from 0.40 to 1.00: nothing scores above it
-            browser.wait_for(f"{STATUS}.startsWith('0 one-to-many pairs')", 60)
-            browser.wait_for(f"{PICTURE} !== {before!r}", 30)
+            browser.wait_for(f"{CAPTION}.includes(' 0 one-to-many')", 60)
+            assert browser.evaluate(BOXES) < before
+            told = "print('kernel:', page.chosen['threshold'])"
+            browser.evaluate(f"""window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute(
+                {{code: {told!r}}}).onIOPub = (m) => m.content.text && (window.told = (window.told ?? '') + m.content.text)""")
+            browser.wait_for("window.told?.includes('kernel: 1')", 30)
         finally:
             path = tmp_path / "sliders.png"
             browser.screenshot(path)

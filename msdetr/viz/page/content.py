@@ -71,15 +71,15 @@ def frame_content(specimen: Specimen, detail: Detail, max_detections: int = 100)
         "one_to_many": None if many.hypothetical else _branch(many, detail),
         "pairs": packed(np.stack([layer, target, query], -1), "u2"),
         "top": {
-            "labels": packed(probability.argmax(-1), "u2") if probability.shape[-1] else [],
-            "scores": packed(probability.max(-1), "f2") if probability.shape[-1] else [],
+            "labels": packed(probability.argmax(-1), "u1" if probability.shape[-1] <= 256 else "u2"),
+            "scores": packed(probability.max(-1), "f2"),
         },
         "detections": {
             "queries": detections[0].tolist(),
             "labels": detections[1].tolist(),
             "scores": packed(probability[-1][detections], "f4"),
         },
-        "references": None if found.references is None else packed(found.references, "q2"),
+        "references": _references(found),
         "sampling": None if specimen.sampling is None else _sampling(specimen.sampling, found, detections[0], detail),
     }
 
@@ -114,6 +114,16 @@ def _branch(branch: BranchExplanation, detail: Detail) -> dict[str, Any]:
         "boxes": packed(predictions.boxes[:, 0].numpy(), "f4" if detail.exact else "q2"),
     }
     return content | ({"limit": 225} if isinstance(branch.matcher, ReleasedMrDETR) else {})
+
+
+def _references(found: Explanation) -> dict[str, Any] | None:
+    """Where the queries start from in every layer; of the first layer alone where the others start from the boxes before."""
+    references = found.references
+    if references is None:
+        return None
+    before = found.one_to_one.predictions.boxes[:-1, 0].numpy()
+    refined = np.allclose(references[1:], before, atol=1e-3)
+    return packed(references[:1] if refined else references, "q2")
 
 
 def _detections(probability: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -40,10 +40,19 @@ function readFrame(content) {
     oneToOne: pairsOf(content),
     topLabels: unpack(content.top.labels),
     topScores: unpack(content.top.scores),
-    references: unpack(content.references),
+    references: referencesOf(unpack(content.references), one),
     detections: Array.from(unpack(detections.scores), (score, i) => ({ query: detections.queries[i], label: detections.labels[i], score })),
     sampling: sampling && { ...sampling, places: unpack(sampling.places), weights: unpack(sampling.weights) },
   };
+}
+
+/** References of all layers; where only those of the first travel, the others are the boxes of the layer before. */
+function referencesOf(given, branch) {
+  if (!given || given.length === branch.boxes.length) return given;
+  const all = new Float32Array(branch.boxes.length);
+  all.set(given);
+  all.set(branch.boxes.subarray(0, all.length - given.length), given.length);
+  return all;
 }
 
 /** Place of the frame that is closest to a step ("end": the last one). */

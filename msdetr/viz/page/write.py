@@ -62,7 +62,9 @@ def write_page(
         if list(scope.dataset.image_ids) != list(dataset.image_ids):
             raise ConfigError(f"{run}: validates on other images than {runs[0]}; name a data set for both with --data")
     order = _chosen(scopes, images)
-    views = [_view(scope, run, name, order) for scope, run, name in zip(scopes, runs, _titles(runs, scopes), strict=True)]
+    views = [
+        _view(scope, run, name, order) for scope, run, name in zip(scopes, runs, _titles(runs, scopes), strict=True)
+    ]
     names = f"{dataset.path(0).parent.name}, {len(dataset)} images"
     for detail in DETAILS:
         page = page_html(page_content(views, order, detail, text, names, len(dataset)), f"{views[0].title}: inspection")
