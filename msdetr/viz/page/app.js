@@ -91,7 +91,6 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
   function update() {
     page.dataset.theme = state.theme ?? "";
     page.dataset.screen = state.screen;
-    page.classList.toggle("with-path", state.query !== null);
     page.style.setProperty("--scale", state.scale);
     overview.hidden = state.screen !== "overview";
     viewer.hidden = state.screen !== "image";
@@ -108,6 +107,14 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
     parts.filmstrip.update(state);
     parts.pictures.forEach((own, run) => own.update(scenes[run], state));
     for (const name of ["objects", "candidates", "path"]) parts[name].update(scenes[state.run], state);
+    fit();
+  }
+
+  /** Makes the pictures as high as the window leaves room for, with the path below them. */
+  function fit() {
+    const top = parts.pictures[0].element.getBoundingClientRect().top - page.getBoundingClientRect().top;
+    const below = parts.path.element.offsetHeight;
+    page.style.setProperty("--above", `${Math.round(top + 62 * state.scale + Math.min(below, 0.35 * innerHeight))}px`);
   }
 
   /** Changes settings of one-to-many matching. */

@@ -61,7 +61,8 @@ export function controls(content, actions) {
     sliders.k.set(settings.k, { max: Math.min(Math.max(20, settings.k), queries) });
     sliders.alpha.set(settings.alpha);
     sliders.least.set(state.least);
-    sliders.step.set(Math.max(steps.indexOf(state.step), 0), { max: steps.length - 1 });
+    const nearest = steps.reduce((best, own, at) => (Math.abs(own - state.step) < Math.abs(steps[best] - state.step) ? at : best), 0);
+    sliders.step.set(steps.includes(state.step) ? steps.indexOf(state.step) : nearest, { max: steps.length - 1 });
     rule.value = settings.rule;
     merge.checked = settings.merge;
     reset.hidden = Object.keys(state.changes).length === 0;
