@@ -9,7 +9,7 @@ import pytest
 from scenes import HOSTILE, specimen
 
 from msdetr.errors import ConfigError, InputError
-from msdetr.viz.page import View, page_content, page_html
+from msdetr.viz.page import About, View, page_content, page_html
 from msdetr.viz.page.content import DETAILS, Detail
 from msdetr.viz.page.modules import FOLDER, joined, source
 from msdetr.viz.page.packing import packed, unpacked
@@ -46,7 +46,7 @@ def test_predictions_travel_exactly_or_in_half_the_space():
 
 
 def test_names_from_the_data_stay_text():
-    page = page_html(content_of({1: specimen(1), 2: specimen(2)}, text=["</script><b>"]), HOSTILE[1])
+    page = page_html(content_of({1: specimen(1), 2: specimen(2)}, about=About(("</script><b>",))), HOSTILE[1])
     content = embedded(page)
     assert content["classes"] == list(HOSTILE) and content["images"][0]["name"] == specimen(1).name
     markup = re.sub(r"<script.*?</script>|<style>.*?</style>", "", page, flags=re.DOTALL)

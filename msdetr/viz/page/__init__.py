@@ -4,8 +4,8 @@ The front end is plain JavaScript modules beside this file; the page and the not
 """
 
 from msdetr.viz.page.html import page_html
-from msdetr.viz.page.views import View, films_of, page_content
+from msdetr.viz.page.views import About, View, films_of, page_content
 from msdetr.viz.page.widget import page_widget
 from msdetr.viz.page.write import Page, write_page
 
-__all__ = ["Page", "View", "films_of", "page_content", "page_html", "page_widget", "write_page"]
+__all__ = ["About", "Page", "View", "films_of", "page_content", "page_html", "page_widget", "write_page"]

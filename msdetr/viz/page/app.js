@@ -8,7 +8,7 @@ import { h, show } from "./dom.js";
 import { chosenImages, filmstrip, gallery } from "./gallery.js";
 import { keyHelp, listenToKeys } from "./keys.js";
 import { number } from "./numbers.js";
-import { objectList } from "./objects.js";
+import { failureSection, objectList } from "./objects.js";
 import { path } from "./path.js";
 import { picture } from "./picture.js";
 import { readContent, sceneOf, settingsOf, stepsOf } from "./scene.js";
@@ -56,11 +56,12 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
     pictures: content.runs.map((_, run) => picture(content, run, actions)),
     objects: objectList(content, actions),
     candidates: candidates(content, actions),
+    failures: failureSection(content, actions),
     path: path(content, actions),
     help: keyHelp(),
   };
   const back = h("button", { type: "button", class: "back", title: "all images (Esc)", onclick: () => set({ screen: "overview" }) }, "‹ all images");
-  const title = h("h1", {}, content.runs.map((run) => run.title).join(" and "));
+  const title = h("h1", { hidden: content.runs.length > 1 }, first.title);
   const where = h("span", { class: "where" });
   const runs = content.runs.length > 1 ? content.runs.map((run, i) => h("button", { type: "button", "data-run": i, title: "the run whose objects, candidates and failures are listed (b)", onclick: () => set({ run: i, query: null }) }, run.title)) : [];
   const tools = [
@@ -68,12 +69,12 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
     ["◐", "dark or light (d)", theme],
     ["?", "keys (?)", () => parts.help.showModal()],
   ].map(([text, about, onclick]) => h("button", { type: "button", class: "tool", title: about, "aria-label": about, onclick }, text));
-  const header = h("header", {}, back, title, where, runs.length ? h("div", { class: "choice runs", role: "group", "aria-label": "run" }, runs) : null, h("div", { class: "tools" }, tools));
-  const overview = h("main", { class: "overview" }, parts.budgets.map((own) => own.element), wins(content), parts.gallery.element);
-  const inspector = h("aside", { class: "inspector" }, parts.objects.element, parts.candidates.element);
+  const header = h("header", {}, back, title, runs.length ? h("div", { class: "choice", role: "group", "aria-label": "run" }, runs) : null, where, h("div", { class: "tools" }, tools));
+  const overview = h("main", { class: "overview" }, wins(content, actions), parts.budgets.map((own) => own.element), parts.gallery.element);
+  const inspector = h("aside", { class: "inspector" }, parts.objects.element, parts.candidates.element, parts.failures.element);
   const viewer = h("main", { class: "viewer" }, content.images.length > 1 ? parts.filmstrip.element : null, h("div", { class: "stage" }, parts.controls.element, h("div", { class: "pictures" }, parts.pictures.map((own) => own.element)), parts.path.element), inspector);
   const footer = h("footer", {}, content.about.text.map((line) => h("p", {}, line)));
-  const page = h("div", { class: content.runs.length > 1 ? "msdetr two" : "msdetr", tabindex: -1 }, header, overview, viewer, footer, parts.help);
+  const page = h("div", { class: content.runs.length > 1 ? "msdetr two" : "msdetr", tabindex: -1, "data-lm-suppress-shortcuts": "true" }, header, overview, viewer, footer, parts.help);
   root.append(page);
 
   // ---- changes
@@ -98,15 +99,18 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
     runs.forEach((button, i) => button.setAttribute("aria-pressed", String(i === state.run)));
     if (state.screen === "overview") {
       show(where, content.about.data);
-      for (const own of [...parts.budgets, parts.gallery]) own.update(state);
-      return;
+      parts.budgets.forEach((own, run) => {
+        own.element.hidden = run !== state.run || !content.runs[run].budget;
+        own.update(state);
+      });
+      return parts.gallery.update(state);
     }
     show(where, content.images[state.image].name);
     scenes = content.runs.map((_, run) => sceneOf(content, run, state));
     parts.controls.update(state);
     parts.filmstrip.update(state);
     parts.pictures.forEach((own, run) => own.update(scenes[run], state));
-    for (const name of ["objects", "candidates", "path"]) parts[name].update(scenes[state.run], state);
+    for (const name of ["objects", "candidates", "failures", "path"]) parts[name].update(scenes[state.run], state);
     fit();
   }
 
@@ -229,6 +233,7 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
     }
   }
   const follow = () => set(fromAddress(location.hash.slice(1), content));
+  addEventListener("resize", fit);
   if (!embedded) {
     addEventListener("hashchange", follow);
     follow();
@@ -242,6 +247,7 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
       clearInterval(timer);
       stopKeys();
       removeEventListener("hashchange", follow);
+      removeEventListener("resize", fit);
       page.remove();
     },
   };

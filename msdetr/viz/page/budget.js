@@ -24,7 +24,7 @@ export function budget(content, run, actions) {
 
   function update(state) {
     grouping.set(state.grouping);
-    if (state.grouping === "all") show(body, strip(own.causes, own.ap, "all objects"), table(state));
+    if (state.grouping === "all") show(body, strip(own.causes, own.ap, "all objects"), h("div", { class: "scroll" }, table(state)), remedies());
     else show(body, groups(own[state.grouping], state.grouping));
   }
 
@@ -51,7 +51,7 @@ export function budget(content, run, actions) {
     return h(
       "table",
       { class: "causes" },
-      h("thead", {}, h("tr", {}, [["cause"], ["share of the lost AP", "Shapley values: they add up to 100 − AP"], ["AP gained were it alone mended", "dAP, as in TIDE"], ["errors"]].map(([text, title]) => h("th", { scope: "col", title }, text)))),
+      h("thead", {}, h("tr", {}, [["cause"], ["share of the lost AP", "Shapley values: they add up to 100 − AP"], ["AP gained were it alone mended", "dAP, as in TIDE"], ["errors", "over all IoU thresholds, 0.50 to 0.95"]].map(([text, title]) => h("th", { scope: "col", title }, text)))),
       h(
         "tbody",
         {},
@@ -65,10 +65,22 @@ export function budget(content, run, actions) {
             h("th", { scope: "row" }, h("i", { class: "swatch", style: { "--fill": colors.get(cause.id) } }), ` ${cause.name}`, h("small", {}, cause.description)),
             h("td", { class: "amount" }, bar(cause.share, colors.get(cause.id)), number(cause.share, 1)),
             h("td", { class: "amount" }, bar(cause.d_ap, "var(--muted)"), number(cause.d_ap, 1)),
-            h("td", {}, cause.errors),
+            h("td", { title: "over all IoU thresholds, 0.50 to 0.95" }, cause.errors.toLocaleString("en")),
           );
         }),
       ),
+    );
+  }
+
+  /** What would bring some of it back. */
+  function remedies() {
+    if (!own.remedies?.length) return null;
+    const gain = (remedy) => (remedy.gain === null ? "?" : `${remedy.gain > 0 ? "+" : ""}${number(remedy.gain, 1)} AP`);
+    return h(
+      "details",
+      { class: "remedies" },
+      h("summary", {}, "What would help"),
+      h("table", {}, h("tbody", {}, own.remedies.map((remedy) => h("tr", {}, h("th", { scope: "row" }, remedy.change), h("td", {}, gain(remedy)), h("td", {}, remedy.basis), h("td", {}, remedy.text))))),
     );
   }
 

@@ -25,5 +25,5 @@ export const DETECTIONS = {
   background: { color: "#cc78bc", dash: "2 3" },
 };
 
-/** Color and hatching of the n-th cause or bar. */
-export const barColor = (index) => ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#56b4e9", "#949494"][index % 8];
+/** Color of the n-th cause in a bar. */
+export const barColor = (index) => PALETTE[index % PALETTE.length];

@@ -64,6 +64,7 @@ export function gallery(content, actions) {
       thumbnail(image, index, failures, state),
       h("b", {}, image.name),
       lost === null ? null : h("span", { class: "lost" }, `−${number(lost, 2)} AP`),
+      image.views.some((view) => view?.film.length) ? h("span", { class: "badge" }, "▶ with its training") : null,
       first ? h("span", { class: "sentence" }, `${causes.get(first.cause)}: ${first.sentence}`) : hasBudget ? h("span", { class: "sentence" }, "nothing was lost here") : h("span", { class: "sentence" }, summary(index, state)),
     );
   }

@@ -6,7 +6,7 @@ import { pairs } from "./matching.js";
 import { number, ranking } from "./numbers.js";
 import { outcomesOf } from "./outcomes.js";
 
-/** The list of objects and of failures. Returns {element, update(scene, state), mark(hover)}. */
+/** The list of objects. Returns {element, update(scene, state), mark(hover)}. */
 export function objectList(content, actions) {
   const element = h("section", { "aria-label": "objects" });
   let rows = new Map();
@@ -18,7 +18,6 @@ export function objectList(content, actions) {
     const { detections, outcomes } = outcomesOf(scene.frame, scene.objects, state.least);
     for (let target = 0; target < scene.objects.count; target++)
       rows.set(target, row(scene, state, target, outcomes[target], detections));
-    const failures = failuresOf(content, scene.run, content.images[scene.image].id, state);
     show(
       element,
       h(
@@ -28,7 +27,6 @@ export function objectList(content, actions) {
         h("tbody", {}, [...rows.values()]),
       ),
       scene.objects.count ? null : h("p", {}, "This image has no objects."),
-      failures.length ? [h("h3", {}, "Where AP was lost here"), failureList(content, failures, scene.run, state, actions)] : null,
     );
   }
 
@@ -76,6 +74,17 @@ function missedBecause(scene, target, least) {
   return probability[best] < least ? `only ${number(probability[best])} at best (query ${best})` : `query ${best} (${number(probability[best])}) counts elsewhere`;
 }
 
+/** The failures of the image that is open. Returns {element, update(scene, state)}. */
+export function failureSection(content, actions) {
+  const element = h("section", { "aria-label": "failures" });
+  function update(scene, state) {
+    const failures = scene ? failuresOf(content, scene.run, content.images[scene.image].id, state) : [];
+    element.hidden = !failures.length;
+    if (!element.hidden) show(element, h("h3", {}, "Where AP was lost here"), failureList(content, failures, scene.run, actions));
+  }
+  return { element, update };
+}
+
 /** Failures of an image in a run's budget (of all images where the id is undefined) that pass the filters, worst first. */
 export function failuresOf(content, run, imageId, { cause = null, label = null, size = null }) {
   const failures = content.runs[run].budget?.failures ?? [];
@@ -97,7 +106,7 @@ export function sizeOf([x0, y0, x1, y1]) {
 const KINDS = { missed: OUTCOMES.missed.color, false: DETECTIONS.background.color, low: OUTCOMES.doubled.color };
 
 /** Failures as a list to click on. */
-export function failureList(content, failures, run, state, actions, most = 30) {
+function failureList(content, failures, run, actions, most = 30) {
   const name = (id) => content.runs[run].budget.causes.find((cause) => cause.id === id)?.name ?? id;
   return h(
     "ul",

@@ -42,6 +42,7 @@ export function picture(content, run, actions) {
   let scene = null;
   let state = null;
   let shown = null;
+  let labeled = [];
 
   const image = () => content.images[state.image];
   const scale = () => window_().width / Math.max(canvas.clientWidth, 1);
@@ -54,12 +55,16 @@ export function picture(content, run, actions) {
 
   function label(rectangle, text, color, extra = {}) {
     const size = 13 * scale();
-    const width = (text.length * 0.62 + 0.6) * size;
-    const top = Math.max(rectangle.y - 1.35 * size, window_().y);
+    const width = (text.length * 0.62 + 0.6) * size; // about: text is not measured
+    const height = 1.35 * size;
+    let top = Math.max(rectangle.y - height, window_().y);
+    const covers = (other) => rectangle.x < other.x + other.width && other.x < rectangle.x + width && top < other.y + height && other.y < top + height;
+    for (let i = 0; i < 6 && labeled.some(covers); i++) top += height;
+    labeled.push({ x: rectangle.x, y: top, width });
     return svg(
       "g",
       { class: "label", ...extra },
-      svg("rect", { x: rectangle.x, y: top, width, height: 1.35 * size, fill: color, rx: 0.2 * size }),
+      svg("rect", { x: rectangle.x, y: top, width, height, fill: color, rx: 0.2 * size }),
       svg("text", { x: rectangle.x + 0.3 * size, y: top + 1.02 * size, "font-size": size, fill: inkOn(color) }, text),
     );
   }
@@ -168,6 +173,7 @@ export function picture(content, run, actions) {
     const view = window_();
     canvas.setAttribute("viewBox", `${view.x} ${view.y} ${view.width} ${view.height}`);
     for (const name of ["boxes", "path", "objects", "marked", "labels"]) parts[name].replaceChildren();
+    labeled = [];
     show(caption, content.runs.length > 1 && h("strong", {}, content.runs[run].title, " · "));
     if (!scene) return void caption.append("this run has no predictions for this image");
     if (state.mode === "output") drawOutput();

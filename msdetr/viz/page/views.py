@@ -48,18 +48,26 @@ def films_of(history: MatchHistory) -> dict[Key, list[tuple[int, Specimen]]]:
     }
 
 
+@dataclass(frozen=True)
+class About:
+    """What the page says of itself. text: lines at its foot, as where the images come from. data: what the data set is called.
+    images: how many it has."""
+
+    text: tuple[str, ...] = ()
+    data: str = ""
+    images: int = 0
+
+
 def page_content(
     views: Sequence[View],
     images: Sequence[Key],
     detail: Detail,
-    text: Sequence[str] = (),
-    data: str = "",
-    total: int = 0,
+    about: About = About(),  # noqa: B008 (frozen)
+    comparison: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything that a page shows, as JSON values.
+    """Everything that a page shows, as JSON values. Raises InputError where there is no image to show.
 
-    images: in what order. text: lines at its foot, as where the images come from. data: what the data set is called. total: how many
-    images it has.
+    images: in what order. comparison: of two runs, what ``Comparison.to_json`` gives.
     """
     shown = [content for key in images if (content := _image(views, key, detail)) is not None]
     if not shown:
@@ -68,7 +76,8 @@ def page_content(
     return {
         "format": FORMAT,
         "classes": list(names),
-        "about": {"text": list(text), "data": data, "images": max(total, len(shown))},
+        "about": {"text": list(about.text), "data": about.data, "images": max(about.images, len(shown))},
+        "comparison": comparison,
         "runs": [_run(view) for view in views],
         "images": shown,
     }

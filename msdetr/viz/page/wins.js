@@ -3,39 +3,49 @@
 import { h } from "./dom.js";
 import { number } from "./numbers.js";
 
-/** The table of both budgets side by side, or nothing where there are not two. */
-export function wins(content) {
-  const [a, b] = content.runs.map((run) => run.budget);
-  if (!a || !b) return null;
-  const other = new Map(b.causes.map((cause) => [cause.id, cause]));
-  const rows = a.causes.filter((cause) => cause.available && other.get(cause.id)?.available).map((cause) => [cause, other.get(cause.id)]);
-  const most = Math.max(...rows.map(([one, two]) => Math.abs(two.share - one.share)), 1e-9);
+const MOST = 40;
+
+/** The comparison of both budgets, or nothing where there are not two runs. */
+export function wins(content, actions) {
+  const { comparison } = content;
+  if (!comparison) return null;
+  const [first, second] = comparison.names;
+  const known = new Set(content.runs.flatMap((run) => run.budget.causes.filter((cause) => cause.available).map((cause) => cause.id)));
+  const rows = comparison.causes.filter((cause) => known.has(cause.id));
+  const most = Math.max(...rows.map((cause) => Math.abs(cause.won)), 1e-9);
+  const heads = ["cause", `lost by ${first}`, `lost by ${second}`, `won by ${second}`, `objects that ${first} alone finds`, `that ${second} alone finds`];
+  const shown = comparison.objects.slice(0, MOST);
   return h(
     "section",
     { class: "wins", "aria-label": "comparison" },
-    h("h2", {}, `${content.runs[1].title} against ${content.runs[0].title}: ${signed(b.ap - a.ap)} AP`),
-    h(
-      "table",
-      {},
-      h("thead", {}, h("tr", {}, ["cause", content.runs[0].title, content.runs[1].title, "difference in lost AP"].map((text) => h("th", { scope: "col" }, text)))),
-      h(
-        "tbody",
-        {},
-        rows.map(([one, two]) => {
-          const change = two.share - one.share;
-          const side = change > 0 ? "worse" : "better";
-          return h(
-            "tr",
-            {},
-            h("th", { scope: "row" }, one.name),
-            h("td", {}, number(one.share, 1)),
-            h("td", {}, number(two.share, 1)),
-            h("td", { class: "change" }, h("i", { class: side, style: { width: `${(45 * Math.abs(change)) / most}%` } }), h("span", {}, `${signed(change)}${Math.abs(change) < 0.05 ? "" : ` (${side})`}`)),
-          );
-        }),
-      ),
-    ),
+    h("h2", {}, comparison.second === null || comparison.first === null ? "Two runs" : `${second} against ${first}: ${signed(comparison.second - comparison.first)} AP`),
+    h("p", { class: "note" }, `At IoU ${number(comparison.iou)} both find ${comparison.both} objects, neither finds ${comparison.neither}.`),
+    h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, heads.map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, rows.map(row)))),
+    shown.length
+      ? h("details", {}, h("summary", {}, `${comparison.objects.length} objects of these images that one run finds and the other misses`), h("ul", { class: "failures" }, shown.map(object)))
+      : null,
   );
+
+  function row(cause) {
+    const side = cause.won < 0 ? "worse" : "better";
+    return h(
+      "tr",
+      {},
+      h("th", { scope: "row" }, cause.name),
+      h("td", {}, number(cause.first, 1)),
+      h("td", {}, number(cause.second, 1)),
+      h("td", { class: "change" }, h("i", { class: side, style: { width: `${(6 * Math.abs(cause.won)) / most}em` } }), signed(cause.won), Math.abs(cause.won) < 0.05 ? "" : ` ${side}`),
+      h("td", {}, cause.only_first),
+      h("td", {}, cause.only_second),
+    );
+  }
+
+  /** An object that one run finds; the other one says why it does not. */
+  function object(own) {
+    const run = 1 - own.found_by;
+    const failure = { image_id: own.image_id, kind: "missed", object: own.object, query: null };
+    return h("li", {}, h("button", { type: "button", style: { "--mark": own.found_by ? "#029e73" : "#d55e00" }, onclick: () => actions.open(failure, run) }, h("b", {}, `found by ${comparison.names[own.found_by]} alone`), h("span", {}, own.sentence)));
+  }
 }
 
 const signed = (value) => `${value > 0 ? "+" : ""}${number(value, 1)}`;

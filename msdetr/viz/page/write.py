@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from msdetr import files
+from msdetr.analysis.budget import Budget, compare_budgets
+from msdetr.analysis.budget.doctor import Diagnosis
+from msdetr.analysis.budget.run import measure_budget
 from msdetr.analysis.runs import title
-from msdetr.analysis.specimen import Microscope
+from msdetr.analysis.specimen import Microscope, Specimen
 from msdetr.analysis.stability import load_history
 from msdetr.errors import ConfigError, RecordsError
 from msdetr.viz.page.content import DETAILS, Detail
 from msdetr.viz.page.html import page_html
-from msdetr.viz.page.views import Key, View, films_of, page_content
+from msdetr.viz.page.views import About, Key, View, films_of, page_content
 
 LIMIT = 5_000_000  # bytes
+FAILURES = 20  # that travel with the page, of an image on average
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,17 @@ def write_page(
     data: str | Path | None = None,
     split: str | None = None,
     device: str = "auto",
+    limit: int | None = None,
     text: Sequence[str] = (),
-    limit: int = LIMIT,
+    most_bytes: int = LIMIT,
+    progress: bool = False,
 ) -> Page:
     """Writes the page of one run, or of two, to a file.
 
-    runs: run or checkpoint directories. images: how many, those with the most lost AP; or which, by id or file name. data, split: another
-    data set than the first run's validation images. text: lines at the page's foot, as an attribution of the images. limit: bytes; predictions
-    travel in 32 bits where they fit, else in 16, pictures and recorded trainings as large as fit.
+    runs: run or checkpoint directories. images: how many, those with the most lost AP; or which, by id or file name. data,
+    split: another data set than the runs' validation images. limit: measure lost AP on so many images only, the first. text:
+    lines at the page's foot, as an attribution of the images. most_bytes: predictions travel in 32 bits where they fit,
+    else in 16, pictures and recorded trainings as large as fit.
 
     Raises ConfigError for runs of different classes or images that do not fit, and what reading runs and data sets raises.
     """
@@ -61,43 +68,75 @@ def write_page(
             raise ConfigError(f"{run}: was trained on other classes than {runs[0]}; give two runs on the same data")
         if list(scope.dataset.image_ids) != list(dataset.image_ids):
             raise ConfigError(f"{run}: validates on other images than {runs[0]}; name a data set for both with --data")
-    order = _chosen(scopes, images)
+    measured = [measure_budget(run, data, split, limit, device, progress=progress) for run in runs]
+    budgets = [budget for budget, _ in measured]
+    films = [_films(Path(run)) for run in runs]
+    order = _worst(budgets, images, films) if isinstance(images, int) else [_id(scopes[0], own) for own in images]
+    titles = _titles(runs, scopes)
     views = [
-        _view(scope, run, name, order) for scope, run, name in zip(scopes, runs, _titles(runs, scopes), strict=True)
+        _view(scope, name, order, film, *found)
+        for scope, name, film, found in zip(scopes, titles, films, measured, strict=True)
     ]
-    names = f"{dataset.path(0).parent.name}, {len(dataset)} images"
+    comparison = _comparison(budgets, titles, order) if len(budgets) == 2 else None
+    about = About(tuple(text), f"{_name(dataset)}, {budgets[0].num_images} images", budgets[0].num_images)
     for detail in DETAILS:
-        page = page_html(page_content(views, order, detail, text, names, len(dataset)), f"{views[0].title}: inspection")
+        page = page_html(page_content(views, order, detail, about, comparison), f"{' and '.join(titles)}: inspection")
         size = len(page.encode())
-        if size <= limit:
+        if size <= most_bytes:
             files.write_atomically(Path(path), page)
             return Page(Path(path), size, len(order), detail)
     raise ConfigError(
-        f"page: {len(order)} images take {size / 1e6:.1f} MB even with little detail, more than {limit / 1e6:g} MB; "
+        f"page: {len(order)} images take {size / 1e6:.1f} MB even with little detail, more than {most_bytes / 1e6:g} MB; "
         "ask for fewer images, or allow more"
     )
 
 
-def _chosen(scopes: Sequence[Microscope], images: int | Sequence[int | str | Path]) -> list[int]:
-    """Ids of the images to show, in the order of the page."""
-    dataset = scopes[0].dataset
-    if not isinstance(images, int):
-        return [dataset.image_ids[scopes[0].index(image)] for image in images]
-    if images < 1:
-        raise ConfigError(f"images: at least one, not {images}")
-    return list(dataset.image_ids[:images])
+Films = dict[Key, list[tuple[int, Specimen]]]
 
 
-def _view(scope: Microscope, run: str | Path, name: str, order: Sequence[int]) -> View:
-    return View(
-        name,
-        {image: scope.look(image) for image in order},
-        _films(Path(run)),
-        max_detections=scope.config.train.max_detections,
-    )
+def _worst(budgets: Sequence[Budget], number: int, films: Sequence[Films]) -> list[int]:
+    """Ids of the images with the most lost AP, of both runs together; a sixth of the places, those at the end, go to images
+    whose training was recorded."""
+    if number < 1:
+        raise ConfigError(f"images: at least one, not {number}")
+    lost: dict[int, float] = {}
+    for budget in budgets:
+        for image in budget.images:
+            lost[image.image_id] = lost.get(image.image_id, 0.0) + image.lost_ap
+    order = sorted(lost, key=lambda image_id: -lost[image_id])
+    recorded = [image_id for image_id in order if any(image_id in film for film in films)][: -(-number // 6)]
+    if number == 1:
+        return order[:1]
+    kept = [image_id for image_id in order if image_id not in recorded][: number - len(recorded)]
+    return [*kept, *recorded]
 
 
-def _films(run: Path) -> dict[Key, list[tuple[int, Any]]]:
+def _id(scope: Microscope, image: int | str | Path) -> int:
+    return scope.dataset.image_ids[scope.index(image)]
+
+
+def _name(dataset: Any) -> str:
+    """What a data set's folder is called, and its split."""
+    folder = dataset.path(0).parent
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def _view(
+    scope: Microscope, name: str, order: Sequence[int], films: Films, budget: Budget, diagnosis: Diagnosis
+) -> View:
+    own = budget.to_json(failures=FAILURES * len(order), image_ids=order)
+    own["images"] = [image for image in own["images"] if image["image_id"] in set(order)]
+    own["remedies"] = diagnosis.to_json()["remedies"]
+    looks = {image: scope.look(image) for image in order}
+    return View(name, looks, {i: films[i] for i in order if i in films}, own, scope.config.train.max_detections)
+
+
+def _comparison(budgets: Sequence[Budget], titles: Sequence[str], order: Sequence[int]) -> dict[str, Any]:
+    found = compare_budgets(budgets[0], budgets[1], (titles[0], titles[1])).to_json()
+    return found | {"objects": [one for one in found["objects"] if one["image_id"] in set(order)]}
+
+
+def _films(run: Path) -> Films:
     """The recorded training of a run directory; nothing where none was recorded."""
     try:
         history = load_history(run)
@@ -107,8 +146,9 @@ def _films(run: Path) -> dict[Key, list[tuple[int, Any]]]:
 
 
 def _titles(runs: Sequence[str | Path], scopes: Sequence[Microscope]) -> list[str]:
-    """Names of runs for people: the folder and the method, or the path where two folders are called the same."""
+    """Names of runs for people: the method, or the folder where the methods are alike, or both for a run alone."""
+    methods = [title(scope.config) for scope in scopes]
     names = [Path(run).resolve().name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run) for run in runs]
-    return [f"{name} · {title(scope.config)}" for name, scope in zip(names, scopes, strict=True)]
+    if len(runs) == 1:
+        return [f"{names[0]} · {methods[0]}"]
+    return next((given for given in (methods, names) if len(set(given)) == len(given)), list(map(str, runs)))
