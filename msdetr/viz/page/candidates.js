@@ -35,13 +35,14 @@ export function candidates(content, actions) {
     if (element.hidden) return;
     judge.set(state.judge);
     const ranked = state.judge === "many" ? byScore(scene, state) : byCost(scene, state);
-    rows = new Map(ranked.rows.slice(0, all ? undefined : FEW));
     const chosen = state.query?.run === scene.run ? state.query.query : null;
-    if (chosen !== null && !rows.has(chosen)) rows.set(...ranked.rows.find(([query]) => query === chosen));
+    const places = ranked.order.map((query, place) => [query, place]);
+    const listed = places.filter(([query, place]) => all || place < FEW || query === chosen);
+    rows = new Map(listed.map(([query, place]) => [query, ranked.row(query, place)]));
     for (const [query, row] of rows) row.setAttribute("aria-selected", String(query === chosen));
     show(table, h("thead", {}, h("tr", {}, ranked.heads.map(([text, title]) => h("th", { scope: "col", title }, text)))), h("tbody", {}, [...rows.values()]));
-    more.hidden = ranked.rows.length <= FEW;
-    more.textContent = all ? `the best ${FEW} only` : `all ${ranked.rows.length} queries`;
+    more.hidden = places.length <= FEW;
+    more.textContent = all ? `the best ${FEW} only` : `all ${places.length} queries`;
     const asked = chosen ?? state.hoverQuery ?? null;
     show(
       why,
@@ -89,7 +90,8 @@ export function candidates(content, actions) {
         ["fate", "what one-to-many matching made of the pair"],
       ],
       note: `The boxes are those of the ${scene.frame.many === scene.frame.one ? "one-to-one (there is no other)" : "one-to-many"} branch. Filled: the query serves the object; the line in the bar is τ.`,
-      rows: order.map((query, rank) => {
+      order,
+      row(query, place) {
         const at = first + query;
         const [p, overlap] = [found.seen.probability[at], found.seen.iou[at]];
         const status = found.status[at];
@@ -100,8 +102,8 @@ export function candidates(content, actions) {
           h("i", { class: "iou", style: { width: `${100 * (1 - alpha) * overlap}%` } }),
           h("i", { class: "tau", style: { left: `${100 * settings.threshold}%` } }),
         );
-        return [query, row(scene, state, query, status, [rank + 1, query, number(p), number(overlap), bar, number(found.score[at], 3), fate(STATUS[status], status)])];
-      }),
+        return row(scene, state, query, status, [place + 1, query, number(p), number(overlap), bar, number(found.score[at], 3), fate(STATUS[status], status)]);
+      },
     };
   }
 
@@ -123,14 +125,15 @@ export function candidates(content, actions) {
         ["fate", "what one-to-one matching made of the pair"],
       ],
       note: "The boxes are those of the one-to-one branch. Hungarian matching makes the total cost of the image least, so an object need not get its cheapest query.",
-      rows: order.map((query, rank) => {
+      order,
+      row(query, place) {
         const at = state.object * queries + query;
         const { probability, iou } = scene.one.seen;
         const terms = costs[query];
         const status = oneToOneStatus(scene, state.object, query);
-        const cells = [rank + 1, query, number(probability[at]), number(iou[at]), number(terms.class), number(terms.l1), number(terms.giou), number(terms.total), fate(STATUS[status], status)];
-        return [query, row(scene, state, query, status, cells)];
-      }),
+        const cells = [place + 1, query, number(probability[at]), number(iou[at]), number(terms.class), number(terms.l1), number(terms.giou), number(terms.total), fate(STATUS[status], status)];
+        return row(scene, state, query, status, cells);
+      },
     };
   }
 

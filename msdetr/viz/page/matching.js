@@ -53,10 +53,16 @@ export function giou(a, b) {
 }
 
 /**
- * What a branch says of every pair in a layer: {probability, iou}, tables.
- * branch: {queries, boxes [K × Q × 4], scores [K × Q × S], columns: label → column of scores}.
+ * What a branch says of every pair in a layer: {probability, iou}, tables, kept for the next time.
+ * branch: {queries, boxes [K × Q × 4], scores [K × Q × S], columns: label → column of scores}, of one image.
  */
 export function pairs(branch, objects, layer) {
+  branch.kept ??= [];
+  branch.kept[layer] ??= pairTables(branch, objects, layer);
+  return branch.kept[layer];
+}
+
+function pairTables(branch, objects, layer) {
   const { queries } = branch;
   const probability = new Float32Array(objects.count * queries);
   const shared = new Float32Array(objects.count * queries);
