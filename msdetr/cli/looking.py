@@ -28,6 +28,9 @@ def inspect(
     alpha: Share | None = None,
     score_threshold: Share = 0.5,
     json: Path | None = None,
+    html: Path | None = None,
+    images: Count | None = None,
+    note: tuple[str, ...] = (),
     study: tuple[Path, ...] = (),
     limit: Count | None = None,
     data: Path | None = None,
@@ -41,6 +44,7 @@ def inspect(
     For example:
         msdetr inspect runs/mine
         msdetr inspect runs/baseline runs/mine
+        msdetr inspect runs/mine --html mine.html
         msdetr inspect runs/mine --image 7 --object 0 --query 12 --out runs/mine/inspect
 
     Args:
@@ -57,6 +61,10 @@ def inspect(
         alpha: Try another share of the class probability in the score.
         score_threshold: Detections count from this score on, under the microscope.
         json: Also write the budget, or the comparison, to this JSON file.
+        html: Also write a page to this file, which any browser opens without a network: the budget, the worst images, and their
+            matching to take apart.
+        images: How many images the page has, 24 by default; one run's, or two runs side by side.
+        note: Lines for the page's foot, as where the images come from and their licence.
         study: Folders of studies (msdetr sweep), in which the effect of other settings may have been measured.
         limit: Only so many images, the first; all by default. Not under the microscope.
         data: Folder with another data set.
@@ -65,6 +73,9 @@ def inspect(
     """
     require_folder(out, "--out")
     require_file(json, "--json")
+    require_file(html, "--html")
+    if html is None and (images is not None or note):
+        raise ConfigError("--images, --note: are for a page; name its file with --html")
     if len(runs) > 2:
         raise ConfigError(f"runs: {len(runs)} are given; inspect one run, or compare two")
     details = {
@@ -73,9 +84,10 @@ def inspect(
     }  # fmt: skip
     chosen = [name for name, value in details.items() if value is not None]
     if not chosen:
-        _budgets(runs, json, study, limit, data, split, device)
+        page = None if html is None else (html, images or 24, note)
+        _budgets(runs, json, page, study, limit, data, split, device)
         return
-    for name, value in (("--json", json), ("--limit", limit), ("--study", study or None)):
+    for name, value in (("--json", json), ("--html", html), ("--limit", limit), ("--study", study or None)):
         if value is not None:
             raise ConfigError(f"{name}: is about the budget of a run; leave it out, or leave out {chosen[0]}")
     if len(runs) == 2:
@@ -95,12 +107,14 @@ def inspect(
 def _budgets(
     runs: tuple[Path, ...],
     json: Path | None,
+    page: tuple[Path, int, tuple[str, ...]] | None,
     study: tuple[Path, ...],
     limit: int | None,
     data: Path | None,
     split: str | None,
     device: str,
 ) -> None:
+    """page: its file, how many images, and the lines for its foot."""
     from ..analysis.budget import compare_budgets
     from ..analysis.budget.run import measure_budget
     from ..viz.budget_text import budget_text, comparison_text
@@ -117,6 +131,15 @@ def _budgets(
     if json is not None:
         write(json, json_text(content) + "\n")
         print(f"\nwritten: {json}")
+    if page is not None:
+        from ..viz.page import write_page
+
+        html, images, note = page
+        made = write_page(html, runs, images, found, data=data, split=split, device=device, text=note)
+        how = "to the last bit" if made.exact else "on predictions rounded to 16 bits, so that they fit"
+        print(
+            f"\nwritten: {html}, {made.images} images, {made.bytes / 1e6:.1f} MB; it matches as the package does, {how}"
+        )
 
 
 def _cells(folder: Path) -> list[Cell]:

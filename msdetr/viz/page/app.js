@@ -80,12 +80,15 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
   // ---- changes
   let scenes = [];
   let timer = null;
+  let writing = null;
 
   function set(changes) {
     const image = changes.image !== undefined && changes.image !== state.image;
     state = { ...state, ...(image ? { zoom: WHOLE } : {}), ...changes };
     update();
-    if (!embedded) remember();
+    if (["screen", "image", "query", "scale"].some((key) => key in changes)) fit();
+    clearTimeout(writing);
+    if (!embedded) writing = setTimeout(remember, 200);
     onchange?.(state);
   }
 
@@ -111,7 +114,6 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
     parts.filmstrip.update(state);
     parts.pictures.forEach((own, run) => own.update(scenes[run], state));
     for (const name of ["objects", "candidates", "failures", "path"]) parts[name].update(scenes[state.run], state);
-    fit();
   }
 
   /** Makes the pictures as high as the window leaves room for, with the path below them. */
@@ -237,7 +239,7 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
   if (!embedded) {
     addEventListener("hashchange", follow);
     follow();
-  } else update();
+  } else set({ image: state.image });
 
   return {
     set,
@@ -245,6 +247,7 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
     scenes: () => scenes,
     destroy() {
       clearInterval(timer);
+      clearTimeout(writing);
       stopKeys();
       removeEventListener("hashchange", follow);
       removeEventListener("resize", fit);

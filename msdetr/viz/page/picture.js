@@ -43,9 +43,10 @@ export function picture(content, run, actions) {
   let state = null;
   let shown = null;
   let labeled = [];
+  let wide = 0; // of the canvas, in pixels of the screen
 
   const image = () => content.images[state.image];
-  const scale = () => window_().width / Math.max(canvas.clientWidth, 1);
+  const scale = () => window_().width / Math.max(wide, 1);
   /** The visible part of the image. */
   function window_() {
     const { width, height } = image();
@@ -222,7 +223,10 @@ export function picture(content, run, actions) {
       .sort((a, b) => a.width * a.height - b.width * b.height);
     return around.length ? { object: around[0].t } : null;
   };
-  new ResizeObserver(() => state && draw()).observe(canvas);
+  new ResizeObserver(([entry]) => {
+    wide = entry.contentRect.width;
+    if (state && wide) draw();
+  }).observe(canvas);
 
   return {
     element,

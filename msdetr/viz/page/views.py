@@ -62,7 +62,7 @@ def page_content(
     views: Sequence[View],
     images: Sequence[Key],
     detail: Detail,
-    about: About = About(),  # noqa: B008 (frozen)
+    about: About = About(),
     comparison: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that a page shows, as JSON values. Raises InputError where there is no image to show.

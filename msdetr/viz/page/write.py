@@ -41,6 +41,7 @@ def write_page(
     path: str | Path,
     runs: Sequence[str | Path],
     images: int | Sequence[int | str | Path] = 24,
+    measured: Sequence[tuple[Budget, Diagnosis]] | None = None,
     *,
     data: str | Path | None = None,
     split: str | None = None,
@@ -48,14 +49,14 @@ def write_page(
     limit: int | None = None,
     text: Sequence[str] = (),
     most_bytes: int = LIMIT,
-    progress: bool = False,
 ) -> Page:
     """Writes the page of one run, or of two, to a file.
 
-    runs: run or checkpoint directories. images: how many, those with the most lost AP; or which, by id or file name. data,
-    split: another data set than the runs' validation images. limit: measure lost AP on so many images only, the first. text:
-    lines at the page's foot, as an attribution of the images. most_bytes: predictions travel in 32 bits where they fit,
-    else in 16, pictures and recorded trainings as large as fit.
+    runs: run or checkpoint directories. images: how many, those with the most lost AP; or which, by id or file name.
+    measured: what ``measure_budget`` gives for each run; measured here by default, with ``limit`` on so many images only.
+    data, split: another data set than the runs' validation images. text: lines at the page's foot, as an attribution of
+    the images. most_bytes: predictions travel in 32 bits where they fit, else in 16, pictures and recorded trainings as
+    large as fit.
 
     Raises ConfigError for runs of different classes or images that do not fit, and what reading runs and data sets raises.
     """
@@ -68,7 +69,8 @@ def write_page(
             raise ConfigError(f"{run}: was trained on other classes than {runs[0]}; give two runs on the same data")
         if list(scope.dataset.image_ids) != list(dataset.image_ids):
             raise ConfigError(f"{run}: validates on other images than {runs[0]}; name a data set for both with --data")
-    measured = [measure_budget(run, data, split, limit, device, progress=progress) for run in runs]
+    if measured is None:
+        measured = [measure_budget(run, data, split, limit, device) for run in runs]
     budgets = [budget for budget, _ in measured]
     films = [_films(Path(run)) for run in runs]
     order = _worst(budgets, images, films) if isinstance(images, int) else [_id(scopes[0], own) for own in images]
