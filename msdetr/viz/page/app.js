@@ -74,7 +74,7 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
   const inspector = h("aside", { class: "inspector" }, parts.objects.element, parts.candidates.element, parts.failures.element);
   const viewer = h("main", { class: "viewer" }, content.images.length > 1 ? parts.filmstrip.element : null, h("div", { class: "stage" }, parts.controls.element, h("div", { class: "pictures" }, parts.pictures.map((own) => own.element)), parts.path.element), inspector);
   const footer = h("footer", {}, content.about.text.map((line) => h("p", {}, line)));
-  const page = h("div", { class: content.runs.length > 1 ? "msdetr two" : "msdetr", tabindex: -1, "data-lm-suppress-shortcuts": "true" }, header, overview, viewer, footer, parts.help);
+  const page = h("div", { class: content.runs.length > 1 ? "msdetr two" : "msdetr", tabindex: -1 }, header, overview, viewer, footer, parts.help);
   root.append(page);
 
   // ---- changes

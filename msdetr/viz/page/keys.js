@@ -25,14 +25,15 @@ export const KEYS = [
   ["?", "these keys"],
 ];
 
-/** Listens to keys on an element; handlers: key → function. Keys that a focused control needs are left to it. */
+/** Listens to keys on an element; handlers: key → function. Keys that a focused control needs are left to it, and not to the
+ * notebook around the page, which has commands of its own for them. */
 export function listenToKeys(element, handlers) {
   const onkeydown = (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const { target } = event;
     const typing = target.matches?.("input[type=search], select, textarea");
     const sliding = target.matches?.("input[type=range]") && /^(Arrow|Home|End|Page)/.test(event.key);
-    if ((typing && event.key !== "Escape") || sliding) return;
+    if ((typing && event.key !== "Escape") || sliding) return event.stopPropagation();
     const handler = handlers[event.key];
     if (!handler) return;
     event.preventDefault();

@@ -8,7 +8,7 @@ import { outcomesOf } from "./outcomes.js";
 
 /** The list of objects. Returns {element, update(scene, state), mark(hover)}. */
 export function objectList(content, actions) {
-  const element = h("section", { "aria-label": "objects" });
+  const element = h("section", { class: "list", "aria-label": "objects" });
   let rows = new Map();
 
   function update(scene, state) {
@@ -28,6 +28,9 @@ export function objectList(content, actions) {
       ),
       scene.objects.count ? null : h("p", {}, "This image has no objects."),
     );
+    element.classList.toggle("short", state.object !== null);
+    const chosen = rows.get(state.object);
+    if (chosen) element.scrollTop = chosen.offsetTop - element.clientHeight / 2;
   }
 
   function row(scene, state, target, outcome, detections) {

@@ -14,12 +14,18 @@ export function path(content, actions) {
   const note = h("p", { class: "note" });
   const element = h("section", { class: "path", "aria-label": "path of the query" }, title, panels, note);
 
+  let drawn = "";
+
   function update(scene, state) {
     element.hidden = !scene || state.query?.run !== scene.run;
     if (element.hidden) return;
     const { query } = state.query;
     const { frame } = scene;
+    const lists = (here) => [here.one.served.get(query), here.many.served.get(query)];
     const layers = Array.from({ length: frame.one.layers }, (_, layer) => sceneOf(content, scene.run, { ...state, layer }));
+    const asked = JSON.stringify([scene.run, scene.image, scene.step, query, state.layer, layers.map(lists)]);
+    if (asked === drawn) return;
+    drawn = asked;
     show(title, `Query ${query} through the layers `, h("button", { type: "button", class: "quiet", title: "let go of the query (Esc)", onclick: () => actions.select({}) }, "✕"));
     show(panels, layers.map((here) => panel(here, query)));
     const sampled = frame.sampling?.queries.includes(query);

@@ -243,12 +243,14 @@ export function samplingDots(frame, layer, query, { width, height }, scale) {
   const { sampling } = frame;
   const row = sampling ? sampling.queries.indexOf(query) : -1;
   if (row < 0) return [];
+  const box = pixels(frame.one.boxes, layer * frame.one.queries + query, { width, height });
+  const most = 0.08 * Math.max(box.width, box.height); // small objects stay visible
   return Array.from({ length: sampling.points }, (_, i) => {
     const at = (layer * sampling.queries.length + row) * sampling.points + i;
     const [x, y] = [sampling.places[2 * at], sampling.places[2 * at + 1]];
     if (x < 0 || x > 1 || y < 0 || y > 1) return null;
-    const r = (1.2 + 7 * Math.sqrt(sampling.weights[at])) * scale;
-    return svg("circle", { cx: x * width, cy: y * height, r, class: "sample", "stroke-width": 0.7 * scale });
+    const r = Math.max(Math.min((1.2 + 7 * Math.sqrt(sampling.weights[at])) * scale, most * (0.3 + 1.5 * Math.sqrt(sampling.weights[at]))), 1.2 * scale);
+    return svg("circle", { cx: x * width, cy: y * height, r, class: "sample", "stroke-width": Math.min(0.7 * scale, r / 3) });
   }).filter(Boolean);
 }
 
