@@ -61,9 +61,9 @@ def inspect(
         alpha: Try another share of the class probability in the score.
         score_threshold: Detections count from this score on, under the microscope.
         json: Also write the budget, or the comparison, to this JSON file.
-        html: Also write a page to this file, which any browser opens without a network: the budget, the worst images, and their
-            matching to take apart.
-        images: How many images the page has, 24 by default; one run's, or two runs side by side.
+        html: Also write a page to this file, which any browser opens without a network: the budget, the worst images and
+            their matching, of one run or of two side by side.
+        images: How many images the page has; 24 by default.
         note: Lines for the page's foot, as where the images come from and their licence.
         study: Folders of studies (msdetr sweep), in which the effect of other settings may have been measured.
         limit: Only so many images, the first; all by default. Not under the microscope.

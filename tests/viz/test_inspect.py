@@ -1,14 +1,19 @@
 """The microscope on a real run: two steps of training on the generated data."""
 
+import json
+import re
+
 import pytest
 import small
 
 from msdetr.analysis.candidates import measure_run
 from msdetr.analysis.specimen import Microscope
+from msdetr.cli import main
 from msdetr.engine import train
 from msdetr.errors import ConfigError
 from msdetr.viz.explorer import Explorer
 from msdetr.viz.inspect import inspect
+from msdetr.viz.page import write_page
 
 TINY = {
     "model.num_queries": 12, "model.num_points": 2, "data.num_train": 4, "data.num_val": 3, "data.augment": "none",
@@ -71,3 +76,20 @@ def test_explorer_and_candidate_quality_of_a_run(run):
     assert len(explorer.images) == 2 and "layer 1" in explorer.figure(image=1, layer=0).get_suptitle()
     quality = measure_run(run, limit=2, device="cpu", top=5)
     assert quality.images == 2 and quality.result().num_layers == 2
+
+
+def test_a_page_of_a_run_and_of_two(run, tmp_path, capsys):
+    own = ["--device", "cpu", "--note", "Drawn by the generator."]
+    assert main(["inspect", str(run), str(run), "--html", str(tmp_path / "both.html"), "--images", "2", *own]) == 0
+    assert "2 images" in capsys.readouterr().out
+    page = (tmp_path / "both.html").read_text()
+    content = json.loads(re.search(r'id="content">(.*?)</script>', page, re.DOTALL)[1])
+    assert len(content["images"]) == 2 and len(content["runs"]) == 2 and content["comparison"]["first"] is not None
+    assert content["about"] == {"text": ["Drawn by the generator."], "data": "shapes/val, 3 images", "images": 3}
+    budget = content["runs"][0]["budget"]
+    assert sum(cause["share"] for cause in budget["causes"]) == pytest.approx(100 - budget["ap"], abs=1e-6)
+    assert all(view["frame"]["sampling"]["queries"] for image in content["images"] for view in image["views"])
+    with pytest.raises(ConfigError, match="more than 0.1 MB"):
+        write_page(tmp_path / "small.html", [run], device="cpu", most_bytes=100_000)
+    assert not (tmp_path / "small.html").exists()
+    assert main(["inspect", str(run), "--images", "2"]) == 1 and "--html" in capsys.readouterr().err
