@@ -112,6 +112,14 @@ def test_its_cells_are_short(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_its_code_fits_the_page(name):
+    """JupyterLab cuts longer lines at a notebook's usual width."""
+    exercises = tagged(read(name), "exercise")
+    cells = [cell for cell in code_cells(read(name)) if cell not in exercises]
+    assert [line for cell in cells for line in cell.source.splitlines() if len(line) > 100] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_its_parameters_are_tagged_and_checked(name):
     book = read(name)
     cells = tagged(book, "parameters")
