@@ -60,7 +60,7 @@ def test_the_effect_of_suppression_is_that_of_doing_it():
 
 def test_other_training_has_the_effect_that_studies_measured_or_none_is_claimed():
     found = budget(random_data(1), NAMES)
-    unknown = diagnose(found, one_to_many=False).remedies
+    unknown = diagnose(found, config=recipes.get("shapes/baseline")).remedies
     assert [one.basis for one in unknown] == [Basis.UNKNOWN] * 3 and all(one.gain is None for one in unknown)
     assert "does not apply" in next(one.text for one in unknown if one.change == "a higher k")
 
@@ -71,7 +71,7 @@ def test_other_training_has_the_effect_that_studies_measured_or_none_is_claimed(
     cells += [cell(seed, 0.43 + 0.02 * seed, **{"train.epochs": 12}) for seed in range(3)]
     cells += [cell(0, 0.38, **{"model.num_queries": 300})]
     cells += [cell(0, 0.9, **{"ms_detr.k": 9, "train.lr": 5e-4})]  # two things differ: says nothing of k
-    assert [(one.low, one.high) for one in effects(cells, "train.epochs")] == [(6, 12)]
+    assert [(one.start, one.end) for one in effects(cells, "train.epochs")] == [(6, 12)]
     told_by = {one.change: one for one in diagnose(found, cells=cells).remedies}
     longer, fewer = told_by["longer training"], told_by["fewer queries"]
     assert longer.basis is Basis.MEASURED and longer.gain == pytest.approx(4) and longer.seeds == 3
@@ -79,6 +79,10 @@ def test_other_training_has_the_effect_that_studies_measured_or_none_is_claimed(
     assert fewer.gain == pytest.approx(2) and fewer.low is None and "one seed" in fewer.text
     assert told_by["a higher k"].basis is Basis.UNKNOWN
     json.dumps(diagnose(found, cells=cells).to_json(), allow_nan=False)
+    cells += [cell(0, 0.5, **{"train.epochs": 24})]
+    longer = recipes.get("shapes/ms-detr-c").override({"train.epochs": 12})
+    told_by = {one.change: one for one in diagnose(found, cells=cells, config=longer).remedies}
+    assert told_by["longer training"].gain == pytest.approx(7), "from the run's own 12 epochs, though on one seed"
 
 
 def test_two_budgets_differ_by_their_causes_and_by_objects_with_reasons():

@@ -123,6 +123,22 @@ def attribute(
     return SceneErrors(replace(scene, layers=None), number, matched, false, missed, outranked)
 
 
+def only_matched(scene: Scene, thresholds: np.ndarray, max_detections: int = 100) -> SceneErrors:
+    """The errors of an image without looking for their causes, where only AP is wanted: objects are missed as *never a candidate*,
+    and false detections are *background*."""
+    matched = match(scene.objects, scene.found, thresholds, max_detections)
+    missing, shape = matched.counts & (matched.by < 0), matched.by.shape
+    none, zeros = np.full(matched.false.shape, NONE), np.zeros(matched.false.shape)
+    false = FalseDetections(np.where(matched.false, _CODE[Cause.BACKGROUND], NONE), none, none, zeros)
+    missed = MissedObjects(
+        np.where(missing, _CODE[Cause.NEVER], NONE),
+        *(np.full(shape, NONE) for _ in range(3)),
+        *(np.zeros(shape) for _ in range(3)),
+    )
+    outranked = np.full(len(scene.objects), _CODE[Cause.OUTRANKED])
+    return SceneErrors(replace(scene, layers=None), 0, matched, false, missed, outranked)
+
+
 def _false(scene: Scene, matched: Matched, overlap: np.ndarray, thresholds: np.ndarray) -> FalseDetections:
     number, shape = len(scene.found), matched.false.shape
     if not len(scene.objects):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torchvision.ops import batched_nms
 
-from msdetr.analysis.budget.attribution import attribute
+from msdetr.analysis.budget.attribution import only_matched
 from msdetr.analysis.budget.causes import Cause
 from msdetr.analysis.budget.ledger import Ledger
 from msdetr.analysis.budget.report import Budget
@@ -27,7 +27,7 @@ from msdetr.analysis.budget.scoring import IOU_THRESHOLDS
 from msdetr.analysis.cells import Cell
 from msdetr.analysis.study import Difference, paired_difference
 from msdetr.checks import fraction
-from msdetr.config import flatten, harmless_in_comparison
+from msdetr.config import RunConfig, flatten, harmless_in_comparison
 from msdetr.model.postprocess import PRE_NMS
 
 USUAL = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -92,7 +92,7 @@ class Suppression:
     def add(self, scene: Scene) -> None:
         """Suppresses the duplicates of an image."""
         kept = suppressed(scene, self.iou, self.max_detections, self.pairs)
-        self._errors.append(attribute(replace(kept, layers=None), np.array(IOU_THRESHOLDS), self.max_detections))
+        self._errors.append(only_matched(kept, np.array(IOU_THRESHOLDS), self.max_detections))
 
     def ap(self, num_classes: int) -> float | None:
         """AP in points."""
@@ -118,15 +118,16 @@ def diagnose(
     budget: Budget,
     suppressions: Iterable[Suppression] = (),
     cells: Sequence[Cell] = (),
-    one_to_many: bool | None = None,
+    config: RunConfig | None = None,
 ) -> Diagnosis:
     """What would change a budget.
 
     suppressions: that have seen the same images. cells: finished runs of studies, in which fewer queries, a higher k or a longer
-    training may have been measured. one_to_many: whether the detector has such a branch; without one there is no k.
+    training may have been measured. config: the run's, so that what starts from its own settings is preferred; without a
+    one-to-many branch there is no k.
     """
     remedies = [_of_suppression(budget, one) for one in suppressions]
-    remedies += [_of_setting(*one, cells, one_to_many) for one in SETTINGS]
+    remedies += [_of_setting(*one, cells, config) for one in SETTINGS]
     remedies.sort(key=lambda one: (one.basis is Basis.UNKNOWN, -(one.gain or 0)))
     return Diagnosis(budget.whole[Cause.DUPLICATE].gain, tuple(remedies))
 
@@ -147,40 +148,43 @@ SETTINGS = (
 )
 
 
-def _of_setting(change: str, setting: str, higher: bool, cells: Sequence[Cell], one_to_many: bool | None) -> Remedy:
-    if setting == "ms_detr.k" and one_to_many is False:
-        text = f"{change}: does not apply, the detector has no one-to-many branch"
-        return Remedy(change, Basis.UNKNOWN, None, text)
-    found = [one for one in effects(cells, setting) if one.difference.mean is not None]
+def _of_setting(change: str, setting: str, higher: bool, cells: Sequence[Cell], config: RunConfig | None) -> Remedy:
+    own = None if config is None else flatten(config).get(setting)
+    if config is not None and own is None:
+        return Remedy(change, Basis.UNKNOWN, None, f"{change}: does not apply, the detector has no one-to-many branch")
+    found = [one if higher else one.turned for one in effects(cells, setting) if one.difference.mean is not None]
     if not found:
         return Remedy(change, Basis.UNKNOWN, None, f"{change}: not known, no study given here has measured it")
-    best = max(found, key=lambda one: len(one.difference.values))
-    sign = 1 if higher else -1
-    low, high = (best.difference.low, best.difference.high) if higher else (best.difference.high, best.difference.low)
-    values = [None if one is None else 100 * sign * one for one in (best.difference.mean, low, high)]
-    frm, to = (best.low, best.high) if higher else (best.high, best.low)
-    seeds = len(best.difference.values)
-    error = (
-        "error unknown, one seed"
-        if low is None
-        else f"95 % interval {values[1]:+.1f} to {values[2]:+.1f}, {seeds} seeds"
+    best = min(found, key=lambda one: (one.start != own, -len(one.difference.values), abs(one.end - one.start)))
+    mean, low, high = (
+        None if x is None else 100 * x for x in (best.difference.mean, best.difference.low, best.difference.high)
     )
-    text = f"{change}: AP {values[0]:+.1f} from {frm:g} to {to:g} in {best.where} ({error}); here it may differ"
-    return Remedy(change, Basis.MEASURED, values[0], text, values[1], values[2], seeds)
+    seeds = len(best.difference.values)
+    error = "error unknown, one seed" if low is None else f"95 % interval {low:+.1f} to {high:+.1f}, {seeds} seeds"
+    text = f"{change}: AP {mean:+.1f} from {best.start:g} to {best.end:g} in {best.where} ({error}); here it may differ"
+    return Remedy(change, Basis.MEASURED, mean, text, low, high, seeds)
 
 
 @dataclass(frozen=True)
 class Effect:
-    """AP of cells with the higher value of a setting minus that of those with the lower one, nothing else being different."""
+    """AP of cells whose setting has the value ``end`` minus that of those that have ``start``, nothing else being different."""
 
     where: str
-    low: float
-    high: float
+    start: float
+    end: float
     difference: Difference
+
+    @property
+    def turned(self) -> Effect:
+        """The effect of the change in the other direction."""
+        one = self.difference
+        mean, low, high = (None if value is None else -value for value in (one.mean, one.high, one.low))
+        turned = Difference(one.seeds, tuple(-value for value in one.values), mean, low, high)
+        return Effect(self.where, self.end, self.start, turned)
 
 
 def effects(cells: Iterable[Cell], setting: str) -> list[Effect]:
-    """What a setting was measured to do: an effect for any two of its values with which the same was trained."""
+    """What a higher value of a setting was measured to do, for any two values with which the same was trained."""
     groups: dict[str, dict[float, list[Cell]]] = {}
     harmless = harmless_in_comparison()
     for cell in cells:

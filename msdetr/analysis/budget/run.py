@@ -53,7 +53,7 @@ def measured(scenes: RunScenes, cells: Sequence[Cell] = (), own_data: bool = Tru
         for suppression in suppressions:
             suppression.add(scene)
     found = accounts.budget()
-    return found, diagnose(found, suppressions, cells, predictor.config.ms_detr is not None)
+    return found, diagnose(found, suppressions, cells, predictor.config)
 
 
 class RunScenes:

@@ -6,7 +6,7 @@ float64, so that every IoU is the one that COCO's evaluation computes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,6 @@ class Scene:
     found: Found
     layers: Layers | None = None
     name: str = ""
-    checked: bool = field(default=False, repr=False)
 
     @classmethod
     def of_detections(
@@ -99,7 +98,7 @@ class Scene:
             raise InputError(f"{where}: {len(box)} boxes, {len(score)} scores and {len(label)} labels of detections")
         best = np.argsort(-score, kind="stable")
         found = Found(box[best], score[best], label[best], np.full(len(label), -1))
-        return cls(int(image_id), objects, found, None, name, True)
+        return cls(int(image_id), objects, found, None, name)
 
     @classmethod
     def of_predictions(
@@ -135,7 +134,7 @@ class Scene:
         pairs = np.argsort(-score[-1], axis=None, kind="stable")[:max_detections]
         query, label = np.unravel_index(pairs, score.shape[1:])
         found = Found(box[-1, query], score[-1, query, label], label, query)
-        return cls(int(image_id), objects, found, Layers(box, score), name, True)
+        return cls(int(image_id), objects, found, Layers(box, score), name)
 
 
 def _objects(where: str, boxes: Any, labels: Any, crowd: Any, areas: Any, box_format: str) -> Objects:
