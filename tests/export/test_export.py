@@ -82,6 +82,16 @@ def test_slim_weights_predict_the_same_and_hold_nothing_else(run, tmp_path):
     assert not any("one_to_many" in name for name in stored)
 
 
+def test_the_best_checkpoint_of_a_run_is_exported(tmp_path):
+    folder = write_run(tmp_path / "run")
+    best = checkpoints.find(folder)
+    later = {name: torch.zeros_like(tensor) for name, tensor in best.tensors("model").items()}
+    worse = {"step": 2, "metrics": {"AP": 0.4}}
+    manifest = {name: best.manifest[name] for name in ("epoch", "config", "class_names", "category_ids", "training")}
+    checkpoints.write(folder / "checkpoints" / "step_00000002", {"model": later}, manifest | worse)
+    assert checkpoints.find(export(folder, "weights", tmp_path / "slim")).manifest["step"] == 1
+
+
 @pytest.mark.fault("F130")
 def test_a_run_that_is_not_finished_is_refused_and_its_checkpoint_is_not(tmp_path):
     folder = write_run(tmp_path / "run", "interrupted")
