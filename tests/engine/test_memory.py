@@ -103,3 +103,17 @@ def test_other_values_are_refused(shapes, value):
         ConfigError, match="train.micro_batch: (expected .* or auto|must be at least 1, got 0, or auto)"
     ):
         tiny.config(shapes, train__micro_batch=value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_with_little_memory_takes_fewer_images(shapes):
+    config, world = tiny.config(shapes), World(device=torch.device("cuda", 0))
+    trainer = Trainer(build_detector(config), build_criterion(config), config.train, 12, 4, world)
+    assert memory.largest_fitting(trainer, 2, 64, 64, 3) == 2
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + memory.SPARE * total + 2**30) / total)
+    try:
+        assert memory.largest_fitting(trainer, 256, 512, 512, 3) < 256
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
