@@ -111,7 +111,7 @@ def measure_rivals(
     detector, category_ids = predictor.detector, dataset.categories.category_ids
     kept: dict[str, list[np.ndarray]] = {"as it is": [], "nms": []}
     counts, towards = [], []
-    for batch, targets in build_eval_loader(dataset, config.train.micro_batch):
+    for batch, targets in build_eval_loader(dataset, config.train.at_once):
         batch = batch.to(predictor.device)
         with evaluating(detector), self_attention_cut(detector) if cut else attention_recorded(detector) as recorded:
             output = detector(batch).to("cpu")
