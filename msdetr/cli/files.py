@@ -41,7 +41,7 @@ def check_data(
             if split.suspicions:
                 target = thumbnails / f"{split.file.stem}.png"
                 save_figure(suspicion_figure(split), target, dpi=120)
-                print(f"pictures of what is worth a look: {target}")
+                print(f"pictures of what is suspicious: {target}")
     if not report.ok:
         raise SystemExit(1)
 

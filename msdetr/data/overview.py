@@ -28,7 +28,7 @@ _BARS = 100  # lines of a histogram
 
 @dataclass(frozen=True)
 class Suspicion:
-    """An annotation worth a look. annotation_id is None where the whole image is meant. place: where it is, in words."""
+    """A suspicious annotation. annotation_id is None where the whole image is meant. place: where it is, in words."""
 
     image_id: int
     annotation_id: int | None
@@ -85,7 +85,7 @@ class SplitReport:
             ]
         lines += _section("errors: these stop a run", self.errors)
         lines += _section("put right or left out", [str(note) for note in self.notes.notes] if self.notes else [])
-        lines += _section("worth a look", [str(suspicion) for suspicion in self.suspicions])
+        lines += _section("suspicious", [str(suspicion) for suspicion in self.suspicions])
         return "\n".join(lines)
 
 

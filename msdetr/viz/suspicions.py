@@ -1,4 +1,4 @@
-"""Pictures of the annotations that ``msdetr check-data`` finds worth a look."""
+"""Pictures of the annotations that ``msdetr check-data`` finds suspicious."""
 
 from __future__ import annotations
 

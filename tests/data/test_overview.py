@@ -1,4 +1,4 @@
-"""check-data: counts, what would stop a run, and what is worth a look."""
+"""check-data: counts, what would stop a run, and what is suspicious."""
 
 import pytest
 from PIL import Image
