@@ -28,7 +28,7 @@ def budget(label: str) -> dict:
         "by_class": [part | {"name": name} for name in HOSTILE], "by_size": [part | {"name": "small"}], "by_layer": [],
         "remedies": [{"change": HOSTILE[0], "basis": "exact", "gain": 1.5, "text": HOSTILE[1]}],
         "images": [{"image_id": i, "lost_ap": float(i)} for i in (1, 2, 3)],
-        "failures": [{"image_id": 2, "kind": "missed", "cause": "placed", "lost_ap": 2.0, "object": 1, "query": 3, "label": 0,
+        "failures": [{"image_id": 2, "kind": "missed", "cause": "placed", "lost_ap": 2.0, "object": 1, "query": 3, "label": 0, "size": "small",
                       "box": [1, 2, 30, 40], "sentence": f"{HOSTILE[1]} is missed"}],
     }  # fmt: skip
 
@@ -98,6 +98,9 @@ def test_the_gallery_filters_and_opens(opened):
     assert opened.evaluate("[...document.querySelectorAll('.card')].map((e) => e.dataset.image).join()") == "2,1,0"
     opened.click(*middle(opened, "tr[data-cause=placed]"))
     assert state(opened)["cause"] == "placed" and count(opened, ".card") == 1
+    opened.evaluate("page.set({size: 'large'})")
+    assert count(opened, ".card") == 0
+    opened.evaluate("page.set({size: 'small', label: 0})")
     opened.click(*middle(opened, ".card"))
     assert state(opened)["screen"] == "image" and state(opened)["image"] == 1
     opened.click(*middle(opened, ".failures button"))

@@ -96,14 +96,8 @@ export function failuresOf(content, run, imageId, { cause = null, label = null, 
       (imageId === undefined || failure.image_id === imageId) &&
       (cause === null || failure.cause === cause) &&
       (label === null || failure.label === label) &&
-      (size === null || sizeOf(failure.box) === size),
+      (size === null || failure.size === size),
   );
-}
-
-/** COCO's size of a box in pixels. */
-export function sizeOf([x0, y0, x1, y1]) {
-  const area = (x1 - x0) * (y1 - y0);
-  return area < 32 ** 2 ? "small" : area < 96 ** 2 ? "medium" : "large";
 }
 
 const KINDS = { missed: OUTCOMES.missed.color, false: DETECTIONS.background.color, low: OUTCOMES.doubled.color };

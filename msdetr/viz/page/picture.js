@@ -55,7 +55,7 @@ export function picture(content, run, actions) {
   }
 
   function label(rectangle, text, color, extra = {}) {
-    const size = 13 * scale();
+    const size = 13 * state.scale * scale();
     const width = (text.length * 0.62 + 0.6) * size; // about: text is not measured
     const height = 1.35 * size;
     let top = Math.max(rectangle.y - height, window_().y);
@@ -109,7 +109,7 @@ export function picture(content, run, actions) {
         svg("g", { class: "query", "data-query": detection.query }, boxOf(rectangle, color, { dash, width: 1.5 }), svg("rect", hit, svg("title", {}, title))),
       );
       if (detection.kind === "background" && detection.score >= state.least)
-        parts.labels.append(label({ ...rectangle, y: rectangle.y + rectangle.height + 17 * scale() }, `${content.className(detection.label)} ${number(detection.score)}`, color));
+        parts.labels.append(label({ ...rectangle, y: rectangle.y + rectangle.height + 17 * state.scale * scale() }, `${content.className(detection.label)} ${number(detection.score)}`, color));
     }
     objects((target) => OUTCOMES[outcomes[target]]);
     const counted = (word) => outcomes.filter((outcome) => outcome === word).length;
@@ -161,7 +161,7 @@ export function picture(content, run, actions) {
     parts.path.append(...samplingDots(frame, layer, query, image(), scale()));
     const box = pixels(branch.boxes, layer * branch.queries + query, image());
     parts.path.append(svg("g", { class: "query", "data-query": query }, boxOf(box, "#111", { width: 3 })));
-    parts.labels.append(label({ ...box, y: box.y + box.height + 17 * scale() }, `query ${query}`, "#111111"));
+    parts.labels.append(label({ ...box, y: box.y + box.height + 17 * state.scale * scale() }, `query ${query}`, "#111111"));
   }
 
   function draw() {
