@@ -2,8 +2,10 @@
 
 AP depends on nothing but the order of a class's detections, so a *ranking* is all that is kept. Let the detections of all
 images, best first, have ranks 0, 1, ... A found object has the rank of its detection, a missed one infinity; a false detection has a
-rank and a cause. Mending a cause takes its false detections away, and offers objects a better rank: an object takes the
-best of those that the mended causes offer and its own. With n objects of which m are found, in order, and F_k false
+rank and a cause. Mending a cause takes its false detections away, and offers objects a better rank (``Cause.mended`` says which): the first
+place for what was never a candidate or is outranked, that of the false detection for what is badly placed or of the wrong class, that
+of the score in the earlier layer for what was lost on the way. An object takes the best of those that the mended causes offer and
+its own. With n objects of which m are found, in order, and F_k false
 detections ranked above the k-th, precision at it is k / (k + F_k) and recall k / n; AP is the mean of the highest precision
 at or beyond recall 0, 0.01, ..., 1, as COCO computes it.
 
