@@ -4,7 +4,8 @@
     :section: Speed
     ```
 
-shows the part of a Markdown file below a heading, or all of it but the title.
+shows the part of a Markdown file below a heading, or all of it but the title. A pattern, ``benchmarks/results/*/results.md``, stands for
+all files that fit, each below its title.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ FENCE = re.compile(r" *(```|~~~)")
 
 
 def section(text: str, title: str | None) -> str:
-    """The lines below the heading ``title``, up to the next heading of its level; without a title all below the first heading.
+    """The lines below the heading ``title``, up to the next heading of its level; without a title all below the first heading,
+    or all where there is none.
 
     Headings inside are moved up, so that the first level is ``##``. Raises ExtensionError where there is no such heading.
     """
@@ -40,6 +42,8 @@ def section(text: str, title: str | None) -> str:
             found.append(f"#{line[level:]}" if heading else line)
         elif heading and title in (None, heading[2]):
             found, level = [], len(heading[1])
+    if found is None and title is None:
+        return text
     if found is None:
         raise ExtensionError(f"there is no heading {title!r}")
     return "\n".join(found)
@@ -52,13 +56,26 @@ class RepositoryFile(SphinxDirective):
     option_spec = {"section": directives.unchanged}  # noqa: RUF012 (docutils' way)
 
     def run(self):
-        root = Path(self.config.repository_root)
-        path = root / self.arguments[0]
-        self.env.note_dependency(str(path))
-        text = section(path.read_text(encoding="utf-8"), self.options.get("section"))
+        root, pattern = Path(self.config.repository_root), self.arguments[0]
+        if "*" not in pattern:
+            return self.parse_text_to_nodes(self.part(root, pattern), allow_section_headings=True)
+        parts = []
+        for path in sorted(root.glob(pattern)):
+            title = re.search(r"^# +(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            parts += [
+                f"## {title[1] if title else path.stem}",
+                "",
+                self.part(root, path.relative_to(root).as_posix()),
+                "",
+            ]
+        return self.parse_text_to_nodes("\n".join(parts), allow_section_headings=True)
+
+    def part(self, root: Path, name: str) -> str:
+        """What is shown of a file, its links those of the site."""
+        self.env.note_dependency(str(root / name))
+        text = section((root / name).read_text(encoding="utf-8"), self.options.get("section"))
         page = Path(self.env.doc2path(self.env.docname)).relative_to(self.env.srcdir).as_posix()
-        text = site_links(text, self.arguments[0], page, root, self.config.repository_url)
-        return self.parse_text_to_nodes(text, allow_section_headings=True)
+        return site_links(text, name, page, root, self.config.repository_url)
 
 
 def _plain_badge(match: re.Match) -> str:
