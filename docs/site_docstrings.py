@@ -39,7 +39,7 @@ def restructured(lines: Iterable[str], names: Iterable[str] = ()) -> list[str]:
     """A docstring's lines as reStructuredText; ``names`` are the parameters that it may explain."""
     result, code_follows = [], False
     for block in _blocks(lines):
-        indented = all(line.startswith(" ") for line in block)
+        indented = all(line.startswith(" ") for line in block if line)
         if indented:
             result += [] if code_follows else ["::", ""]
             result += [*block, ""]

@@ -141,6 +141,8 @@ k: how many.   low, high: of the range,
 
     count(3)
 
+    count(4)
+
 one    a thing
 two    another,
        longer thing"""
@@ -155,6 +157,8 @@ two    another,
         "::",
         "",
         "    count(3)",
+        "",
+        "    count(4)",
         "",
         "- one a thing",
         "- two another, longer thing",
