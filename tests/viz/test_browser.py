@@ -49,10 +49,14 @@ def test_a_slider_moved_in_jupyterlab_changes_picture_and_words(tmp_path):
             browser.press("ArrowRight", times=60)  # τ from 0.40 to 1.00: nothing scores above it
             browser.wait_for(f"{CAPTION}.includes(' 0 one-to-many')", 60)
             assert browser.evaluate(BOXES) < before
+            run = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute"
             told = "print('kernel:', page.chosen['threshold'])"
-            browser.evaluate(f"""window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute(
-                {{code: {told!r}}}).onIOPub = (m) => m.content.text && (window.told = (window.told ?? '') + m.content.text)""")
+            browser.evaluate(f"""{run}({{code: {told!r}}}).onIOPub =
+                (m) => m.content.text && (window.told = (window.told ?? '') + m.content.text)""")
             browser.wait_for("window.told?.includes('kernel: 1')", 30)
+            browser.evaluate(f"void {run}({{code: 'page.chosen = {{\\'object\\': 1, \\'k\\': 2}}'}})")
+            browser.wait_for("document.querySelector('.msdetr tr[data-object=\"1\"][aria-selected=true]') !== null", 30)
+            browser.wait_for(f"{CAPTION}.includes(' 4 one-to-many')", 30)
         finally:
             path = tmp_path / "sliders.png"
             browser.screenshot(path)
