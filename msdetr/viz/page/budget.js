@@ -75,12 +75,11 @@ export function budget(content, run, actions) {
   /** What would bring some of it back. */
   function remedies() {
     if (!own.remedies?.length) return null;
-    const gain = (remedy) => (remedy.gain === null ? "?" : `${remedy.gain > 0 ? "+" : ""}${number(remedy.gain, 1)} AP`);
     return h(
       "details",
       { class: "remedies" },
       h("summary", {}, "What would help"),
-      h("table", {}, h("tbody", {}, own.remedies.map((remedy) => h("tr", {}, h("th", { scope: "row" }, remedy.change), h("td", {}, gain(remedy)), h("td", {}, remedy.basis), h("td", {}, remedy.text))))),
+      h("table", {}, h("tbody", {}, own.remedies.map((remedy) => h("tr", {}, h("td", {}, remedy.text))))),
     );
   }
 

@@ -83,7 +83,7 @@ export function failureSection(content, actions) {
   function update(scene, state) {
     const failures = scene ? failuresOf(content, scene.run, content.images[scene.image].id, state) : [];
     element.hidden = !failures.length;
-    if (!element.hidden) show(element, h("h3", {}, "Where AP was lost here"), failureList(content, failures, scene.run, actions));
+    if (!element.hidden) show(element, h("h3", {}, `Where AP was lost here${scene.step === "end" ? "" : ", by the checkpoint"}`), failureList(content, failures, scene.run, actions));
   }
   return { element, update };
 }
