@@ -14,7 +14,7 @@ help:
 	@echo "make conformance DIR=...  compare with numbers of the published implementation"
 	@echo "make bench        the benchmarks that need nothing else; results go to benchmarks/results"
 	@echo "make lint types   style; types of the public modules"
-	@echo "make notebooks    run every notebook in its fast mode"
+	@echo "make notebooks    run every notebook in its fast mode, check the exercises"
 	@echo "make docs         the site with course, how-to pages and API: build/site/index.html; make links: links to other sites"
 
 $(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*)
@@ -44,7 +44,7 @@ bench: $(VENV)/.ready
 	for name in ms_deform_attn step matching evaluation checkpoint recording; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 notebooks: $(VENV)/.ready
-	$(BIN)/python -m pytest -q tests/test_notebooks.py
+	$(BIN)/python -m pytest -q tests/test_notebooks.py tests/test_exercises.py
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs build/site

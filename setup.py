@@ -107,9 +107,11 @@ class BuildLibrary(build_ext):
 
 COURSE = (
     "notebooks/*.ipynb",
+    "notebooks/solutions/*.py",
     "data/README.md",
     "data/samples/**/*",
     "docs/*.md",
+    "docs/teaching/*.md",
 )  # as in the repository, under msdetr/course
 
 

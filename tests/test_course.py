@@ -15,7 +15,7 @@ from msdetr.notebook import project_root
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("name", ["05_train", "05_train.ipynb", "5", "05"])
+@pytest.mark.parametrize("name", ["05_train", "05_train.ipynb", "5", "05", Path("5")])
 def test_a_notebook_is_found_by_name_from_anywhere(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert course.find(name) == course.root() / "notebooks" / "05_train.ipynb"
@@ -36,6 +36,7 @@ def test_a_copy_is_a_project_of_its_own(tmp_path, monkeypatch):
     copied = course.copy(tmp_path / "mine")
     assert len(copied) >= 10 and all(path.is_file() for path in copied)
     assert (tmp_path / "mine" / "data" / "samples" / "annotations" / "instances_train.json").is_file()
+    assert (tmp_path / "mine" / "notebooks" / "solutions" / "03_one_to_many_matching.py").is_file()
     monkeypatch.chdir(tmp_path / "mine" / "notebooks")
     assert project_root() == tmp_path / "mine"
     course.copy(tmp_path / "mine")  # once more changes nothing
@@ -72,6 +73,8 @@ def test_a_wheel_serves_every_python_and_brings_the_course(compiled, tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     for notebook in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
         assert f"msdetr/course/notebooks/{notebook.name}" in names
+    for solution in (ROOT / "notebooks" / "solutions").glob("*.py"):
+        assert f"msdetr/course/notebooks/solutions/{solution.name}" in names
     assert {"msdetr/ops/csrc/ms_deform_attn.cu", "msdetr/course/data/samples/manifest.json"} <= names
     assert ("msdetr/ops/libms_deform_attn.so" in names) == compiled
     front_end = {f"msdetr/viz/page/{path.name}" for path in (ROOT / "msdetr/viz/page").glob("*.[jc]s*")}

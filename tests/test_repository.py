@@ -36,7 +36,7 @@ LAYERS = {
     "viz": DETECTOR | {"data", "recipes", "engine", "predictor", "analysis"},
     "model_card": {"config", "engine", "analysis", "viz"},
     "notebook": {"config", "recipes", "engine"},
-    "course": set(),
+    "course": DETECTOR | {"data", "recipes", "engine", "predictor", "analysis"},  # the exercises; files need none of it
     "results": {"__version__", "data", "engine", "predictor"},
     "integrations": DETECTOR | {"data", "engine", "predictor"},
     "export": DETECTOR | {"__version__", "data", "engine", "predictor"},

@@ -16,12 +16,18 @@ from .output import require_file, require_folder
 
 
 @command("course")
-def copy_course(folder: Argument[Path] = Path("msdetr-course")) -> None:
-    """Copy the course's notebooks, with the samples they use, into a folder to work in.
+def copy_course(folder: Argument[Path] = Path("msdetr-course"), slides: bool = False) -> None:
+    """Copy the course's notebooks, with the samples they use and the answers to their exercises, into a folder to work in.
 
     Args:
         folder: Where to; files that were changed there are never overwritten.
+        slides: Also make slides of every notebook, in FOLDER/slides, which need no network (pip install msdetr[slides]).
     """
+    if slides:
+        from ..course.slides import build
+
+        made = build(folder / "slides")
+        print(f"slides of {len(made)} notebooks; open {folder / 'slides' / 'index.html'} in a browser")
     copied = course.copy(folder)
     print(f"{len(copied)} notebooks in {folder / 'notebooks'}; open them with: jupyter lab {folder / 'notebooks'}")
 

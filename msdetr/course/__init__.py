@@ -67,7 +67,9 @@ def copy(target: str | Path) -> list[Path]:
 def _belongs(path: Path, source: Path) -> bool:
     """Whether a file is part of the course: in a checkout, data/ and docs/ hold other things beside it."""
     part, *rest = path.relative_to(source).parts
-    parts = {"notebooks": path.suffix == ".ipynb", "docs": path.suffix == ".md" and len(rest) == 1}
+    solution = rest[0] == "solutions" and path.suffix == ".py"
+    page = path.suffix == ".md" and (len(rest) == 1 or rest[0] == "teaching")
+    parts = {"notebooks": path.suffix == ".ipynb" or solution, "docs": page}
     hidden = any(name.startswith(".") for name in rest)
     return path.is_file() and not hidden and parts.get(part, rest[0] in ("samples", "README.md"))
 

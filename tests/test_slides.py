@@ -1,0 +1,126 @@
+"""The course as slides: what is on them, and that nothing is fetched."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, Browser
+
+from msdetr import course
+from msdetr.cli import main
+from msdetr.errors import ConfigError, NotebookError
+
+nbformat = pytest.importorskip("nbformat", reason="no nbformat: pip install msdetr[slides]")
+pytest.importorskip("nbconvert", reason="no nbconvert: pip install msdetr[slides]")
+pytest.importorskip("sphinx_revealjs", reason="no sphinx-revealjs: pip install msdetr[slides]")
+
+from msdetr.course import slides
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+def book(*cells):
+    """A notebook of (text, settings): markdown where it begins with # or *, else code."""
+    made = nbformat.v4.new_notebook()
+    for number, (text, metadata, *outputs) in enumerate(cells):
+        new = nbformat.v4.new_markdown_cell if text[:1] in "#*" else nbformat.v4.new_code_cell
+        made.cells.append(
+            new(text, metadata=metadata, id=f"cell-{number}", **({"outputs": outputs} if outputs else {}))
+        )
+    return made
+
+
+def picture():
+    return nbformat.v4.new_output("display_data", data={"image/png": PIXEL})
+
+
+def said(text):
+    return nbformat.v4.new_output("stream", text=text)
+
+
+def test_a_cell_stands_where_it_says_or_where_it_fits():
+    cells = book(
+        ("# 01 · Title", {}),
+        ("import torch\nfrom math import pi", {}),
+        ("## Section", {}),
+        ("value = 3", {}),
+        ("print(3)", {}, said("3")),
+        ("figure", {}, picture()),
+        ("* after the figure", {}),
+        ("*\n" * 40, {}),
+        ("assert value == 3\nprint('ok')", {}, said("ok")),
+        ("## Exercises", {"tags": ["exercise"], "slideshow": {"slide_type": "skip"}}),
+        ("* wanted here", {"slideshow": {"slide_type": "slide"}}),
+        ("print(4)", {"slideshow": {"slide_type": "skip"}}, said("4")),
+    ).cells
+    wanted = "slide skip slide skip - - subslide subslide skip skip slide skip"
+    assert slides.slide_types(cells) == wanted.split()
+
+
+def test_a_figure_stands_without_the_code_that_drew_it_and_text_with_it(tmp_path):
+    path = tmp_path / "mine.ipynb"
+    nbformat.write(
+        book(
+            ("# Mine\n\n[![Open](https://a.b/c.svg)](https://a.b)", {}),
+            ("draw_a_figure()", {}, picture()),
+            ("print('words')", {}, said("words")),
+        ),
+        path,
+    )
+    page = slides.slides(path)
+    assert "draw_a_figure" not in page and PIXEL[:20] in page and "words" in page and "a.b" not in page
+
+
+def test_the_command_makes_pages_that_fetch_nothing(tmp_path, capsys, monkeypatch):
+    """From another folder: pages refer to files beside them, all of which are there."""
+    names = ("02_architecture_variants", "10_exercises")
+    for name in names:
+        copied = tmp_path / "course" / "notebooks" / f"{name}.ipynb"
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(course.root() / "notebooks" / copied.name, copied)
+    for module in (course, slides):
+        monkeypatch.setattr(module, "root", lambda: tmp_path / "course")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["msdetr", "course", "mine", "--slides"])
+    assert not main()
+    assert "slides of 2 notebooks; open mine/slides/index.html" in capsys.readouterr().out
+    folder = tmp_path / "mine" / "slides"
+    for page in (folder / f"{name}.html" for name in names):
+        text = page.read_text()
+        loaded = re.findall(r"<(?:script|link|img)\b[^>]*?\b(?:src|href)=\"(?!data:)([^\"]+)\"", text)
+        assert loaded and all((folder / address).is_file() for address in loaded), loaded
+        assert "@import url(http" not in text and "unpkg" not in text and "cdnjs" not in text
+        assert "exercises import check\n" not in text
+        assert page.name in (folder / "index.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+def test_slides_in_a_browser_without_network(tmp_path):
+    slides.build(tmp_path / "slides")
+    (tmp_path / "profile").mkdir()
+    browser = Browser(tmp_path / "profile", 1200, 800)
+    try:
+        browser.send("Page.navigate", url=f"file://{tmp_path}/slides/04_mixed_supervision.html")
+        browser.wait_for("typeof Reveal !== 'undefined' && Reveal.isReady()")
+        assert browser.wait_for("document.querySelectorAll('mjx-container').length >= 5")
+        assert browser.evaluate("Reveal.getTotalSlides()") > 10
+        browser.press("ArrowRight")
+        assert browser.evaluate("Reveal.getIndices().h") == 1
+    finally:
+        browser.close()
+
+
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(slides.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(ConfigError, match=r"sphinx_revealjs: pip install 'msdetr\[slides\]'"):
+            slides.build(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "file").write_text("no notebook")
+    with pytest.raises(NotebookError, match="file: this is no notebook"):
+        slides.slides(Path(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="cannot be written"):
+        slides.build(tmp_path / "file")
