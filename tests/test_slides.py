@@ -25,7 +25,7 @@ def book(*cells):
     """A notebook of (text, settings): markdown where it begins with # or *, else code."""
     made = nbformat.v4.new_notebook()
     for number, (text, metadata, *outputs) in enumerate(cells):
-        new = nbformat.v4.new_markdown_cell if text[:1] in "#*" else nbformat.v4.new_code_cell
+        new = nbformat.v4.new_markdown_cell if text[:1] in "#*<" else nbformat.v4.new_code_cell
         made.cells.append(
             new(text, metadata=metadata, id=f"cell-{number}", **({"outputs": outputs} if outputs else {}))
         )
@@ -51,11 +51,12 @@ def test_a_cell_stands_where_it_says_or_where_it_fits():
         ("* after the figure", {}),
         ("*\n" * 40, {}),
         ("assert value == 3\nprint('ok')", {}, said("ok")),
+        ("<details><summary>Hint</summary></details>", {}),
         ("## Exercises", {"tags": ["exercise"], "slideshow": {"slide_type": "skip"}}),
         ("* wanted here", {"slideshow": {"slide_type": "slide"}}),
         ("print(4)", {"slideshow": {"slide_type": "skip"}}, said("4")),
     ).cells
-    wanted = "slide skip slide skip - - subslide subslide skip skip slide skip"
+    wanted = "slide skip slide skip - - subslide subslide skip skip skip slide skip"
     assert slides.slide_types(cells) == wanted.split()
 
 

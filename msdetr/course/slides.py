@@ -124,8 +124,8 @@ def slides(notebook: str | Path) -> str:
 def slide_types(cells: list[Any]) -> list[str]:
     """Of each cell: "slide", "subslide", "-" (goes on), or "skip"; what its metadata says, else what fits.
 
-    A heading begins a slide. What does not fit, and text after a figure, goes below the slide of its section. Setup and checks are
-    left out.
+    A heading begins a slide. What does not fit, and text after a figure, goes below the slide of its section. Setup, checks and
+    hints are left out.
     """
     return list(_types(cells))
 
@@ -148,9 +148,11 @@ def _types(cells: list[Any]) -> Iterator[str]:
 
 
 def _split(cells: list[Any]) -> Iterator[Any]:
-    """Text with a heading or a check in the middle as two cells, the second of which begins there; without badges."""
+    """Text with a heading or a check in the middle as two cells, the second of which begins there; without badges, and progress."""
     for cell in cells:
         cell.source = BADGE.sub("", cell.source)
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         parts = re.split(r"\n(?=## |\*\*Check)", cell.source) if cell.cell_type == "markdown" else [cell.source]
         for number, part in enumerate(parts):
             kept = {name: value for name, value in cell.metadata.items() if name != "slideshow" or not number}
@@ -165,7 +167,8 @@ def _is_left_out(cell: Any) -> bool:
     if LEFT_OUT & set(cell.metadata.get("tags", [])) or not cell.source.strip():
         return True
     if cell.cell_type != "code":
-        return cell.source.startswith("**Check") and len(cell.source) < 3 * WIDTH
+        hint = cell.source.startswith("<details>")
+        return hint or cell.source.startswith("**Check") and len(cell.source) < 3 * WIDTH
     lines = [line for line in cell.source.splitlines() if line.strip()]
     setup = all(line.startswith(("import ", "from ", "%", " ", ")")) for line in lines)
     said = "".join(output.get("text", "") for output in cell.outputs)
