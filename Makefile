@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs
+# Tests run in one process per core, four at most: each takes about a gigabyte. WORKERS=0 runs them in one, one after the other.
+WORKERS ?= auto
 BIN := $(VENV)/bin
 
 .PHONY: help demo test test-slow faults conformance bench notebooks docs links lint types clean
@@ -28,7 +30,7 @@ demo: $(VENV)/.ready
 	$(BIN)/msdetr demo --runs $(RUNS)
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -q -m "not slow" tests
+	$(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal -m "not slow" tests
 
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -q -m slow tests

@@ -27,6 +27,7 @@ from .recipes import requested
 from .recipes import run_name as default_name
 
 ROOT_VARIABLE = "MSDETR_ROOT"
+START_SECONDS = 600  # for a kernel to start: on a busy machine or a network drive, importing takes minutes
 
 
 def project_root() -> Path:
@@ -152,6 +153,7 @@ def run_notebook(
                 stdout_file=sys.stdout if progress else None,
                 stderr_file=sys.stderr if progress else None,
                 cwd=None,
+                start_timeout=START_SECONDS,
                 config=config,
             )
         except papermill.PapermillExecutionError as error:

@@ -456,7 +456,7 @@ def released_optimizer(model: torch.nn.Module, given: dict) -> torch.optim.Optim
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups[of_parameter[name]]["params"].append(parameter)
-    return torch.optim.AdamW(list(groups.values()), lr=given["lr"], weight_decay=given["weight_decay"])
+    return torch.optim.AdamW(list(groups.values()), lr=given["lr"], weight_decay=given["weight_decay"], fused=True)
 
 
 # ---------------------------------------------------------------- post-processing

@@ -1,8 +1,12 @@
 """Settings shared by all tests."""
 
+import os
 import signal
 import sys
 from pathlib import Path
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # read when torch is imported: each its share of the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 import pytest
 import torch

@@ -56,10 +56,10 @@ def test_yaml_that_means_nothing(tmp_path, case):
     data, message = YAML[case]
     path = tmp_path / "config.yaml"
     path.write_bytes(data)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ConfigError, match=message) as caught:
         config.load(path)
-    assert time.perf_counter() - start < 20 and str(path) in str(caught.value) and len(str(caught.value)) < 1000
+    assert time.process_time() - start < 20 and str(path) in str(caught.value) and len(str(caught.value)) < 1000
 
 
 def test_yaml_that_people_write(tmp_path):
@@ -100,10 +100,10 @@ def test_json_that_means_nothing(tmp_path, case):
     path = tmp_path / "file.json"
     path.write_bytes(data)
     for read, error in ((files.read_json, FileError), (read_annotations, AnnotationError)):
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(error, match=message) as caught:
             read(path)
-        assert time.perf_counter() - start < 20 and str(path) in str(caught.value) and len(str(caught.value)) < 1000
+        assert time.process_time() - start < 20 and str(path) in str(caught.value) and len(str(caught.value)) < 1000
 
 
 @pytest.mark.fault("F102")

@@ -65,7 +65,7 @@ def test_a_worker_that_stops_while_it_hands_over_a_batch_is_an_error_as_well():
         return torch.zeros(8)
 
     with pytest.raises(WorkerError, match="no data worker answered for 2 s"), reader(stops, timeout=2) as batches:
-        time.sleep(1.5)
+        wait_for(lambda: all(state(worker.pid) == "T" for worker in batches.workers))
         list(batches)
     assert no_workers_are_left(batches)
 
@@ -74,12 +74,12 @@ def test_a_worker_that_stops_while_it_hands_over_a_batch_is_an_error_as_well():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_wait_for_a_stopped_worker(number):
     start = time.monotonic()
-    with StopRequest() as stop, pytest.raises(StopRequested), reader(waiting=stop.interrupting) as batches:
+    with StopRequest() as stop, pytest.raises(StopRequested), reader(timeout=900, waiting=stop.interrupting) as batches:
         for worker in batches.workers:
             os.kill(worker.pid, signal.SIGSTOP)
         os.system(f"(sleep 0.5; kill -{int(number)} {os.getpid()}) &")
         list(batches)
-    assert time.monotonic() - start < 5 and no_workers_are_left(batches)
+    assert time.monotonic() - start < 300 and no_workers_are_left(batches)  # not after the 900 s
     assert stop.signal == number
 
 
@@ -124,7 +124,7 @@ class Slow:
     def __len__(self): return 9
     def __getitem__(self, index):
         print(os.getpid(), flush=True)
-        time.sleep(60)
+        time.sleep(900)
 loader = DataLoader(Slow(), num_workers=2, batch_size=None, worker_init_fn=start_worker, multiprocessing_context=sys.argv[1])
 if __name__ == "__main__":
     with Reader(loader) as batches:
@@ -141,13 +141,19 @@ def test_workers_do_not_outlive_a_process_that_is_killed(tmp_path, start):
     workers = [int(process.stdout.readline()) for _ in range(2)]
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 5
-    while any(os.path.exists(f"/proc/{pid}") and "Z" not in _state(pid) for pid in workers):
-        assert time.monotonic() < deadline, "a worker is left"
-        time.sleep(0.05)
+    wait_for(lambda: all(state(pid) == "Z" for pid in workers))
 
 
-def _state(pid):
+def wait_for(condition, timeout=300):
+    """A limit against hanging, far beyond what a busy machine takes."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.02)
+
+
+def state(pid):
+    """R, S, T (stopped) or another letter of the kernel's; Z where it has ended."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().split()[2]
@@ -184,5 +190,5 @@ from msdetr.data.workers import WorkerLoader, start_worker
 batches = iter(WorkerLoader(range(1000), num_workers=1, worker_init_fn=start_worker))
 print(next(batches))
 """
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "tensor([0])\n", "")

@@ -76,7 +76,7 @@ def test_sigterm_stops_all_ranks_at_the_same_step(tmp_path, shapes):
     processes = tiny.start_training(tmp_path, config, ranks=2, environment={"PAUSE": "0.02"})
     tiny.wait_for_step(tmp_path, 5)
     os.kill(processes[1].pid, signal.SIGTERM)  # it is enough that one is told
-    assert tiny.finish(processes, timeout=30)[1] == 143
+    assert tiny.finish(processes)[1] == 143
     done = {rank: len(tiny.samples(tmp_path, rank)) for rank in (0, 1)}
     assert done[0] == done[1] == checkpoints.latest(tmp_path).step
 

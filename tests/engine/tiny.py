@@ -151,13 +151,13 @@ def start_training(run_dir: Path, config: RunConfig, ranks: int = 1, environment
 
 
 def train_in_processes(
-    run_dir: Path, config: RunConfig, ranks: int = 1, timeout: float = 100, **options: Any
+    run_dir: Path, config: RunConfig, ranks: int = 1, timeout: float = 300, **options: Any
 ) -> list[int]:
     """Trains to the end and returns the exit statuses."""
     return finish(start_training(run_dir, config, ranks, **options), timeout)
 
 
-def finish(processes: list[multiprocessing.Process], timeout: float = 100) -> list[int]:
+def finish(processes: list[multiprocessing.Process], timeout: float = 300) -> list[int]:
     """Exit statuses, once all have ended; those that have not by then are killed and fail the test."""
     deadline = time.monotonic() + timeout
     for process in processes:
@@ -170,7 +170,7 @@ def finish(processes: list[multiprocessing.Process], timeout: float = 100) -> li
     return [process.exitcode for process in processes]
 
 
-def wait_for(condition: Callable[[], bool], timeout: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], timeout: float = 300) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "what was waited for did not happen"
