@@ -274,7 +274,9 @@ def test_08_takes_a_run_that_is_still_going(trained, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if name[:2] in ("01", "02", "03", "04", "09", "10", "11")])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name[:2] in ("01", "02", "03", "04", "09", "10", "11", "12")]
+)
 def test_it_runs(project, tmp_path, monkeypatch, name):
     start(project, tmp_path, monkeypatch, "from elsewhere")
     known = [parameter for cell in tagged(read(name), "parameters") for parameter in assigned(cell.source)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import patheffects
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from ..analysis.budget import Scene
 from ..boxes import cxcywh_to_xyxy
 from .labels import draw_labels
 from .style import DARK, PALETTE, safe, subplots
@@ -48,11 +49,27 @@ def detection_figure(predictor, dataset, count: int = 6, threshold: float = 0.5,
         texts = [f"{name} {score:.2f}" for name, score in zip(names, found.scores[order].tolist(), strict=True)]
         draw_labels(ax, boxes, texts, colors)
     figure.suptitle(f"Detections with a score above {threshold:g}", fontsize=11)
-    handles = [
-        Line2D([], [], color=PALETTE[0], linewidth=1.6, label="detection (one color per class)"),
-        Line2D([], [], color="#999999", linewidth=1.2, linestyle="--", label="annotated object"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
+    _legend(figure)
+    return figure
+
+
+def answer_figure(dataset, index: int, answers: Mapping[str, Scene], threshold: float = 0.3) -> Figure:
+    """One image side by side as several detectors answered: their detections above a score, and the annotated objects.
+
+    dataset: a ``CocoDetection``. answers: what a detector is called -> its scene of this image (``msdetr.analysis.budget``).
+    """
+    figure, axes = subplots(len(answers), height=3.6)
+    for ax, (name, scene) in zip(axes, answers.items(), strict=True):
+        _image(ax, dataset, index)
+        ax.set_axis_off()
+        for box in _corners(scene.objects.boxes):
+            draw_box(ax, box, "#999999", style="--", width=1.2)
+        shown = scene.found.scores > threshold
+        found = _corners(scene.found.boxes[shown]), scene.found.labels[shown], scene.found.scores[shown]
+        for box, label, score in zip(*found):
+            draw_box(ax, box, PALETTE[label % len(PALETTE)], f"{dataset.class_names[label]} {score:.2f}", width=1.2)
+        ax.set_title(f"{safe(name)}: {shown.sum()} detections above {threshold:g}", fontsize=10)
+    _legend(figure)
     return figure
 
 
@@ -84,6 +101,19 @@ def draw_box(ax: Axes, box: Sequence[float], color: str, text: str = "", style: 
             clip_on=True,
             bbox={"facecolor": color, "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
         )
+
+
+def _corners(boxes: np.ndarray) -> np.ndarray:
+    """[n, 4] xyxy from (x, y, width, height)."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def _legend(figure: Figure) -> None:
+    handles = [
+        Line2D([], [], color=PALETTE[0], linewidth=1.6, label="detection (one color per class)"),
+        Line2D([], [], color="#999999", linewidth=1.2, linestyle="--", label="annotated object"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
 
 
 def _grid(count: int) -> tuple[Figure, list[Axes]]:

@@ -27,6 +27,7 @@ NOTEBOOKS = {  # number of the notebook -> file with its exercises
     9: "coco",
     10: "mistakes",
     11: "ladder",
+    12: "photographs",
 }
 
 
