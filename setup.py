@@ -51,7 +51,9 @@ def compile_objects(
     flags = [*FLAGS, *(["-DMSDETR_X86"] if x86 else []), *extra]
     units = [("interface", sources / "ms_deform_attn_cpu.cpp", [])]
     for name, options in (INSTRUCTION_SETS if x86 else {"baseline": []}).items():
-        units.append((name, sources / "ms_deform_attn_kernel.cpp", [*options, f"-DMSDETR_ISA={name}"]))
+        for kernel in ("attn", "points"):
+            source = sources / f"ms_deform_{kernel}_kernel.cpp"
+            units.append((f"{kernel}_{name}", source, [*options, f"-DMSDETR_ISA={name}"]))
     compiler = find_compiler()
     objects = [f"{folder}/{name}.o" for name, _, _ in units]
     commands = [

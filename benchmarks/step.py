@@ -1,10 +1,12 @@
 """A training step: the package against the published design, in one run, with where the time goes.
 
-    python benchmarks/step.py [--recipe shapes/ms-detr-c] [--size 128] [--threads 1] [--repeats 5] [--device cpu]
+    python benchmarks/step.py [--recipe shapes/ms-detr-c] [--size 128] [--images 8] [--threads 1] [--repeats 5]
+                              [--clock processor] [--device cpu] [--output step]
 
-Both run the same model on the same batch. The published design takes the attention operator as a composition of grid_sample
-calls and matches layer by layer, with a cost between all queries and all objects of the batch (see published.py).
-Writes results/step.json.
+Both run the same model on the same batch. The published design is PyTorch's own modules, with the attention operator as a
+composition of grid_sample calls, and matches layer by layer, with a cost between all queries and all objects of the batch
+(see published.py). A clock of "processor" counts the processor time of this process, for a machine that is never idle.
+Writes results/OUTPUT.json.
 """
 
 from __future__ import annotations
@@ -26,14 +28,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="shapes/ms-detr-c")
     parser.add_argument("--device", default="cpu")
-    for name, default in (("size", 128), ("objects", 4), ("threads", 1), ("repeats", 5)):
+    parser.add_argument("--output", default="step")
+    parser.add_argument("--clock", choices=machine.CLOCKS, default="wall")
+    for name, default in (("size", 128), ("images", 0), ("objects", 4), ("threads", 1), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device = torch.device(options.device)
     config = recipes.get(options.recipe).override({"ms_detr.rule": "exclusive", "model.pretrained": "none"})
-    images = config.train.micro_batch
+    images = options.images or config.train.micro_batch
     detector, criterion = build_detector(config).to(device).train(), build_criterion(config)
     batch = ImageBatch.from_images([torch.randn(3, options.size, options.size) for _ in range(images)]).to(device)
     labels = [torch.randint(0, config.model.num_classes, (options.objects,)) for _ in range(images)]
@@ -50,6 +54,16 @@ def main() -> None:
     def theirs(output):
         return published.objective(output, targets, config)
 
+    @torch.no_grad()
+    def difference() -> float:
+        """Between the losses of both, of the same weights and batch."""
+        detector.eval()  # no dropout
+        with backend("plain"):
+            expected = theirs(detector(batch, targets, one_to_many=detector.decoder.one_to_many is not None))
+        loss = ours(detector(batch, targets, one_to_many=detector.decoder.one_to_many is not None))
+        detector.train()
+        return abs(loss - expected).item() / expected.item()
+
     seconds = machine.side_by_side(
         {
             "published design": lambda: step(True, theirs),
@@ -58,21 +72,23 @@ def main() -> None:
         },
         options.repeats,
         device,
+        options.clock,
     )
     ratios = {name: seconds["published design"] / value for name, value in seconds.items()}
     result = {
         "images per step": images,
         "seconds": seconds,
         "times as fast as the published design": ratios,
+        "relative difference of the losses": difference(),
         "share of the package's step": where_the_time_goes(detector, batch, targets, criterion),
-        "inference": inference(detector, batch, options.repeats, device),
+        "inference": inference(detector, batch, options.repeats, device, options.clock),
     }
     for name, value in seconds.items():
         print(f"{name:35} {1000 * value:9.1f} ms   {ratios[name]:5.2f} x")
     for name, share in result["share of the package's step"].items():
         print(f"    {name:31} {100 * share:6.1f} %")
     print("inference:", result["inference"])
-    machine.save("step", __doc__, device, options, result)
+    machine.save(options.output, __doc__, device, options, result)
 
 
 def where_the_time_goes(detector, batch, targets, criterion) -> dict[str, float]:
@@ -104,7 +120,7 @@ def where_the_time_goes(detector, batch, targets, criterion) -> dict[str, float]
 
 
 @torch.no_grad()
-def inference(detector, batch, repeats, device) -> dict[str, float]:
+def inference(detector, batch, repeats, device, clock) -> dict[str, float]:
     """What the training-only branch would cost at inference, and what stripping it saves."""
     detector.eval()
     if detector.decoder.one_to_many is None:
@@ -113,6 +129,7 @@ def inference(detector, batch, repeats, device) -> dict[str, float]:
         {"without one-to-many": lambda: detector(batch), "with one-to-many": lambda: detector(batch, one_to_many=True)},
         repeats,
         device,
+        clock,
     )
     extra = sum(p.numel() for p in detector.decoder.one_to_many.parameters())
     return {

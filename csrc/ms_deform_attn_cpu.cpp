@@ -8,10 +8,12 @@
 #include <vector>
 
 #include "ms_deform_attn_plan.h"
+#include "ms_deform_points.h"
 
 #define MSDETR_DECLARE(isa)                                                                           \
   namespace msdetr::isa {                                                                             \
   bool run(const MsdetrDeformAttn& problem, int dtype, bool backward, const Plan& plan, int64_t task); \
+  void points(const MsdetrPoints& problem, bool backward, int64_t first, int64_t last, float* space);  \
   }
 MSDETR_DECLARE(baseline)
 #ifdef MSDETR_X86
@@ -40,6 +42,23 @@ std::atomic<MsdetrParallel> host_parallel{nullptr};
 int current_instruction_set() {
   const int isa = instruction_set.load(std::memory_order_relaxed);
   return isa < 0 ? best_instruction_set() : isa;
+}
+
+// Runs loop(argument) on so many threads at once, this one among them.
+void run_on_threads(int threads, void (*loop)(void*), void* argument) {
+  if (threads <= 1) {
+    loop(argument);
+  } else if (const MsdetrParallel parallel = host_parallel) {
+    parallel(loop, argument, static_cast<unsigned>(threads), 0);
+  } else {
+    std::vector<std::thread> others;
+    try {
+      for (int i = 1; i < threads; ++i) others.emplace_back(loop, argument);
+    } catch (const std::exception&) {  // fewer threads than asked for: the others do all the work
+    }
+    loop(argument);
+    for (std::thread& other : others) other.join();
+  }
 }
 
 struct Work {
@@ -102,20 +121,46 @@ int execute(const MsdetrDeformAttn& problem, int dtype, bool backward, int threa
   const int isa = current_instruction_set();
   Work work{problem, dtype, backward, isa, make_plan(problem, dtype, backward, threads)};
   if (threads > work.plan.tasks) threads = static_cast<int>(work.plan.tasks);
-  if (threads <= 1) {
-    Work::loop(&work);
-  } else if (const MsdetrParallel parallel = host_parallel) {
-    parallel(Work::loop, &work, static_cast<unsigned>(threads), 0);
-  } else {
-    std::vector<std::thread> others;
-    try {
-      for (int i = 1; i < threads; ++i) others.emplace_back(Work::loop, &work);
-    } catch (const std::exception&) {  // fewer threads than asked for: the others do all the work
-    }
-    Work::loop(&work);
-    for (std::thread& other : others) other.join();
-  }
+  run_on_threads(threads, Work::loop, &work);
   return work.failed ? MSDETR_NO_MEMORY : MSDETR_OK;
+}
+
+// The points of all rows, in parts of `kRows` that are handed out in order.
+struct Rows {
+  static constexpr int64_t kRows = 256;
+  const MsdetrPoints& problem;
+  bool backward;
+  int isa;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+
+  void run(int64_t first, int64_t last, float* space) const {
+    switch (isa) {
+#ifdef MSDETR_X86
+      case MSDETR_AVX512: return avx512::points(problem, backward, first, last, space);
+      case MSDETR_AVX2: return avx2::points(problem, backward, first, last, space);
+#endif
+      default: return baseline::points(problem, backward, first, last, space);
+    }
+  }
+
+  static void loop(void* argument) {
+    Rows& rows = *static_cast<Rows*>(argument);
+    const int64_t size = 4 * rows.problem.levels * rows.problem.points;  // offsets and scales of one head
+    float* space = new (std::nothrow) float[static_cast<size_t>(size)];
+    if (!space) rows.failed = true;
+    for (int64_t first; space && (first = rows.next.fetch_add(kRows)) < rows.problem.rows;) {
+      rows.run(first, first + kRows < rows.problem.rows ? first + kRows : rows.problem.rows, space);
+    }
+    delete[] space;
+  }
+};
+
+int execute_points(const MsdetrPoints& problem, bool backward, int threads) {
+  const int64_t parts = (problem.rows + Rows::kRows - 1) / Rows::kRows;
+  Rows rows{problem, backward, current_instruction_set()};
+  run_on_threads(threads > parts ? static_cast<int>(parts) : threads, Rows::loop, &rows);
+  return rows.failed ? MSDETR_NO_MEMORY : MSDETR_OK;
 }
 
 }  // namespace
@@ -131,6 +176,14 @@ int msdetr_deform_attn_forward(const MsdetrDeformAttn* problem, int dtype, int t
 
 int msdetr_deform_attn_backward(const MsdetrDeformAttn* problem, int dtype, int threads) {
   return msdetr::execute(*problem, dtype, true, threads);
+}
+
+int msdetr_points_forward(const MsdetrPoints* problem, int threads) {
+  return msdetr::execute_points(*problem, false, threads);
+}
+
+int msdetr_points_backward(const MsdetrPoints* problem, int threads) {
+  return msdetr::execute_points(*problem, true, threads);
 }
 
 int msdetr_best_instruction_set(void) { return msdetr::best_instruction_set(); }

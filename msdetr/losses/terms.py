@@ -37,18 +37,21 @@ def focal_of_negatives(logits: Tensor, alpha: float, gamma: float) -> Tensor:
     return (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)
 
 
+_CACHED = 2**15  # numbers of a part whose intermediate results stay in the caches
+
+
 class _AllNegatives(torch.autograd.Function):
     """``focal_of_negatives`` of logits [K, B, Q, C], summed per layer -> [K].
 
     No other term touches every logit, and its cost is memory traffic. So its derivative is computed along with its
-    value, nothing else is kept, and on the CPU it goes image by image: what is in between stays in the caches.
+    value, nothing else is kept, and on the CPU it goes by a few images: what is in between stays in the caches.
     """
 
     @staticmethod
     def forward(ctx, logits: Tensor, alpha: float, gamma: float) -> Tensor:
         rows = logits.flatten(0, 1)
         derivative = torch.empty_like(rows)
-        size = 1 if rows.device.type == "cpu" else len(rows)
+        size = max(1, _CACHED // max(1, rows.shape[1:].numel())) if rows.device.type == "cpu" else len(rows)
         sums = []
         for x, slope in zip(rows.split(size), derivative.split(size)):
             p, minus_log = x.sigmoid(), F.softplus(x)  # softplus(x) = -log(1 - p)

@@ -20,6 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ..config import ModelConfig
 from ..errors import ConfigError
+from .frozen import channels_last, fold_norms
 from .pretrained import hub_weights, load_weights_of, weights_file
 
 TIMM = "timm/"
@@ -59,6 +60,7 @@ class Backbone(nn.Module):
         trunk = getattr(built, network.trunk) if network.trunk else built
         if network.norm == "batch":
             replace_batch_norm(trunk, norm)
+        self.folded = fold_norms(trunk)
         used = [i for i, stride in enumerate(network.strides) if stride >= finest_stride]
         self.channels = tuple(network.channels[i] for i in used)
         self.strides = tuple(network.strides[i] for i in used)
@@ -67,7 +69,7 @@ class Backbone(nn.Module):
         _freeze(self.body, network.stem, network.ends, trainable_layers)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        maps = list(self.body(images).values())
+        maps = list(self.body(channels_last(images) if self.folded else images).values())
         if self.norms is None:
             return maps
         return [norm(x).permute(0, 3, 1, 2) for norm, x in zip(self.norms, maps)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..modules import MapPositions, Pyramid, nearest
+from ..modules import Conv2d, MapPositions, Pyramid, nearest
 from ..modules.norm import GroupNorm
 from ..modules.precision import in_half_where_parameters_are
 from ..structures import DetectorOutput, ImageBatch, QueryGroup, Targets
@@ -143,7 +143,7 @@ def build_projections(channels: tuple[int, ...], dim: int, num_levels: int) -> n
     """One projection to ``dim`` channels per level: 1x1 on the backbone's maps (the coarsest, where there are more than
     levels), then 3x3 of stride 2, the first of them on the backbone's last map."""
     used = channels[-num_levels:]
-    layers = [nn.Sequential(nn.Conv2d(c, dim, 1), GroupNorm(32, dim)) for c in used]
+    layers = [nn.Sequential(Conv2d(c, dim, 1), GroupNorm(32, dim)) for c in used]
     inputs = channels[-1]
     for _ in range(num_levels - len(used)):
         layers.append(nn.Sequential(nn.Conv2d(inputs, dim, 3, 2, 1), GroupNorm(32, dim)))

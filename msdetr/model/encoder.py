@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..modules import FFN, MultiScaleDeformableAttention, Pyramid, Residual
+from ..modules import FFN, Linear, MultiScaleDeformableAttention, Pyramid, Residual
 
 
 class PyramidAttention(MultiScaleDeformableAttention):
@@ -38,7 +38,7 @@ class DenseFusion(nn.Module):
 
     def __init__(self, stages: int, dim: int):
         super().__init__()
-        self.projection = nn.Linear((stages + 1) * dim, dim)
+        self.projection = Linear((stages + 1) * dim, dim)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..modules import BoxHead, Pyramid, class_head
+from ..modules import BoxHead, Linear, Pyramid, class_head
 from ..structures import EncoderOutput, Predictions, QueryGroup, Targets
 from .coding import BoxCoding
 from .query_selection import PRIMARY, Proposals, QuerySource, anchor_boxes, no_positions, refuse_ranking
@@ -22,7 +22,7 @@ class Proposer(nn.Module):
 
     def __init__(self, dim: int, num_classes: int):
         super().__init__()
-        self.projection = nn.Linear(dim, dim)
+        self.projection = Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
         self.class_head = class_head(dim, num_classes)
         self.box_head = BoxHead(dim)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..modules import BoxHead, Pyramid, class_head, sine_embedding_of_boxes
+from ..modules import BoxHead, Linear, Pyramid, class_head, sine_embedding_of_boxes
 from ..structures import EncoderOutput, Predictions, QueryGroup, Targets
 from .ranking import Ranking, most_object_like
 
@@ -71,7 +71,7 @@ class LearnedQueries(QuerySource):
     def __init__(self, dim: int, num_queries: int):
         super().__init__()
         self.embedding = nn.Embedding(num_queries, 2 * dim)
-        self.reference_points = nn.Linear(dim, 2)
+        self.reference_points = Linear(dim, 2)
         self.reference_points.lr_group = "projection"
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
@@ -141,7 +141,7 @@ class ProposedQueries(QuerySource):
         self.num_queries = self.ranked = num_queries
         self.rank_by = rank_by
         self.ranking: Ranking = most_object_like
-        self.memory_projection = nn.Linear(dim, dim)
+        self.memory_projection = Linear(dim, dim)
         self.memory_norm = nn.LayerNorm(dim)
         self.class_head = class_head(dim, num_classes) if own_heads else None
         self.box_head = BoxHead(dim) if own_heads else None
@@ -200,7 +200,7 @@ class TokenContents(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.projection = nn.Linear(dim, dim)
+        self.projection = Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
         nn.init.xavier_uniform_(self.projection.weight)
 
@@ -226,7 +226,7 @@ class TwoStageQueries(ProposedQueries):
         rank_by: Literal["first_class", "best_class"] = "first_class",
     ):
         super().__init__(dim, num_queries, num_classes, own_heads, rank_by)
-        self.position_projection = nn.Linear(2 * dim, 2 * dim)
+        self.position_projection = Linear(2 * dim, 2 * dim)
         self.position_norm = nn.LayerNorm(2 * dim)
         self.contents = nn.Embedding(num_queries, dim) if mixed else None
         self.token_contents: TokenContents | None = None

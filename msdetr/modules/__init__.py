@@ -2,9 +2,11 @@
 
 from .attention import MultiScaleDeformableAttention, SelfAttention
 from .context import Context, Layout, concatenated
+from .conv import Conv2d
 from .decoder_layer import VARIANTS, Baseline, CrossAttention, DecoderLayer, VariantA, VariantB, VariantC, VariantD
 from .ffn import FFN
 from .heads import MLP, BoxHead, class_head
+from .linear import Linear
 from .positional import (
     QUERY_POSITIONS,
     MapPositions,
@@ -25,9 +27,11 @@ __all__ = [
     "Baseline",
     "BoxHead",
     "Context",
+    "Conv2d",
     "CrossAttention",
     "DecoderLayer",
     "Layout",
+    "Linear",
     "MapPositions",
     "MultiScaleDeformableAttention",
     "Pyramid",

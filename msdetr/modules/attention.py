@@ -6,9 +6,11 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
-from ..ops import ms_deform_attn
+from ..ops import linear, ms_deform_attn, sampling_points, takes_points
 from .context import Block, Context
+from .linear import Linear
 from .pyramid import level_sizes
 
 
@@ -48,8 +50,30 @@ class SelfAttention(nn.Module):
         mask = block.mask
         if mask is not None and block.reads:
             mask = torch.nn.functional.pad(mask, (0, key.shape[1] - block.size), value=False)
-        attended = self.attention(query, key, value, attn_mask=mask, need_weights=False)[0]
-        return attended.reshape(batch, -1, dim)
+        return self._of_heads(query, key, value, mask).reshape(batch, -1, dim)
+
+    def _of_heads(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """What ``self.attention`` computes, with one product for queries and keys where they are the same.
+
+        query, key, value: [B, ..., C]; mask: True where a query must not look.
+        """
+        inner, dim = self.attention, query.shape[-1]
+        weights, biases = (x.split([2 * dim, dim]) for x in (inner.in_proj_weight, inner.in_proj_bias))
+        if key is query:
+            query, key = linear(query, weights[0], biases[0]).chunk(2, dim=-1)
+        else:
+            query, key = (linear(*x) for x in zip((query, key), weights[0].chunk(2), biases[0].chunk(2)))
+        value = linear(value, weights[1], biases[1])
+        query, key, value = (x.unflatten(-1, (inner.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+        attended = scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=None if mask is None else ~mask,
+            dropout_p=inner.dropout if self.training else 0.0,
+        )
+        in_order = attended.permute(2, 0, 1, 3).flatten(2)  # [Q, B, C] as there: a dropout after it draws in this order
+        return linear(in_order, inner.out_proj.weight, inner.out_proj.bias).transpose(0, 1)
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -62,10 +86,10 @@ class MultiScaleDeformableAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int):
         super().__init__()
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
-        self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
-        self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
-        self.value_proj = nn.Linear(dim, dim)
-        self.output_proj = nn.Linear(dim, dim)
+        self.sampling_offsets = Linear(dim, num_heads * num_levels * num_points * 2)
+        self.attention_weights = Linear(dim, num_heads * num_levels * num_points)
+        self.value_proj = Linear(dim, dim)
+        self.output_proj = Linear(dim, dim)
         self.sampling_offsets.lr_group = "projection"
         self.reset_parameters()
 
@@ -80,9 +104,9 @@ class MultiScaleDeformableAttention(nn.Module):
             self.sampling_offsets.bias.copy_(grid.expand(-1, self.num_levels, -1, -1).flatten())
         for zeros in (self.sampling_offsets.weight, self.attention_weights.weight, self.attention_weights.bias):
             nn.init.zeros_(zeros)
-        for linear in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
 
     def sampling_locations(self, queries: Tensor, references: Tensor, shapes: tuple[tuple[int, int], ...]) -> Tensor:
         """[B, Q, M, L, P, 2]: where each query looks, (x, y) in [0, 1] of each padded level.
@@ -94,6 +118,24 @@ class MultiScaleDeformableAttention(nn.Module):
         if references.shape[-1] == 2:
             return references + offsets / level_sizes(shapes, references)[:, None]
         return references[..., :2] + offsets / self.num_points * references[..., 2:] * 0.5
+
+    def points(self, queries: Tensor, references: Tensor, shapes: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
+        """Where each query looks [B, Q, M, L, P, 2], and how much each point counts [B, Q, M, L, P]."""
+        weights = self.attention_weights(queries).unflatten(-1, (self.num_heads, -1)).softmax(-1)
+        weights = weights.unflatten(-1, (self.num_levels, self.num_points))
+        return self.sampling_locations(queries, references, shapes), weights
+
+    def _points_at_once(
+        self, queries: Tensor, references: Tensor, shapes: tuple[tuple[int, int], ...]
+    ) -> tuple[Tensor, Tensor]:
+        """The same numbers from one matrix product and one pass over them."""
+        both = self.sampling_offsets, self.attention_weights
+        projected = linear(queries, torch.cat([x.weight for x in both]), torch.cat([x.bias for x in both]))
+        if references.shape[-1] == 2:
+            base, scale = references, 1 / level_sizes(shapes, references)
+        else:
+            base, scale = references[..., :2], references[..., 2:] * (0.5 / self.num_points)
+        return sampling_points(projected, base, scale, self.num_heads, self.num_points)
 
     def forward(
         self,
@@ -109,7 +151,6 @@ class MultiScaleDeformableAttention(nn.Module):
         if mask is not None:
             values = values.masked_fill(mask[..., None], 0)
         values = values.unflatten(-1, (self.num_heads, -1))  # [B, S, M, D]
-        weights = self.attention_weights(queries).unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        weights = weights.unflatten(-1, (self.num_levels, self.num_points))  # [B, Q, M, L, P]
-        locations = self.sampling_locations(queries, references, shapes)
+        points = self._points_at_once if takes_points(queries, references) else self.points
+        locations, weights = points(queries, references, shapes)
         return self.output_proj(ms_deform_attn(values, shapes, locations, weights))

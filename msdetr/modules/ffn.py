@@ -1,7 +1,8 @@
 """The feed-forward network of a transformer layer."""
 
 from torch import Tensor, nn
-from torch.nn.functional import relu
+
+from .linear import Linear
 
 
 class FFN(nn.Module):
@@ -9,9 +10,9 @@ class FFN(nn.Module):
 
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0):
         super().__init__()
-        self.linear1 = nn.Linear(dim, hidden)
+        self.linear1 = Linear(dim, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.linear2 = nn.Linear(hidden, dim)
+        self.linear2 = Linear(hidden, dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -19,4 +20,4 @@ class FFN(nn.Module):
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(relu(self.linear1(x))))
+        return self.linear2(self.dropout(self.linear1(x, relu=True)))

@@ -6,14 +6,15 @@ import itertools
 import math
 
 from torch import Tensor, nn
-from torch.nn.functional import relu
+
+from .linear import Linear
 
 PRIOR_PROBABILITY = 0.01
 
 
-def class_head(dim: int, num_classes: int) -> nn.Linear:
+def class_head(dim: int, num_classes: int) -> Linear:
     """Linear class head whose untrained probabilities are 1 % (focal loss, Section 4.1 of Lin et al., 2017)."""
-    head = nn.Linear(dim, num_classes)
+    head = Linear(dim, num_classes)
     nn.init.constant_(head.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
     return head
 
@@ -23,11 +24,11 @@ class MLP(nn.Module):
 
     def __init__(self, *widths: int):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
+        self.layers = nn.ModuleList(Linear(*pair) for pair in itertools.pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = relu(layer(x))
+            x = layer(x, relu=True)
         return self.layers[-1](x)
 
 

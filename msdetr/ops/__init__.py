@@ -3,5 +3,7 @@
 from . import registration as registration  # makes torch.ops.msdetr.ms_deform_attn known
 from .backends import Description, backend, describe
 from .functional import ms_deform_attn
+from .linear import linear, takes
+from .points import sampling_points, takes_points
 
-__all__ = ["Description", "backend", "describe", "ms_deform_attn"]
+__all__ = ["Description", "backend", "describe", "linear", "ms_deform_attn", "sampling_points", "takes", "takes_points"]

@@ -1,0 +1,50 @@
+"""Residual networks whose batch norm is frozen: on a processor it is folded into the convolution before it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
+from torchvision.ops import FrozenBatchNorm2d
+
+from ..modules.conv import pointwise
+from ..ops import takes
+
+
+class FrozenBottleneck(Bottleneck):
+    """torchvision's bottleneck, which is what is computed: here with half of the passes over the maps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not takes(x, self.conv1.weight):
+            return super().forward(x)
+        y = normed(x, self.conv1, self.bn1, relu=True)
+        y = normed(y, self.conv2, self.bn2, relu=True)
+        y = normed(y, self.conv3, self.bn3)
+        skip = x if self.downsample is None else normed(x, *self.downsample)
+        return (y + skip).relu_()
+
+
+def normed(x: Tensor, conv: nn.Conv2d, norm: FrozenBatchNorm2d, relu: bool = False) -> Tensor:
+    """relu(norm(conv(x))), as one convolution: norm(y) = scale * y + shift, and a convolution is linear in its weight."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = norm.bias - norm.running_mean * scale
+    weight = conv.weight * scale[:, None, None, None]
+    if conv.kernel_size == (1, 1):
+        return pointwise(x, weight, shift, conv.stride[0], relu)
+    y = F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return y.relu_() if relu else y
+
+
+def fold_norms(network: nn.Module) -> bool:
+    """Makes every bottleneck of a network with frozen batch norm a ``FrozenBottleneck``; parameters keep their names. Returns
+    whether there is any."""
+    found = [x for x in network.modules() if type(x) is Bottleneck and isinstance(x.bn1, FrozenBatchNorm2d)]
+    for module in found:
+        module.__class__ = FrozenBottleneck
+    return bool(found)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """The images as the folded convolutions want them in memory."""
+    return images.contiguous(memory_format=torch.channels_last) if takes(images) else images

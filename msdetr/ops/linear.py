@@ -1,0 +1,97 @@
+"""Linear layers on a processor, with oneDNN's matrix products.
+
+PyTorch multiplies fp32 matrices with MKL, which leaves half of the vector width of AMD's processors with AVX-512 unused; its
+own oneDNN does not, and applies a ReLU on the way. Everything else (half types, fp64, other devices, exported graphs,
+transforms of ``torch.func``, the backend "plain") is PyTorch's own ``linear``, which says what is computed.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
+from torch.autograd import forward_ad
+
+from . import backends
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    """x [..., I], weight [O, I], bias [O] -> [..., O]; relu: negative outputs become 0."""
+    if x.dim() > 1 and takes(x, weight):
+        return _Linear.apply(x, weight, bias, relu)
+    output = F.linear(x, weight, bias)
+    return F.relu(output) if relu else output
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether the fast paths for processors can be used on these tensors, here and now."""
+    return (
+        all(x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0 for x in tensors)
+        and available()
+        and backends.asked() in ("auto", "native")
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not torch.onnx.is_in_onnx_export()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )
+
+
+@functools.cache
+def available() -> bool:
+    """Whether there is a oneDNN that is faster than what PyTorch takes by itself."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+        x = x.contiguous()
+        output = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
+        ctx.save_for_backward(x, weight, output if relu else None)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight, output = ctx.saved_tensors
+        if output is not None:
+            grad = torch.ops.aten.threshold_backward(grad, output, 0)
+        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
+        shape = x.shape
+        x, grad = x.reshape(-1, shape[-1]), grad.reshape(-1, grad.shape[-1])
+        return (
+            times(grad, weight).view(*shape) if need_x else None,
+            transposed_times(grad, x) if need_weight else None,
+            grad.sum(0) if need_bias else None,
+            None,
+        )
+
+
+def again(grad: Tensor) -> bool:
+    """Whether a backward pass is itself differentiated, or is that of many gradients at once: PyTorch's own operators then
+    compute it."""
+    return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(grad)
+
+
+def times(a: Tensor, b: Tensor) -> Tensor:
+    """a [N, I], b [I, O] -> a b."""
+    if again(a):
+        return a @ b
+    return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+
+
+def transposed_times(a: Tensor, b: Tensor) -> Tensor:
+    """a [N, O], b [N, I] -> a^T b. oneDNN wants the rows of its first factor in one piece: the narrower is copied."""
+    if again(a):
+        return a.t() @ b
+    if a.shape[1] <= b.shape[1]:
+        return torch.ops.mkldnn._linear_pointwise(a.t(), b.t(), None, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(b.t(), a.t(), None, "none", [], "").t()

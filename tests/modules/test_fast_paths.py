@@ -1,0 +1,224 @@
+"""What is computed in another way on a processor is what PyTorch's own operators compute: values and gradients, as exactly."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import small
+import torch
+import torch.nn.functional as F
+
+from msdetr import recipes
+from msdetr.methods import build_criterion, build_detector
+from msdetr.model.backbone import BACKBONES, Backbone
+from msdetr.model.frozen import FrozenBottleneck
+from msdetr.modules import MLP, MultiScaleDeformableAttention, SelfAttention
+from msdetr.modules.conv import Conv2d
+from msdetr.ops import backend, cpu, linear, takes, takes_points
+from msdetr.structures import ImageBatch, Targets
+
+SHAPES = ((6, 5), (3, 4))
+QUERIES = torch.zeros(1, 1)
+fast = pytest.mark.skipif(not takes(QUERIES), reason="this processor has no faster linear layer than PyTorch's own")
+with_points = pytest.mark.skipif(not takes_points(QUERIES, QUERIES), reason="no library, or one of earlier sources")
+
+
+def results(module, inputs, dtype, choice):
+    """Output and gradients of a module's copy and its inputs, in fp64."""
+    module = copy.deepcopy(module).to(dtype)
+    inputs = [x.detach().to(dtype, copy=True).requires_grad_() for x in inputs]
+    with backend(choice):
+        output = module(*inputs)
+        (output * torch.linspace(-1, 1, output.numel(), dtype=dtype).view_as(output)).sum().backward()
+    leaves = [x for x in (*inputs, *module.parameters()) if x.requires_grad]
+    return [output.detach().double(), *(x.grad.double() for x in leaves)]
+
+
+def assert_as_exact(module, *inputs):
+    """Against fp64, the fast path errs no more than twice as much as PyTorch's own operators in fp32, or a few roundings."""
+    exact, own, ours = (
+        results(module, inputs, dtype, choice)
+        for dtype, choice in ((torch.float64, "plain"), (torch.float32, "plain"), (torch.float32, "auto"))
+    )
+    assert any(not torch.equal(a, b) for a, b in zip(own, ours)) or len(exact) < 2, "nothing else was computed"
+    for number, (true, plain, found) in enumerate(zip(exact, own, ours, strict=True)):
+        rounding = 4 * torch.finfo(torch.float32).eps * true.abs().max()
+        assert (found - true).abs().max() <= 2 * (plain - true).abs().max() + rounding, f"result {number}"
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, bias: bool, relu: bool):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(7, 19))
+        self.bias = torch.nn.Parameter(torch.randn(7)) if bias else None
+        self.relu = relu
+
+    def forward(self, x):
+        return linear(x, self.weight, self.bias, self.relu)
+
+
+@fast
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("arrange", [lambda x: x, lambda x: x.transpose(0, 1), lambda x: x[:, ::2], lambda x: x[0]])
+def test_linear(bias, relu, arrange):
+    assert_as_exact(Layer(bias, relu), arrange(torch.randn(6, 33, 19)).requires_grad_())
+
+
+@fast
+def test_linear_is_differentiated_twice():
+    x, weight, bias = (torch.randn(*size, requires_grad=True) for size in ((4, 5), (3, 5), (3,)))
+
+    def second(function):
+        [gradient] = torch.autograd.grad(function().pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.pow(2).sum(), (x, weight, bias))
+
+    for ours, own in zip(second(lambda: linear(x, weight, bias)), second(lambda: F.linear(x, weight, bias))):
+        torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-4)
+
+
+def test_whatever_is_not_fp32_on_a_processor_is_pytorchs_own():
+    x, weight = torch.randn(4, 5), torch.randn(3, 5)
+    for dtype in (torch.float64, torch.bfloat16):
+        assert torch.equal(linear(x.to(dtype), weight.to(dtype)), F.linear(x.to(dtype), weight.to(dtype)))
+    assert linear(x[:0], weight).shape == (0, 3) and linear(x[0], weight).shape == (3,)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight).dtype == torch.bfloat16
+    vectorized = torch.func.vmap(torch.func.grad(lambda row: linear(row, weight).sum()))(x)
+    torch.testing.assert_close(vectorized, weight.sum(0).expand(4, -1))
+    assert linear(x.to("meta"), weight.to("meta")).shape == (4, 3)
+
+
+@fast
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pointwise_convolution(stride):
+    assert_as_exact(Conv2d(6, 10, 1, stride), torch.randn(2, 6, 7, 9, requires_grad=True))
+
+
+@with_points
+@pytest.mark.parametrize("isa", range(len(cpu.INSTRUCTION_SETS)))
+@pytest.mark.parametrize("width", [2, 4])
+@pytest.mark.parametrize(("heads", "points"), [(2, 4), (4, 1), (1, 3)])
+def test_deformable_attention_on_every_instruction_set(width, heads, points, isa):
+    attention = MultiScaleDeformableAttention(8, heads, len(SHAPES), points)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter)
+    queries, references = torch.randn(2, 301, 8, requires_grad=True), torch.rand(2, 301, 2, width)
+    cpu.load().msdetr_set_instruction_set(isa)
+    try:
+        own, ours = (
+            values_and_gradients(attention, points, queries, references)
+            for points in (attention.points, attention._points_at_once)
+        )
+    finally:
+        cpu.load().msdetr_set_instruction_set(-1)
+    for a, b in zip(own, ours, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5 * a.abs().max().item())
+
+
+def values_and_gradients(attention, points, queries, references):
+    values = points(queries, references, SHAPES)
+    draw = torch.Generator().manual_seed(1)
+    loss = sum((x * torch.randn(x.shape, generator=draw)).sum() for x in values)
+    both = attention.sampling_offsets, attention.attention_weights
+    return [*values, *torch.autograd.grad(loss, [queries, *(p for x in both for p in (x.weight, x.bias))])]
+
+
+@with_points
+@pytest.mark.parametrize("width", [2, 4])
+def test_points_are_differentiated_twice_and_for_many_at_once(width):
+    attention = MultiScaleDeformableAttention(8, 2, len(SHAPES), 4)
+    torch.nn.init.normal_(attention.attention_weights.weight)
+    torch.nn.init.normal_(attention.sampling_offsets.weight)
+    queries, references = torch.randn(1, 3, 8, requires_grad=True), torch.rand(1, 3, 2, width)
+    found = []
+    for points in (attention.points, attention._points_at_once):
+        locations, weights = points(queries, references, SHAPES)
+        total = locations.pow(2).sum() + weights.pow(3).sum()
+        [gradient] = torch.autograd.grad(total, queries, create_graph=True)
+        [second] = torch.autograd.grad(gradient.pow(2).sum(), queries, retain_graph=True)
+        rows = torch.eye(3, 8)[:, None, None].expand(-1, *weights.shape[:2], -1).reshape(3, *gradient.shape)
+        [many] = torch.autograd.grad(gradient, queries, rows, is_grads_batched=True)
+        [at_once] = torch.autograd.grad(
+            points(queries, references, SHAPES)[1],
+            queries,
+            torch.eye(3, weights.numel()).view(3, *weights.shape),
+            is_grads_batched=True,
+        )
+        found.append((gradient, second, many, at_once))
+    for own, ours in zip(*found):
+        torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-5)
+
+
+@with_points
+def test_references_that_learn_and_numbers_that_are_none():
+    """A reference that wants a gradient gets it; logits that are infinite or NaN become what softmax makes of them."""
+    attention = MultiScaleDeformableAttention(8, 2, len(SHAPES), 4)
+    queries, references = torch.randn(1, 3, 8), torch.rand(1, 3, 2, 2, requires_grad=True)
+    attention(queries, references, torch.randn(1, 42, 8), SHAPES).sum().backward()
+    assert references.grad is not None and references.grad.abs().sum() > 0
+    for value in (float("nan"), float("inf"), -float("inf"), 1e30, -1e30):
+        with torch.no_grad():
+            attention.attention_weights.bias[:3] = value
+            for number in (1, 2):  # the first head's points: three of eight, then all of them
+                own, ours = (
+                    points(queries, references, SHAPES)[1] for points in (attention.points, attention._points_at_once)
+                )
+                torch.testing.assert_close(ours, own, equal_nan=True)
+                attention.attention_weights.bias[:8] = value
+
+
+def test_self_attention_is_that_of_pytorch():
+    attention = SelfAttention(12, 3).double()
+    query, key, value = (torch.randn(2, n, 12).double() for n in (5, 7, 7))
+    mask = torch.rand(5, 7) < 0.3
+    mask[:, 0] = False
+    for k, v, m in ((query, value[:, :5], None), (key, value, None), (key, value, mask)):
+        own = attention.attention(query, k, v, attn_mask=m, need_weights=False)[0]
+        torch.testing.assert_close(attention._of_heads(query, k, v, m), own)
+
+
+@fast
+def test_perceptron():
+    assert_as_exact(MLP(9, 16, 16, 4), torch.randn(3, 21, 9, requires_grad=True))
+
+
+@fast
+def test_frozen_norms_are_part_of_their_convolutions():
+    network = Backbone(BACKBONES["resnet50"], "frozen", trainable_layers=5).body["layer2"][:2]
+    assert all(isinstance(block, FrozenBottleneck) for block in network)
+    for name, buffer in network.named_buffers():
+        torch.nn.init.uniform_(buffer, 0.5, 1.5) if name.endswith(("weight", "var")) else torch.nn.init.normal_(buffer)
+    for maps in (torch.randn(1, 256, 9, 6), torch.randn(1, 256, 6, 8).contiguous(memory_format=torch.channels_last)):
+        assert_as_exact(network, maps.requires_grad_())
+
+
+@fast
+@pytest.mark.parametrize("name", ["shapes/ms-detr-c", "coco/ms-detr-pp-300"])
+def test_losses_and_gradients_of_a_detector(name):
+    config = recipes.get(name).override(
+        small.SMALL | {"model.pretrained": "none", "model.num_classes": 8, "ms_detr.rule": "exclusive"}
+    )
+    torch.manual_seed(0)
+    detector, criterion = build_detector(config).train(), build_criterion(config)
+    for module in detector.modules():
+        if isinstance(module, FrozenBottleneck):
+            module.bn3.weight.fill_(0.1)  # untrained and without statistics, its maps would grow from block to block
+    batch = ImageBatch.from_images([torch.randn(3, 64, 64), torch.randn(3, 48, 64)])
+    images, mask = batch.images, batch.mask
+    boxes = [torch.rand(2, 4) * 0.3 + 0.3 for _ in range(2)]
+    targets = Targets.from_list([torch.tensor([0, 3]), torch.tensor([5, 1])], boxes)
+    found = []
+    for choice, dtype in (("plain", torch.float32), ("auto", torch.float32), ("plain", torch.float64)):
+        with backend(choice):
+            total = criterion(detector.to(dtype)(ImageBatch(images.to(dtype), mask), targets), targets).total
+            total.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in detector.parameters() if p.grad is not None])
+        found.append((total.item(), norm.item()))
+        detector.zero_grad(set_to_none=True)
+    for (loss, norm), (exact_loss, exact_norm) in zip(found[:2], (found[2], found[2])):
+        assert loss == pytest.approx(exact_loss, rel=1e-5)
+        assert norm == pytest.approx(
+            exact_norm, rel=1e-3
+        )  # roundings move a few of these small maps across ReLU's kink
