@@ -19,6 +19,7 @@ TINY = SMALL | {
     "train.micro_batch": 8,
     "train.epochs": 1,
     "train.ema_decay": 0.5,
+    "two_stage": None,  # no proposals of an untrained encoder to choose from, which rounding may rank otherwise in a batch
 }
 
 
