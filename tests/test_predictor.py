@@ -11,16 +11,19 @@ from msdetr.config import RunConfig
 from msdetr.data import shapes as generator
 from msdetr.errors import ConfigError, EvaluationError, ImageError, InputError
 
-TINY = SMALL | {
-    "model.num_queries": 20,
-    "data.num_train": 8,
-    "data.num_val": 4,
-    "train.batch_size": 8,
-    "train.micro_batch": 8,
-    "train.epochs": 1,
-    "train.ema_decay": 0.5,
-    "two_stage": None,  # no proposals of an untrained encoder to choose from, which rounding may rank otherwise in a batch
-}
+TINY = (
+    SMALL
+    | {
+        "model.num_queries": 20,
+        "data.num_train": 8,
+        "data.num_val": 4,
+        "train.batch_size": 8,
+        "train.micro_batch": 8,
+        "train.epochs": 1,
+        "train.ema_decay": 0.5,
+        "two_stage": None,  # no proposals of an untrained encoder to choose from, which rounding may rank otherwise in a batch
+    }
+)
 
 
 @pytest.fixture(scope="module")
