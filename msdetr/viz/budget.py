@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..analysis.budget import Budget, Cause, Comparison, Failure, Kind, Part
+from ..analysis.budget.scene import corners
 from ..errors import InputError
 from .data import draw_box
 from .style import DARK, PALETTE, finish, safe, subplots
@@ -131,20 +132,15 @@ def failure_figure(dataset, failures: Sequence[Failure], count: int = 6, budget:
 
 def _draw_scene(ax: Axes, failure: Failure, scene) -> list[tuple[float, ...]]:
     """Draws objects and the detections that a failure speaks of; returns the boxes that must be seen."""
-    objects = [_corners(box) for box in scene.objects.boxes[~scene.objects.crowd]]
+    objects = [tuple(box) for box in corners(scene.objects.boxes[~scene.objects.crowd]).tolist()]
     for box in objects:
         draw_box(ax, box, _OBJECT, style="--", width=0.8)
     seen = [] if failure.object is None else [objects[failure.object]]
     for detection, color, style in ((failure.pair, _PAIR, ":"), (failure.detection, _DETECTION, "-")):
         if detection is not None:
-            seen.append(_corners(scene.found.boxes[detection]))
+            seen.append(tuple(corners(scene.found.boxes[detection]).tolist()))
             draw_box(ax, seen[-1], color, style=style)
     return seen
-
-
-def _corners(box: np.ndarray) -> tuple[float, float, float, float]:
-    x, y, width, height = (float(value) for value in box)
-    return x, y, x + width, y + height
 
 
 def _surroundings(ax: Axes, boxes: Sequence[Sequence[float]], shape: tuple[int, ...]) -> None:

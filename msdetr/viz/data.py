@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from ..analysis.budget import Scene
+from ..analysis.budget.scene import Scene, corners
 from ..boxes import cxcywh_to_xyxy
 from .labels import draw_labels
 from .style import DARK, PALETTE, safe, subplots
@@ -62,10 +62,10 @@ def answer_figure(dataset, index: int, answers: Mapping[str, Scene], threshold: 
     for ax, (name, scene) in zip(axes, answers.items(), strict=True):
         _image(ax, dataset, index)
         ax.set_axis_off()
-        for box in _corners(scene.objects.boxes):
+        for box in corners(scene.objects.boxes):
             draw_box(ax, box, "#999999", style="--", width=1.2)
         shown = scene.found.scores > threshold
-        found = _corners(scene.found.boxes[shown]), scene.found.labels[shown], scene.found.scores[shown]
+        found = corners(scene.found.boxes[shown]), scene.found.labels[shown], scene.found.scores[shown]
         for box, label, score in zip(*found):
             draw_box(ax, box, PALETTE[label % len(PALETTE)], f"{dataset.class_names[label]} {score:.2f}", width=1.2)
         ax.set_title(f"{safe(name)}: {shown.sum()} detections above {threshold:g}", fontsize=10)
@@ -101,11 +101,6 @@ def draw_box(ax: Axes, box: Sequence[float], color: str, text: str = "", style: 
             clip_on=True,
             bbox={"facecolor": color, "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
         )
-
-
-def _corners(boxes: np.ndarray) -> np.ndarray:
-    """[n, 4] xyxy from (x, y, width, height)."""
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
 def _legend(figure: Figure) -> None:

@@ -22,7 +22,7 @@ from msdetr.analysis.budget.attribution import only_matched
 from msdetr.analysis.budget.causes import Cause
 from msdetr.analysis.budget.ledger import Ledger
 from msdetr.analysis.budget.report import Budget
-from msdetr.analysis.budget.scene import Found, Scene
+from msdetr.analysis.budget.scene import Found, Scene, corners
 from msdetr.analysis.budget.scoring import IOU_THRESHOLDS
 from msdetr.analysis.cells import Cell
 from msdetr.analysis.study import Difference, paired_difference
@@ -108,8 +108,7 @@ def suppressed(scene: Scene, iou: float, max_detections: int = 100, pairs: bool 
         best = np.argsort(-scores, axis=None, kind="stable")[:PRE_NMS]
         query, label = np.unravel_index(best, scores.shape)
         found = Found(boxes[query], scores[query, label], label, query)
-    corners = np.concatenate([found.boxes[:, :2], found.boxes[:, :2] + found.boxes[:, 2:]], axis=1)
-    arrays = (torch.from_numpy(np.ascontiguousarray(one)) for one in (corners, found.scores, found.labels))
+    arrays = (torch.from_numpy(np.ascontiguousarray(one)) for one in (corners(found.boxes), found.scores, found.labels))
     keep = batched_nms(*arrays, iou).numpy()[:max_detections]
     return replace(scene, found=Found(*(getattr(found, name)[keep] for name in ("boxes", "scores", "labels", "query"))))
 

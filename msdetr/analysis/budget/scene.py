@@ -16,6 +16,11 @@ from msdetr.errors import InputError
 FORMATS = ("xyxy", "xywh", "cxcywh")
 
 
+def corners(boxes: np.ndarray) -> np.ndarray:
+    """(left, top, right, bottom) of boxes [..., 4] (x, y, width, height)."""
+    return np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
+
+
 @dataclass(frozen=True)
 class Objects:
     """What is annotated: boxes [T, 4], labels [T] class indices, areas [T] in pixels, by which COCO tells small from large,
