@@ -273,6 +273,7 @@ EFFECTS = {
     "ms_detr.class_weight": Effect(0.5, supervised),
     "ms_detr.l1_weight": Effect(0.5, supervised),
     "ms_detr.giou_weight": Effect(0.5, supervised),
+    "ms_detr.fade": Effect(1.0, learned),
     "ms_detr.groups": Effect("all", learned, HYBRID),
     "two_stage.mixed_selection": Effect(False, learned),
     "two_stage.class_weight": Effect(0.5, supervised),

@@ -50,7 +50,7 @@ class Step:
 class Trainer:
     """A detector and everything that changes as it learns: optimiser, moving average, step count.
 
-    criterion: ``criterion(output, targets, num_boxes) -> Losses``.
+    criterion: ``criterion(output, targets, num_boxes, progress) -> Losses``; progress: of the training, 0 to 1.
     steps_per_epoch, total_steps: for the schedule.
     """
 
@@ -151,7 +151,7 @@ class Trainer:
                 with mixed_precision(self.world.device, self.config.precision):
                     output = (self._parallel or self.detector)(batch, targets)
                 try:
-                    losses = self.criterion(output, targets, num_boxes)
+                    losses = self.criterion(output, targets, num_boxes, self.steps_done / self.total_steps)
                 except InputError as error:  # the matchers name image, layer and query of what they cannot use
                     raise StepError(f"step {self.steps_done}: {error}", self.steps_done, image_ids) from error
                 losses.total.backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -56,6 +57,7 @@ class Branch:
     terms: name -> (weight, term); a weight of 0 reports the term without learning from it.
     merge_from: name of an earlier branch whose pairs are added; ``merge_exclusive`` says whether a query then serves
     one object only (see ``merge_matches``).
+    fade: last part of a training, 0 to 1, over which the weights fall to 0; 0: they stay as they are.
     """
 
     name: str
@@ -64,6 +66,14 @@ class Branch:
     terms: Mapping[str, tuple[float, Term]] = field(default_factory=dict)
     merge_from: str | None = None
     merge_exclusive: bool = True
+    fade: float = 0.0
+
+    def factor(self, progress: float) -> float:
+        """What all weights are multiplied by at this progress of a training, 0 to 1: 1, and along half a cosine down to 0 over
+        the last part, ``fade``."""
+        if progress <= 1 - self.fade:
+            return 1.0
+        return (1 + math.cos(math.pi * (min(progress, 1.0) - 1 + self.fade) / self.fade)) / 2
 
     @property
     def each_object(self) -> int | None:
@@ -101,13 +111,17 @@ class Criterion:
         self.branches = list(branches)
         self.floor = floor
 
-    def __call__(self, output: DetectorOutput, targets: Targets, num_boxes: float | None = None) -> Losses:
+    def __call__(
+        self, output: DetectorOutput, targets: Targets, num_boxes: float | None = None, progress: float = 0.0
+    ) -> Losses:
         """Losses of a batch, in fp32 also under autocast.
 
         num_boxes: what sums are divided by, if it is at least 1: the objects of the global batch divided by the number of
         ranks (gradients are averaged over ranks, summed over micro-batches). None: the objects of ``targets``.
         Paper: silent.  Released: number of objects for every branch, also one-to-many.  Here: as released.
         A branch's ``divisor`` multiplies it; with ``floor="product"`` their product is at least 1, not the number of objects.
+
+        progress: of the training, 0 (first step) to 1, for branches that fade.
         """
         num_boxes = float(len(targets) if num_boxes is None else num_boxes)
         with torch.autocast(targets.boxes.device.type, enabled=False):
@@ -122,7 +136,8 @@ class Criterion:
                     name: term(given.predictions, given.targets, matches[branch.name]) / divisor
                     for name, (_, term) in branch.terms.items()
                 }
-                total = total + sum(branch.weights[name] * value for name, value in values.items()).sum()
+                weighted = sum(branch.weights[name] * value for name, value in values.items()).sum()
+                total = total + (weighted * branch.factor(progress) if branch.fade else weighted)
                 terms |= {f"{branch.name}/{name}": value.detach() for name, value in values.items()}
         queries = {name: given.predictions.logits.shape[1:3].numel() for name, given in supervised.items()}
         wanted = {

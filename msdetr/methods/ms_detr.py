@@ -36,6 +36,7 @@ class MSDETRConfig:
     class_weight: Annotated[float, Range(0)] = 2.0
     l1_weight: Annotated[float, Range(0)] = 5.0
     giou_weight: Annotated[float, Range(0)] = 2.0
+    fade: Annotated[float, Range(0, 1)] = 0.0  # last part of the training over which the three weights fall to 0
     groups: Literal["primary", "all"] = "primary"  # whose candidates: of the detector's own queries, or of all groups
     # that are matched (denoising queries are not, their objects are known)
 
@@ -138,9 +139,9 @@ class MSDETR(Method):
         terms = weighted_terms(own, self.run)
         merge_from = "one_to_one" if own.merge else None
         matcher = matching_rules(self.run).one_to_many()
-        branches = [Branch("one_to_many", candidates, matcher, terms, merge_from, own.rule != "literal")]
+        branches = [Branch("one_to_many", candidates, matcher, terms, merge_from, own.rule != "literal", own.fade)]
         for group in groups if own.groups == "all" else ():
-            branches.append(Branch(f"one_to_many_{group}", _to_be_matched(group), matcher, terms))
+            branches.append(Branch(f"one_to_many_{group}", _to_be_matched(group), matcher, terms, fade=own.fade))
         return branches
 
 

@@ -34,6 +34,20 @@ def criterion_for(recipe="shapes/ms-detr-c", **changes) -> Criterion:
     return build_criterion(recipes.get(recipe).override({"ms_detr.threshold": 0.1, **changes}))
 
 
+@pytest.mark.parametrize(
+    "fade, progress, factor", [(0, 1, 1), (1, 0, 1), (1, 0.5, 0.5), (0.4, 0.6, 1), (0.4, 0.8, 0.5), (0.4, 1, 0)]
+)
+def test_fading_branch(fade, progress, factor):
+    """The weights of one-to-many supervision fall over the last part of a training; terms and matches are as always."""
+    output, targets = make_output(), make_targets()
+    plain = criterion_for()(output, targets)
+    given = criterion_for(**{"ms_detr.fade": fade})(output, targets, progress=progress)
+    own = criterion_for(**{"loss.class_weight": 0, "loss.l1_weight": 0, "loss.giou_weight": 0, "two_stage": None})
+    one_to_many = own(output, targets).total
+    torch.testing.assert_close(given.total, plain.total - (1 - factor) * one_to_many)
+    torch.testing.assert_close(given.terms, plain.terms)
+
+
 def matched(criterion, output, targets):
     return criterion.match(criterion.supervised(output, targets))
 
