@@ -18,6 +18,7 @@ import published
 import torch
 
 from msdetr import recipes
+from msdetr.engine.evaluate import mixed_precision
 from msdetr.methods import build_criterion, build_detector
 from msdetr.model import PRIMARY
 from msdetr.ops import backend
@@ -43,9 +44,11 @@ def main() -> None:
     labels = [torch.randint(0, config.model.num_classes, (options.objects,)) for _ in range(images)]
     targets = Targets.from_list(labels, [torch.rand(options.objects, 4) * 0.4 + 0.2 for _ in range(images)]).to(device)
 
-    def step(plain_operator: bool, objective) -> None:
+    def step(plain_operator: bool, objective, precision: str = "fp32") -> None:
         with backend("plain" if plain_operator else "auto"):
-            objective(detector(batch, targets)).backward()
+            with mixed_precision(device, precision):
+                output = detector(batch, targets)
+            objective(output).backward()
         detector.zero_grad(set_to_none=True)
 
     def ours(output):
@@ -69,6 +72,7 @@ def main() -> None:
             "published design": lambda: step(True, theirs),
             "package": lambda: step(False, ours),
             "package, plain PyTorch operator": lambda: step(True, ours),
+            "package, bf16 autocast": lambda: step(False, ours, "bf16"),
         },
         options.repeats,
         device,

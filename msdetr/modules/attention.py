@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..ops import linear, ms_deform_attn, sampling_points, takes_points
+from ..ops import linear, ms_deform_attn, sampling_points, takes, takes_points
 from .context import Block, Context
 from .linear import Linear
 from .pyramid import level_sizes
@@ -65,15 +65,18 @@ class SelfAttention(nn.Module):
             query, key = (linear(*x) for x in zip((query, key), weights[0].chunk(2), biases[0].chunk(2)))
         value = linear(value, weights[1], biases[1])
         query, key, value = (x.unflatten(-1, (inner.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
-        attended = scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=None if mask is None else ~mask,
-            dropout_p=inner.dropout if self.training else 0.0,
-        )
+        attended = _attention(query, key, value, mask, inner.dropout if self.training else 0.0)
         in_order = attended.permute(2, 0, 1, 3).flatten(2)  # [Q, B, C] as there: a dropout after it draws in this order
         return linear(in_order, inner.out_proj.weight, inner.out_proj.bias).transpose(0, 1)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """PyTorch's attention. On a processor in fp32: its backward pass takes four times as long in bf16."""
+    settings = {"attn_mask": None if mask is None else ~mask, "dropout_p": dropout}
+    if query.dtype != torch.bfloat16 or not takes(query, key, value):
+        return scaled_dot_product_attention(query, key, value, **settings)
+    with torch.autocast("cpu", enabled=False):
+        return scaled_dot_product_attention(query.float(), key.float(), value.float(), **settings)
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -135,7 +138,7 @@ class MultiScaleDeformableAttention(nn.Module):
             base, scale = references, 1 / level_sizes(shapes, references)
         else:
             base, scale = references[..., :2], references[..., 2:] * (0.5 / self.num_points)
-        return sampling_points(projected, base, scale, self.num_heads, self.num_points)
+        return sampling_points(projected.float(), base, scale, self.num_heads, self.num_points)
 
     def forward(
         self,

@@ -1,8 +1,9 @@
 """Linear layers on a processor, with oneDNN's matrix products.
 
 PyTorch multiplies fp32 matrices with MKL, which leaves half of the vector width of AMD's processors with AVX-512 unused; its
-own oneDNN does not, and applies a ReLU on the way. Everything else (half types, fp64, other devices, exported graphs,
-transforms of ``torch.func``, the backend "plain") is PyTorch's own ``linear``, which says what is computed.
+own oneDNN does not, and applies a ReLU on the way. So it does under bf16 autocast, in bf16, where the processor has instructions
+for it. Everything else (other types and devices, exported graphs, transforms of ``torch.func``, the backend "plain") is PyTorch's
+own ``linear``, which says what is computed.
 """
 
 from __future__ import annotations
@@ -21,18 +22,25 @@ from . import backends
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """x [..., I], weight [O, I], bias [O] -> [..., O]; relu: negative outputs become 0."""
     if x.dim() > 1 and takes(x, weight):
-        return _Linear.apply(x, weight, bias, relu)
+        if not torch.is_autocast_enabled("cpu"):
+            return _Linear.apply(x, weight, bias, relu)
+        with torch.autocast("cpu", enabled=False):
+            return _Linear.apply(*(t if t is None else t.bfloat16() for t in (x, weight, bias)), relu)
     output = F.linear(x, weight, bias)
     return F.relu(output) if relu else output
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether the fast paths for processors can be used on these tensors, here and now."""
+    """Whether the fast paths for processors can be used on these tensors, here and now: in fp32, or under autocast in bf16."""
+    types: tuple[torch.dtype, ...] = (torch.float32,)
+    if torch.is_autocast_enabled("cpu"):
+        types = (torch.float32, torch.bfloat16)
+        if torch.get_autocast_dtype("cpu") != torch.bfloat16 or not multiplies_bf16():
+            return False
     return (
-        all(x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0 for x in tensors)
+        all(x.dtype in types and x.device.type == "cpu" and x.numel() > 0 for x in tensors)
         and available()
         and backends.asked() in ("auto", "native")
-        and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch.onnx.is_in_onnx_export()
         and not torch.jit.is_tracing()
@@ -49,6 +57,12 @@ def available() -> bool:
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
+
+
+@functools.cache
+def multiplies_bf16() -> bool:
+    """Whether the processor has instructions for products in bf16, and PyTorch tells so."""
+    return getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)
 
 
 class _Linear(torch.autograd.Function):

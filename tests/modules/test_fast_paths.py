@@ -16,35 +16,40 @@ from msdetr.model.frozen import FrozenBottleneck
 from msdetr.modules import MLP, MultiScaleDeformableAttention, SelfAttention
 from msdetr.modules.conv import Conv2d
 from msdetr.ops import backend, cpu, linear, takes, takes_points
+from msdetr.ops.linear import multiplies_bf16
 from msdetr.structures import ImageBatch, Targets
 
 SHAPES = ((6, 5), (3, 4))
 QUERIES = torch.zeros(1, 1)
 fast = pytest.mark.skipif(not takes(QUERIES), reason="this processor has no faster linear layer than PyTorch's own")
+in_bf16 = pytest.mark.skipif(not multiplies_bf16(), reason="this processor has no products in bf16")
+either = pytest.mark.parametrize("half", [False, pytest.param(True, marks=in_bf16)])  # in fp32, and under autocast
 with_points = pytest.mark.skipif(not takes_points(QUERIES, QUERIES), reason="no library, or one of earlier sources")
 
 
-def results(module, inputs, dtype, choice):
-    """Output and gradients of a module's copy and its inputs, in fp64."""
+def results(module, inputs, dtype, choice, half=False):
+    """Output and gradients of a module's copy and its inputs, in fp64. half: under bf16 autocast."""
     module = copy.deepcopy(module).to(dtype)
     inputs = [x.detach().to(dtype, copy=True).requires_grad_() for x in inputs]
     with backend(choice):
-        output = module(*inputs)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            output = module(*inputs)
         (output * torch.linspace(-1, 1, output.numel(), dtype=dtype).view_as(output)).sum().backward()
     leaves = [x for x in (*inputs, *module.parameters()) if x.requires_grad]
     return [output.detach().double(), *(x.grad.double() for x in leaves)]
 
 
-def assert_as_exact(module, *inputs):
-    """Against fp64, the fast path errs no more than twice as much as PyTorch's own operators in fp32, or a few roundings."""
-    exact, own, ours = (
-        results(module, inputs, dtype, choice)
-        for dtype, choice in ((torch.float64, "plain"), (torch.float32, "plain"), (torch.float32, "auto"))
-    )
-    assert any(not torch.equal(a, b) for a, b in zip(own, ours)) or len(exact) < 2, "nothing else was computed"
+def assert_as_exact(module, *inputs, half=False):
+    """Against fp64, the fast path errs no more than twice as much as PyTorch's own operators in fp32 (half: under bf16
+    autocast), or a few roundings."""
+    exact = results(module, inputs, torch.float64, "plain")
+    own, ours = (results(module, inputs, torch.float32, choice, half) for choice in ("plain", "auto"))
+    differs = any(not torch.equal(a, b) for a, b in zip(own, ours))
+    assert differs or half or len(exact) < 2, "nothing else was computed"
     for number, (true, plain, found) in enumerate(zip(exact, own, ours, strict=True)):
-        rounding = 4 * torch.finfo(torch.float32).eps * true.abs().max()
-        assert (found - true).abs().max() <= 2 * (plain - true).abs().max() + rounding, f"result {number}"
+        size = torch.linalg.vector_norm if half else (lambda x: x.abs().max())  # single numbers of bf16 are too coarse
+        rounding = 4 * torch.finfo(torch.bfloat16 if half else torch.float32).eps * size(true)
+        assert size(found - true) <= 2 * size(plain - true) + rounding, f"result {number}"
 
 
 class Layer(torch.nn.Module):
@@ -59,11 +64,12 @@ class Layer(torch.nn.Module):
 
 
 @fast
+@either
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("arrange", [lambda x: x, lambda x: x.transpose(0, 1), lambda x: x[:, ::2], lambda x: x[0]])
-def test_linear(bias, relu, arrange):
-    assert_as_exact(Layer(bias, relu), arrange(torch.randn(6, 33, 19)).requires_grad_())
+def test_linear(bias, relu, arrange, half):
+    assert_as_exact(Layer(bias, relu), arrange(torch.randn(6, 33, 19)).requires_grad_(), half=half)
 
 
 @fast
@@ -91,9 +97,10 @@ def test_whatever_is_not_fp32_on_a_processor_is_pytorchs_own():
 
 
 @fast
+@either
 @pytest.mark.parametrize("stride", [1, 2])
-def test_pointwise_convolution(stride):
-    assert_as_exact(Conv2d(6, 10, 1, stride), torch.randn(2, 6, 7, 9, requires_grad=True))
+def test_pointwise_convolution(stride, half):
+    assert_as_exact(Conv2d(6, 10, 1, stride), torch.randn(2, 6, 7, 9, requires_grad=True), half=half)
 
 
 @with_points
@@ -179,19 +186,58 @@ def test_self_attention_is_that_of_pytorch():
         torch.testing.assert_close(attention._of_heads(query, k, v, m), own)
 
 
-@fast
-def test_perceptron():
-    assert_as_exact(MLP(9, 16, 16, 4), torch.randn(3, 21, 9, requires_grad=True))
+class Sampling(torch.nn.Module):
+    """Deformable attention of queries at fixed references into fixed tokens."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.attention = MultiScaleDeformableAttention(8, 2, len(SHAPES), 4)
+        self.references, self.tokens = torch.rand(2, 21, 2, width), torch.randn(2, 42, 8)
+        torch.nn.init.normal_(self.attention.attention_weights.weight)
+
+    def forward(self, queries):
+        return self.attention(queries, *(x.to(queries.dtype) for x in (self.references, self.tokens)), SHAPES)
+
+
+class Attending(torch.nn.Module):
+    """Self-attention of all queries to each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = SelfAttention(12, 3)
+
+    def forward(self, queries):
+        return self.inner._of_heads(queries, queries, queries, None)
+
+
+@with_points
+@in_bf16
+@pytest.mark.parametrize("width", [2, 4])
+def test_deformable_attention_in_bf16(width):
+    assert_as_exact(Sampling(width), torch.randn(2, 21, 8, requires_grad=True), half=True)
 
 
 @fast
-def test_frozen_norms_are_part_of_their_convolutions():
+@either
+def test_self_attention(half):
+    assert_as_exact(Attending(), torch.randn(2, 17, 12, requires_grad=True), half=half)
+
+
+@fast
+@either
+def test_perceptron(half):
+    assert_as_exact(MLP(9, 16, 16, 4), torch.randn(3, 21, 9, requires_grad=True), half=half)
+
+
+@fast
+@either
+def test_frozen_norms_are_part_of_their_convolutions(half):
     network = Backbone(BACKBONES["resnet50"], "frozen", trainable_layers=5).body["layer2"][:2]
     assert all(isinstance(block, FrozenBottleneck) for block in network)
     for name, buffer in network.named_buffers():
         torch.nn.init.uniform_(buffer, 0.5, 1.5) if name.endswith(("weight", "var")) else torch.nn.init.normal_(buffer)
     for maps in (torch.randn(1, 256, 9, 6), torch.randn(1, 256, 6, 8).contiguous(memory_format=torch.channels_last)):
-        assert_as_exact(network, maps.requires_grad_())
+        assert_as_exact(network, maps.requires_grad_(), half=half)
 
 
 @fast
