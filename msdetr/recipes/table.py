@@ -256,6 +256,8 @@ _BESIDE = {"stable-dino": {"ms_detr.class_weight": 6.0}}  # what a method change
 _DINO = {"denoising.contrastive": True}
 _MR = {"mr_detr.k": 4}
 
+_FADING = {"ms_detr.fade": 1.0}
+
 _RELEASED_WEIGHTS = {"loss.class_weight": 1.0}
 
 # ---------------------------------------------------------------- one's own photographs
@@ -339,6 +341,11 @@ def _all() -> dict[str, Recipe]:
         "MS-DETR (c) on the embedded data set with the released loss weights (one-to-one class weight 1)",
         _SHAPES | _RELEASED_WEIGHTS | {"ms_detr.variant": "c"} | _SHAPES_K,
     )
+    add(
+        "shapes/ms-detr-c-fading",
+        "MS-DETR (c) on the embedded data set, one-to-many weights fading to 0 over the training",
+        _SHAPES | {"ms_detr.variant": "c"} | _SHAPES_K | _FADING,
+    )
     for name, title, values in (
         ("h-detr", "H-DETR's hybrid matching", _HYBRID),
         ("group-detr", "Group DETR's query groups", _GROUP),
@@ -359,6 +366,11 @@ def _all() -> dict[str, Recipe]:
         "photos/ms-detr-c",
         "a small MS-DETR (c) on a folder of photographs, about 320 pixels",
         _PHOTOS | {"ms_detr.variant": "c"} | _SHAPES_K,
+    )
+    add(
+        "photos/ms-detr-c-fading",
+        "photos/ms-detr-c, one-to-many weights fading to 0 over the training",
+        _PHOTOS | {"ms_detr.variant": "c"} | _SHAPES_K | _FADING,
     )
     add(
         "photos/ms-detr-pp-300",
