@@ -48,16 +48,42 @@ def test_a_cell_stands_where_it_says_or_where_it_fits():
         ("value = 3", {}),
         ("print(3)", {}, said("3")),
         ("figure", {}, picture()),
-        ("* after the figure", {}),
+        ("* few words after the figure", {}),
         ("*\n" * 40, {}),
+        ("os.chdir(project_root())", {}, said("setup")),
         ("assert value == 3\nprint('ok')", {}, said("ok")),
         ("<details><summary>Hint</summary></details>", {}),
         ("## Exercises", {"tags": ["exercise"], "slideshow": {"slide_type": "skip"}}),
         ("* wanted here", {"slideshow": {"slide_type": "slide"}}),
         ("print(4)", {"slideshow": {"slide_type": "skip"}}, said("4")),
     ).cells
-    wanted = "slide skip slide skip - - subslide subslide skip skip skip slide skip"
+    wanted = "slide skip slide skip - - - subslide skip skip skip skip slide skip"
     assert slides.slide_types(cells) == wanted.split()
+
+
+def test_what_fills_a_slide_is_below_its_section_and_few_words_are_not_alone():
+    lines, figure = "print(1)\n" * 20, nbformat.v4.new_output("display_data", data={"image/png": PIXEL})
+    cells = book(
+        ("## Section", {}), (lines, {}, said("1\n" * 12)), ("*" + " words" * 200, {}), ("draw()", {}, figure)
+    ).cells
+    assert slides.slide_types(cells) == ["slide", "-", "subslide", "subslide"]
+    cells = book(("## Section", {}), (lines, {}, said("1\n")), ("*And so:*:", {}), (lines, {}, said("1\n"))).cells
+    assert slides.slide_types(cells) == ["slide", "-", "subslide", "-"]
+
+
+def test_tables_stand_without_code_and_links_lead_to_slides(tmp_path):
+    path = tmp_path / "mine.ipynb"
+    table = nbformat.v4.new_output("execute_result", data={"text/markdown": "| a |\n|---|\n| 7.5 |"}, execution_count=1)
+    nbformat.write(
+        book(
+            ("# Mine\n\nNext: [02](02_architecture_variants.ipynb)", {}),
+            ("make_a_table()", {}, table),
+        ),
+        path,
+    )
+    page = slides.slides(path)
+    assert "make_a_table" not in page and "7.5" in page
+    assert 'href="02_architecture_variants.html"' in page and ".ipynb" not in page
 
 
 def test_a_figure_stands_without_the_code_that_drew_it_and_text_with_it(tmp_path):

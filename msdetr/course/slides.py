@@ -25,6 +25,7 @@ from . import root
 
 HEIGHT = 27  # lines of text that one slide takes
 WIDTH = 105  # characters of a line
+FEW = 5  # lines: too few for a slide of their own, so that its neighbor is rather drawn a little smaller
 LINE = 28  # pixels
 PICTURE = 900, 620  # pixels: a figure is at least as wide if it is no higher
 LEFT_OUT = {"install", "parameters", "injected-parameters"}
@@ -41,12 +42,16 @@ TEMPLATE = """
 <style>
 :root { --jp-cell-prompt-width: 0px; --jp-code-font-size: 17px; }
 .jp-InputPrompt, .jp-OutputPrompt { display: none; }
+.reveal { --r-main-font: "Source Sans 3", "Segoe UI", "Helvetica Neue", Arial, "Liberation Sans", sans-serif; --r-heading-font: var(--r-main-font); }
 .reveal .slides { text-align: left; }
+.reveal .slide-number { right: auto; left: 8px; }  /* the arrows are on the right */
 .reveal .slides section { height: 100%; overflow-y: auto; padding: 0; }
 .reveal h1 { font-size: 1.6em; text-transform: none; } .reveal h2 { font-size: 1.35em; text-transform: none; }
 .reveal h3 { font-size: 1.1em; text-transform: none; }
 .reveal .jp-RenderedImage img { display: block; margin: 0 auto; min-width: 900px; max-width: 100%; max-height: 620px; object-fit: contain; }
 .reveal .jp-RenderedHTMLCommon table { margin-left: 0; font-size: 0.9em; }
+.reveal .jp-RenderedHTMLCommon pre { width: 100%; font-size: 17px; line-height: 1.35; box-shadow: none; }
+.reveal .jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere; }
 .reveal details summary { display: none; }
 </style>
 {%- endblock -%}
@@ -92,9 +97,9 @@ def build(target: str | Path) -> list[Path]:
 
 
 def slides(notebook: str | Path) -> str:
-    """The slides of one notebook, as HTML that looks for ``assets`` beside it.
+    """The slides of one notebook, as HTML that looks for ``assets`` beside it, and for the slides of other notebooks.
 
-    A figure stands without the code that drew it. Raises ConfigError where nbconvert is missing, and NotebookError for a file
+    A figure or a table stands without the code that drew it. Raises ConfigError where nbconvert is missing, and NotebookError for a file
     that is no notebook.
     """
     if importlib.util.find_spec("nbconvert") is None:
@@ -110,7 +115,7 @@ def slides(notebook: str | Path) -> str:
     book.cells = list(_split(book.cells))
     for cell, kind in zip(book.cells, slide_types(book.cells), strict=True):
         cell.metadata["slideshow"] = {"slide_type": kind}
-        if _has_picture(cell):
+        if _speaks_for_itself(cell):
             cell.metadata["transient"] = {"remove_source": True}
     exporter = SlidesExporter(
         extra_loaders=[DictLoader({"slides.html.j2": TEMPLATE})],
@@ -124,22 +129,25 @@ def slides(notebook: str | Path) -> str:
 def slide_types(cells: list[Any]) -> list[str]:
     """Of each cell: "slide", "subslide", "-" (goes on), or "skip"; what its metadata says, else what fits.
 
-    A heading begins a slide. What does not fit, and text after a figure, goes below the slide of its section. Setup, checks and
-    hints are left out.
+    A heading begins a slide. What does not fit, and long text after a figure, goes below the slide of its section; text that
+    ends with a colon goes with what it leads to. Setup, checks and hints are left out.
     """
     return list(_types(cells))
 
 
 def _types(cells: list[Any]) -> Iterator[str]:
     filled, after_picture = 0.0, False
-    for cell in cells:
+    for number, cell in enumerate(cells):
         kind = cell.metadata.get("slideshow", {}).get("slide_type") or None
         height, text = _height(cell), cell.cell_type == "markdown"
         if kind is None and _is_left_out(cell):
             kind = "skip"
         if kind is None:
             heading = text and cell.source.lstrip().startswith(("# ", "## "))
-            apart = (after_picture and text) or filled + height > HEIGHT * (1.3 if _has_picture(cell) else 1)
+            few = filled <= FEW or height <= FEW
+            leads_to = _height(cells[number + 1]) if text and cell.source.endswith(":") and cells[number + 1 :] else 0
+            apart = filled + height + leads_to > HEIGHT * (1.3 if few else 1.1 if _has_picture(cell) else 1)
+            apart = apart or (after_picture and text and not few)
             kind = "slide" if heading else "subslide" if apart and filled else "-"
         if kind != "skip":
             filled = height if kind in ("slide", "subslide") else filled + height
@@ -148,9 +156,12 @@ def _types(cells: list[Any]) -> Iterator[str]:
 
 
 def _split(cells: list[Any]) -> Iterator[Any]:
-    """Text with a heading or a check in the middle as two cells, the second of which begins there; without badges, and progress."""
+    """Text with a heading or a check in the middle as two cells, the second of which begins there; without badges, and progress.
+    Links to other notebooks lead to their slides."""
     for cell in cells:
         cell.source = BADGE.sub("", cell.source)
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"(?<=\]\()(\d\d_\w+)\.ipynb(?=[)#])", r"\1.html", cell.source)
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         parts = re.split(r"\n(?=## |\*\*Check)", cell.source) if cell.cell_type == "markdown" else [cell.source]
@@ -170,25 +181,37 @@ def _is_left_out(cell: Any) -> bool:
         hint = cell.source.startswith("<details>")
         return hint or cell.source.startswith("**Check") and len(cell.source) < 3 * WIDTH
     lines = [line for line in cell.source.splitlines() if line.strip()]
-    setup = all(line.startswith(("import ", "from ", "%", " ", ")")) for line in lines)
-    said = "".join(output.get("text", "") for output in cell.outputs)
+    setup = (
+        all(line.startswith(("import ", "from ", "%", " ", ")")) for line in lines) or "project_root())" in cell.source
+    )
+    said = _said(cell)
     check = "assert " in cell.source and (not said or said.startswith("ok"))
-    return not _has_picture(cell) and (setup or check or (not cell.outputs and "def " not in cell.source))
+    return not _speaks_for_itself(cell) and (setup or check or (not cell.outputs and "def " not in cell.source))
 
 
 def _has_picture(cell: Any) -> bool:
     return any(name.startswith("image/") for output in cell.get("outputs", []) for name in output.get("data", {}))
 
 
+def _speaks_for_itself(cell: Any) -> bool:
+    """Whether it shows a picture or a table, so that nobody misses its code."""
+    return _has_picture(cell) or any("text/markdown" in output.get("data", {}) for output in cell.get("outputs", []))
+
+
+def _said(cell: Any) -> str:
+    return "".join(output.get("text", "") for output in cell.get("outputs", []))
+
+
 def _height(cell: Any) -> float:
     """Lines that a cell takes on a slide, roughly."""
-    texts = [] if _has_picture(cell) else [cell.source]
+    texts = [] if _speaks_for_itself(cell) else [cell.source]
     lines = 0.0
     for output in cell.get("outputs", []):
         data = output.get("data", {})
         pictures = [value for name, value in data.items() if name in ("image/png", "image/jpeg")]
         lines += sum(map(_picture_height, pictures[:1]))
-        texts += [] if pictures else [output.get("text", "") or data.get("text/plain", "")]
+        words = output.get("text", "") or data.get("text/markdown", "") or data.get("text/plain", "")
+        texts += [] if pictures else [words]
     return lines + sum(
         0.6 + sum(1 + len(line) // WIDTH for line in text.splitlines() if line.strip()) for text in texts if text
     )
