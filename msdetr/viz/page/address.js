@@ -3,7 +3,7 @@
 import { MODES, RULES } from "./controls.js";
 
 /** The address (what follows #) of a state. */
-export function addressOf(state, content) {
+export function addressOf(state) {
   const parts = new URLSearchParams();
   if (state.screen === "image") parts.set("image", state.image);
   for (const key of ["object", "cause", "label", "size"]) if (state[key] !== null) parts.set(key, state[key]);

@@ -3,18 +3,19 @@
 import { addressOf, fromAddress } from "./address.js";
 import { budget } from "./budget.js";
 import { candidates } from "./candidates.js";
-import { controls, MODES, RULES } from "./controls.js";
-import { h, show } from "./dom.js";
+import { controls } from "./controls.js";
+import { h } from "./dom.js";
 import { chosenImages, filmstrip, gallery } from "./gallery.js";
-import { keyHelp, listenToKeys } from "./keys.js";
-import { number } from "./numbers.js";
+import { header } from "./header.js";
+import { keyHelp, listenToKeys, shortcuts } from "./keys.js";
 import { failureSection, objectList } from "./objects.js";
 import { path } from "./path.js";
 import { picture } from "./picture.js";
-import { readContent, sceneOf, settingsOf, stepsOf } from "./scene.js";
+import { readContent, sceneOf, stepsOf } from "./scene.js";
 import { wins } from "./wins.js";
 
 const WHOLE = { scale: 1, x: 0.5, y: 0.5 };
+const SIZES = [1, 1.2, 1.45]; // of the text
 
 /**
  * Shows the content of a page in an element. options: embedded, in a notebook; onchange(state), called after every change.
@@ -45,10 +46,11 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
     theme: null,
     scale: 1,
   };
-  const actions = { set, get: () => state, select, hover, zoom, open, filter, play, change };
+  const actions = { set, get: () => state, select, hover, zoom, open, filter, play, change, theme, larger, help };
 
   // ---- the parts
   const parts = {
+    header: header(content, actions),
     budgets: content.runs.map((_, run) => budget(content, run, actions)),
     gallery: gallery(content, actions),
     filmstrip: filmstrip(content, actions),
@@ -60,21 +62,11 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
     path: path(content, actions),
     help: keyHelp(),
   };
-  const back = h("button", { type: "button", class: "back", title: "all images (Esc)", onclick: () => set({ screen: "overview" }) }, "‹ all images");
-  const title = h("h1", { hidden: content.runs.length > 1 }, first.title);
-  const where = h("span", { class: "where" });
-  const runs = content.runs.length > 1 ? content.runs.map((run, i) => h("button", { type: "button", "data-run": i, title: "the run whose objects, candidates and failures are listed (b)", onclick: () => set({ run: i, query: null }) }, run.title)) : [];
-  const tools = [
-    ["A+", "larger, for a projector (p)", larger],
-    ["◐", "dark or light (d)", theme],
-    ["?", "keys (?)", () => parts.help.showModal()],
-  ].map(([text, about, onclick]) => h("button", { type: "button", class: "tool", title: about, "aria-label": about, onclick }, text));
-  const header = h("header", {}, back, title, runs.length ? h("div", { class: "choice", role: "group", "aria-label": "run" }, runs) : null, where, h("div", { class: "tools" }, tools));
   const overview = h("main", { class: "overview" }, wins(content, actions), parts.budgets.map((own) => own.element), parts.gallery.element);
   const inspector = h("aside", { class: "inspector" }, parts.objects.element, parts.candidates.element, parts.failures.element);
   const viewer = h("main", { class: "viewer" }, content.images.length > 1 ? parts.filmstrip.element : null, h("div", { class: "stage" }, parts.controls.element, h("div", { class: "pictures" }, parts.pictures.map((own) => own.element)), parts.path.element), inspector);
   const footer = h("footer", {}, content.about.text.map((line) => h("p", {}, line)));
-  const page = h("div", { class: content.runs.length > 1 ? "msdetr two" : "msdetr", tabindex: -1 }, header, overview, viewer, footer, parts.help);
+  const page = h("div", { class: content.runs.length > 1 ? "msdetr two" : "msdetr", tabindex: -1 }, parts.header.element, overview, viewer, footer, parts.help);
   root.append(page);
 
   // ---- changes
@@ -85,7 +77,9 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
   function set(changes) {
     const image = changes.image !== undefined && changes.image !== state.image;
     state = { ...state, ...(image ? { zoom: WHOLE } : {}), ...changes };
+    const leaves = page.dataset.screen && page.dataset.screen !== state.screen;
     update();
+    if (leaves) page.querySelector(state.screen === "image" ? ".back" : `.card[data-image="${state.image}"]`)?.focus();
     if (["screen", "image", "query", "scale"].some((key) => key in changes)) fit();
     clearTimeout(writing);
     if (!embedded) writing = setTimeout(remember, 200);
@@ -98,17 +92,14 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
     page.style.setProperty("--scale", state.scale);
     overview.hidden = state.screen !== "overview";
     viewer.hidden = state.screen !== "image";
-    back.hidden = state.screen !== "image" || content.images.length === 1;
-    runs.forEach((button, i) => button.setAttribute("aria-pressed", String(i === state.run)));
+    parts.header.update(state);
     if (state.screen === "overview") {
-      show(where, content.about.data);
       parts.budgets.forEach((own, run) => {
         own.element.hidden = run !== state.run || !content.runs[run].budget;
         own.update(state);
       });
       return parts.gallery.update(state);
     }
-    show(where, content.images[state.image].name);
     scenes = content.runs.map((_, run) => sceneOf(content, run, state));
     parts.controls.update(state);
     parts.filmstrip.update(state);
@@ -162,13 +153,15 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
     if (Object.values(changes).some((value) => value !== null)) parts.gallery.element.scrollIntoView?.({ block: "nearest" });
   }
 
+  /** Plays the recorded training, or stops it. */
   function play() {
     clearInterval(timer);
     const steps = stepsOf(content, state.image);
     if (state.playing || steps.length < 2) return set({ playing: false });
     set({ playing: true, step: state.step === steps.at(-1) ? steps[0] : state.step });
     timer = setInterval(() => {
-      const next = stepsOf(content, state.image)[stepsOf(content, state.image).indexOf(state.step) + 1];
+      const now = stepsOf(content, state.image); // of another image, perhaps
+      const next = now[now.indexOf(state.step) + 1];
       if (!state.playing || next === undefined || !page.isConnected) {
         clearInterval(timer);
         if (state.playing) set({ playing: false });
@@ -182,49 +175,15 @@ export function mount(root, raw, { embedded = false, onchange = null } = {}) {
   }
 
   function larger() {
-    const sizes = [1, 1.2, 1.45];
-    set({ scale: sizes[(sizes.indexOf(state.scale) + 1) % sizes.length] });
+    set({ scale: SIZES[(SIZES.indexOf(state.scale) + 1) % SIZES.length] });
   }
 
-  // ---- keyboard
-  const next = (list, value, by) => list[Math.min(Math.max(list.indexOf(value) + by, 0), list.length - 1)];
-  const turn = (name, by, least, most) => () => {
-    const value = settingsOf(content, state.run, state)[name] + by;
-    change({ [name]: Number(Math.min(Math.max(value, least), most).toFixed(4)) });
-  };
-  const go = (by) => () => set({ image: next(chosenImages(content, state).map((entry) => entry.index), state.image, by), object: null, query: null });
-  const objectBy = (by) => () => {
-    const count = content.images[state.image].labels.length;
-    if (count) set({ object: state.object === null ? (by > 0 ? 0 : count - 1) : (state.object + by + count) % count, query: null });
-  };
+  function help() {
+    parts.help.showModal();
+  }
+
   const depth = () => scenes[state.run]?.frame.one.layers ?? 1;
-  const layerBy = (by) => () => set({ layer: Math.min(Math.max(Math.min(state.layer, depth() - 1) + by, 0), depth() - 1) });
-  const stepBy = (by) => () => set({ step: next(stepsOf(content, state.image), state.step, by), playing: false });
-  const leastBy = (by) => () => set({ least: Number(Math.min(Math.max(state.least + by, 0.02), 0.99).toFixed(4)) });
-  const inViewer = (action) => () => state.screen === "image" && action();
-  const viewerKeys = {
-    ArrowLeft: go(-1), ArrowRight: go(1), ArrowUp: objectBy(-1), ArrowDown: objectBy(1), "[": layerBy(-1), "]": layerBy(1),
-    t: turn("threshold", -0.02, 0, 1), T: turn("threshold", 0.02, 0, 1), k: turn("k", -1, 1, 1000), K: turn("k", 1, 1, 1000),
-    a: turn("alpha", -0.05, 0, 1), A: turn("alpha", 0.05, 0, 1), s: leastBy(-0.02), S: leastBy(0.02), 0: () => set({ changes: {} }),
-    r: () => change({ rule: next([...RULES, RULES[0]].map(([rule]) => rule), settingsOf(content, state.run, state).rule, 1) }),
-    g: () => change({ merge: !settingsOf(content, state.run, state).merge }),
-    ",": stepBy(-1), ".": stepBy(1), f: play, j: () => set({ judge: state.judge === "many" ? "one" : "many" }),
-    "+": () => zoom({ times: 1.25 }), "-": () => zoom({ times: 0.8 }), "=": () => zoom({ reset: true }),
-    ...Object.fromEntries(MODES.map(([mode], i) => [i + 1, () => set({ mode })])),
-  }; // prettier-ignore
-  const stopKeys = listenToKeys(embedded ? page : document, {
-    ...Object.fromEntries(Object.entries(viewerKeys).map(([key, action]) => [key, inViewer(action)])),
-    d: theme,
-    p: larger,
-    b: () => content.runs.length > 1 && set({ run: (state.run + 1) % content.runs.length, query: null }),
-    "?": () => parts.help.showModal(),
-    Escape: () => {
-      if (state.query) set({ query: null });
-      else if (state.object !== null) set({ object: null });
-      else if (state.screen === "image" && content.images.length > 1) set({ screen: "overview" });
-      else set({ cause: null, label: null, size: null });
-    },
-  });
+  const stopKeys = listenToKeys(embedded ? page : document, shortcuts(content, actions, depth));
 
   // ---- the address
   function remember() {

@@ -1,7 +1,7 @@
 // The budget of lost AP: of 100 points, how many each cause takes.
 
 import { barColor } from "./colors.js";
-import { choice, h, show } from "./dom.js";
+import { choice, h, pressable, show } from "./dom.js";
 import { number } from "./numbers.js";
 
 const GROUPS = [
@@ -56,12 +56,11 @@ export function budget(content, run, actions) {
         "tbody",
         {},
         own.causes.map((cause) => {
-          const choose = () => filter({ cause: state.cause === cause.id ? null : cause.id });
           if (!cause.available)
             return h("tr", { class: "unavailable", title: "cannot be told from what this run left" }, h("th", { scope: "row" }, cause.name), h("td", {}, "not known"), h("td", {}, ""), h("td", {}, "–"));
           return h(
             "tr",
-            { tabindex: 0, "data-cause": cause.id, "aria-selected": String(state.cause === cause.id), title: `${cause.description} Mended: ${cause.mended}`, onclick: choose, onkeydown: (event) => event.key === "Enter" && choose() },
+            { ...pressable(() => filter({ cause: state.cause === cause.id ? null : cause.id })), "data-cause": cause.id, "aria-current": String(state.cause === cause.id), title: `${cause.description} Mended: ${cause.mended}` },
             h("th", { scope: "row" }, h("i", { class: "swatch", style: { "--fill": colors.get(cause.id) } }), ` ${cause.name}`, h("small", {}, cause.description)),
             h("td", { class: "amount" }, bar(cause.share, colors.get(cause.id)), number(cause.share, 1)),
             h("td", { class: "amount" }, bar(cause.d_ap, "var(--muted)"), number(cause.d_ap, 1)),
@@ -93,7 +92,7 @@ export function budget(content, run, actions) {
         const changes = { by_class: { label: own.classes.indexOf(group.name) }, by_size: { size: group.name } }[grouping];
         return h(
           "button",
-          { type: "button", class: "group", disabled: !changes, onclick: () => filter(changes) },
+          { type: "button", class: "group", "data-group": index, disabled: !changes, onclick: () => filter(changes) },
           h("span", {}, grouping === "by_layer" ? `lost in layer ${group.name ?? index + 1}` : group.name, h("small", {}, group.objects === undefined || group.objects === null ? "" : ` ${group.objects} objects`)),
           strip(causes, group.ap, group.name),
         );

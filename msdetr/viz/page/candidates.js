@@ -1,7 +1,7 @@
 // An object's candidates, ranked: what one-to-many matching adds up to a score, what one-to-one matching adds up to a cost.
 
 import { objectColor } from "./colors.js";
-import { choice, h, show } from "./dom.js";
+import { choice, h, pressable, show } from "./dom.js";
 import { STATUS, serves } from "./matching.js";
 import { number, plain, ranking } from "./numbers.js";
 import { oneToManyReason, oneToOneCost, oneToOneReason } from "./reasons.js";
@@ -39,35 +39,31 @@ export function candidates(content, actions) {
     const places = ranked.order.map((query, place) => [query, place]);
     const listed = places.filter(([query, place]) => all || place < FEW || query === chosen);
     rows = new Map(listed.map(([query, place]) => [query, ranked.row(query, place)]));
-    for (const [query, row] of rows) row.setAttribute("aria-selected", String(query === chosen));
+    for (const [query, row] of rows) row.setAttribute("aria-current", String(query === chosen));
     show(table, h("thead", {}, h("tr", {}, ranked.heads.map(([text, title]) => h("th", { scope: "col", title }, text)))), h("tbody", {}, [...rows.values()]));
     more.hidden = places.length <= FEW;
     more.textContent = all ? `the best ${FEW} only` : `all ${places.length} queries`;
-    const asked = chosen ?? state.hoverQuery ?? null;
     show(
       why,
-      asked === null
+      chosen === null
         ? ranked.note
-        : [h("b", {}, "one-to-many: "), oneToManyReason(content, scene, state.object, asked), h("br"), h("b", {}, "one-to-one: "), oneToOneReason(content, scene, state.object, asked)],
+        : [h("b", {}, "one-to-many: "), oneToManyReason(content, scene, state.object, chosen), h("br"), h("b", {}, "one-to-one: "), oneToOneReason(content, scene, state.object, chosen)],
     );
   }
 
   /** A row: pointing at it lights up the box, and choosing it shows the query's path. */
   function row(scene, state, query, status, cells) {
     const here = { run: scene.run, query, object: state.object, branch: state.judge };
-    const choose = () => actions.select({ run: scene.run, query, keep: true });
     return h(
       "tr",
       {
-        tabindex: 0,
+        ...pressable(() => actions.select({ run: scene.run, query, keep: true })),
         "data-query": query,
         class: serves(status) ? "serves" : null,
         style: { "--own": objectColor(state.object) },
         onpointerenter: () => actions.hover(here),
         onpointerleave: () => actions.hover(null),
         onfocus: () => actions.hover(here),
-        onclick: choose,
-        onkeydown: (event) => event.key === "Enter" && choose(),
       },
       cells.map((cell) => (cell instanceof Element ? cell : h("td", {}, cell))),
     );

@@ -5,11 +5,14 @@ const PALETTE = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161
 /** Color of an object in every picture and table of its image. */
 export const objectColor = (target) => PALETTE[target % PALETTE.length];
 
-/** Color of the text on a background of this color: dark or white, whichever reads better. */
+/** Color of the text on a background of this color: dark or white, whichever has more contrast (WCAG 2). */
 export function inkOn(color) {
-  const [r, g, b] = [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16) / 255);
-  return 0.299 * r + 0.587 * g + 0.114 * b > 0.6 ? "#111" : "#fff";
+  const [r, g, b] = [1, 3, 5].map((i) => linear(parseInt(color.slice(i, i + 2), 16) / 255));
+  const luminance = 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  return 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.056 ? "#fff" : "#111";
 }
+
+const linear = (value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
 
 /** How an object's fate in the output looks: color, dashes and sign. */
 export const OUTCOMES = {

@@ -33,7 +33,7 @@ export function controls(content, actions) {
   const stepName = (at) => (steps[at] === "end" ? "checkpoint" : String(steps[at]));
   const rule = h("select", { "aria-label": "rule of one-to-many matching", title: "rule of one-to-many matching (r)", "data-name": "rule", onchange: (event) => actions.change({ rule: event.target.value }) }, RULES.map(([value, text]) => h("option", { value }, text)));
   const merge = h("input", { type: "checkbox", "data-name": "merge", onchange: (event) => actions.change({ merge: event.target.checked }) });
-  const reset = h("button", { type: "button", class: "quiet", title: "settings as in training (0 with Shift)", onclick: () => actions.set({ changes: {} }) }, "as trained");
+  const reset = h("button", { type: "button", class: "quiet", title: "settings as in training (0)", onclick: () => actions.set({ changes: {} }) }, "as trained");
   const play = h("button", { type: "button", class: "quiet", title: "play the training (f)", onclick: () => actions.play() }, "▶");
   const film = h("div", { class: "film" }, play, sliders.step.element);
   const element = h(

@@ -10,9 +10,11 @@ function fill(element, attributes, children) {
     else if (name === "value") element.value = value;
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...present(children));
   return element;
 }
+
+const present = (children) => children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
 
 /** An HTML element: attributes by name, "onclick" and the like as functions, style as an object; children are text or elements. */
 export const h = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
@@ -20,10 +22,26 @@ export const h = (tag, attributes, ...children) => fill(document.createElement(t
 /** An SVG element; see h. */
 export const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 
-/** Replaces the children of an element. */
+/** Replaces the children of an element. What had the focus keeps it if it is there again, known by its data attributes. */
 export function show(element, ...children) {
-  element.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  const focused = element.getRootNode().activeElement;
+  const known = element.contains(focused) ? Object.entries(focused.dataset) : [];
+  element.replaceChildren(...present(children));
+  const again = known.map(([key, value]) => `[data-${key}="${CSS.escape(value)}"]`).join("");
+  if (again) element.querySelector(again)?.focus({ preventScroll: true });
 }
+
+/** Attributes of an element that is no button, but can be pressed: by a click, Enter or the space bar. */
+export const pressable = (press) => ({
+  tabindex: 0,
+  onclick: press,
+  onkeydown: (event) => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    event.stopPropagation();
+    press();
+  },
+});
 
 /** A row of buttons of which one is pressed: [[value, label, title]]. Returns {element, set(value)}. */
 export function choice(label, options, onchange) {

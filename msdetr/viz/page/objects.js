@@ -1,7 +1,7 @@
 // The objects of the image, what became of each, and why AP was lost on it.
 
 import { DETECTIONS, inkOn, objectColor, OUTCOMES } from "./colors.js";
-import { h, show } from "./dom.js";
+import { h, pressable, show } from "./dom.js";
 import { pairs } from "./matching.js";
 import { number, ranking } from "./numbers.js";
 import { outcomesOf } from "./outcomes.js";
@@ -38,20 +38,17 @@ export function objectList(content, actions) {
     const mine = detections.filter((detection) => detection.target === target && detection.kind !== "background");
     const named = mine.slice(0, 2).map((d) => `${number(d.score)} (query ${d.query})`);
     const text = mine.length ? `${named.join(", ")}${mine.length > 2 ? ` and ${mine.length - 2} more` : ""}` : missedBecause(scene, target, state.least);
-    const choose = () => actions.select({ run: scene.run, object: state.object === target ? null : target });
     return h(
       "tr",
       {
-        tabindex: 0,
+        ...pressable(() => actions.select({ run: scene.run, object: state.object === target ? null : target })),
         "data-object": target,
-        "aria-selected": String(state.object === target),
-        onclick: choose,
-        onkeydown: (event) => event.key === "Enter" && choose(),
+        "aria-current": String(state.object === target),
         onpointerenter: () => actions.hover({ object: target }),
         onpointerleave: () => actions.hover(null),
       },
       h("th", { scope: "row" }, h("span", { class: "chip", style: { background: color, color: inkOn(color) } }, target), ` ${content.className(scene.objects.labels[target])}`),
-      h("td", { class: "outcome" }, h("b", { style: { "--mark": OUTCOMES[outcome].color } }, OUTCOMES[outcome].sign), ` ${text}`),
+      h("td", { class: "outcome" }, h("b", { style: { background: OUTCOMES[outcome].color, color: inkOn(OUTCOMES[outcome].color) } }, OUTCOMES[outcome].sign), ` ${text}`),
       h("td", {}, scene.one.serving[target].join(", ") || "–"),
       h("td", {}, scene.many.serving[target].join(", ") || "–"),
     );
@@ -88,12 +85,10 @@ export function failureSection(content, actions) {
   return { element, update };
 }
 
-/** Failures of an image in a run's budget (of all images where the id is undefined) that pass the filters, worst first. */
+/** Failures of an image in a run's budget that pass the filters, worst first. */
 export function failuresOf(content, run, imageId, { cause = null, label = null, size = null }) {
-  const failures = content.runs[run].budget?.failures ?? [];
-  return failures.filter(
+  return content.failuresIn(run, imageId).filter(
     (failure) =>
-      (imageId === undefined || failure.image_id === imageId) &&
       (cause === null || failure.cause === cause) &&
       (label === null || failure.label === label) &&
       (size === null || failure.size === size),
@@ -108,7 +103,7 @@ function failureList(content, failures, run, actions, most = 30) {
   return h(
     "ul",
     { class: "failures" },
-    failures.slice(0, most).map((failure) =>
+    failures.slice(0, most).map((failure, i) =>
       h(
         "li",
         {},
@@ -116,6 +111,7 @@ function failureList(content, failures, run, actions, most = 30) {
           "button",
           {
             type: "button",
+            "data-failure": i,
             style: { "--mark": KINDS[failure.kind] },
             onclick: () => actions.open(failure, run),
             onpointerenter: () => actions.hover(failure.query === null ? { object: failure.object } : { run, query: failure.query, branch: "one" }),

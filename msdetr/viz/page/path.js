@@ -55,7 +55,7 @@ export function path(content, actions) {
     drawing.append(boxOf(pixels(frame.one.boxes, at, image), "#111", { width: 2.2 }));
     return h(
       "button",
-      { type: "button", class: "panel", "aria-pressed": String(layer === actions.get().layer), onclick: () => actions.set({ layer }) },
+      { type: "button", class: "panel", "data-layer": layer, "aria-pressed": String(layer === actions.get().layer), onclick: () => actions.set({ layer }) },
       h("b", {}, `layer ${layer + 1}`),
       drawing,
       h("span", {}, `${content.className(frame.topLabels[at])} ${number(frame.topScores[at])}`),

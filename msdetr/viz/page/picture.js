@@ -29,9 +29,9 @@ export function imageOf(image) {
     : svg("rect", { ...size, class: "blank" });
 }
 
-/** One run's view of the image. actions: {select, hover, zoom, focus}. Returns {element, update(scene, state), mark(hover)}. */
+/** One run's view of the image. actions: {select, hover, zoom}. Returns {element, update(scene, state), mark(hover)}. */
 export function picture(content, run, actions) {
-  const canvas = svg("svg", { class: "canvas", role: "img", tabindex: 0, "data-run": run });
+  const canvas = svg("svg", { class: "canvas", role: "img", "data-run": run });
   const caption = h("div", { class: "caption" });
   const legend = h("div", { class: "legend" });
   const element = h("figure", { class: "picture" }, caption, canvas, legend);
@@ -70,17 +70,14 @@ export function picture(content, run, actions) {
     );
   }
 
-  /** The box of a query in a branch, which can be pointed at. */
-  function queryBox(branch, query, color, options) {
-    const rectangle = pixels(branch.boxes, scene.layer * branch.queries + query, image());
-    const hit = { ...rectangle, fill: "none", stroke: "transparent", "stroke-width": 9, "vector-effect": "non-scaling-stroke" };
-    return svg(
-      "g",
-      { class: "query", "data-query": query },
-      boxOf(rectangle, color, options),
-      svg("rect", { ...hit, "pointer-events": "stroke" }, svg("title", {}, `query ${query}`)),
-    );
+  /** The box of a query, which can be pointed at. */
+  function pointable(query, rectangle, color, options, title = `query ${query}`) {
+    const hit = { ...rectangle, fill: "none", stroke: "transparent", "stroke-width": 9, "vector-effect": "non-scaling-stroke", "pointer-events": "stroke" };
+    return svg("g", { class: "query", "data-query": query }, boxOf(rectangle, color, options), svg("rect", hit, svg("title", {}, title)));
   }
+
+  const queryBox = (branch, query, color, options) =>
+    pointable(query, pixels(branch.boxes, scene.layer * branch.queries + query, image()), color, options);
 
   function objects(style) {
     for (let target = 0; target < scene.objects.count; target++) {
@@ -103,12 +100,9 @@ export function picture(content, run, actions) {
       if (state.object !== null && detection.target !== state.object) continue;
       const rectangle = pixels(branch.boxes, (branch.layers - 1) * branch.queries + detection.query, image());
       const { color, dash } = DETECTIONS[detection.kind];
-      const hit = { ...rectangle, fill: "none", stroke: "transparent", "stroke-width": 9, "vector-effect": "non-scaling-stroke", "pointer-events": "stroke" };
       const title = `query ${detection.query}: ${content.className(detection.label)} ${number(detection.score)}`;
-      parts.boxes.append(
-        svg("g", { class: "query", "data-query": detection.query }, boxOf(rectangle, color, { dash, width: 1.5 }), svg("rect", hit, svg("title", {}, title))),
-      );
-      if (detection.kind === "background" && detection.score >= state.least)
+      parts.boxes.append(pointable(detection.query, rectangle, color, { dash, width: 1.5 }, title));
+      if (detection.kind === "background")
         parts.labels.append(label({ ...rectangle, y: rectangle.y + rectangle.height + 17 * state.scale * scale() }, `${content.className(detection.label)} ${number(detection.score)}`, color));
     }
     objects((target) => OUTCOMES[outcomes[target]]);

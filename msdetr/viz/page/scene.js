@@ -8,13 +8,25 @@ import { branchOf, objectsOf, pairsOf } from "./predictions.js";
 export function readContent(content) {
   const objects = new Map();
   const frames = new Map();
+  const failures = content.runs.map((run) => byImage(run.budget?.failures ?? []));
   const kept = (map, key, make) => map.get(key) ?? map.set(key, make()).get(key);
   const objectsIn = (image) => kept(objects, image, () => objectsOf(content.images[image]));
   const frameIn = (image, run, index) =>
     kept(frames, `${image} ${run} ${index}`, () => readFrame(framesOf(content, image, run).at(index)));
+  const failuresIn = (run, id) => failures[run].get(id) ?? [];
   const className = (label) => content.classes[label] ?? `class ${label}`;
   const objectName = (image, target) => `object ${target} (${className(content.images[image].labels[target])})`;
-  return { ...content, objectsIn, frameIn, className, objectName };
+  return { ...content, objectsIn, frameIn, failuresIn, className, objectName };
+}
+
+/** Failures of each image: id → list, in their order. */
+function byImage(failures) {
+  const found = new Map();
+  for (const failure of failures) {
+    if (!found.has(failure.image_id)) found.set(failure.image_id, []);
+    found.get(failure.image_id).push(failure);
+  }
+  return found;
 }
 
 /** Frames of an image in a run: those of its recorded training, then the one of the checkpoint. */

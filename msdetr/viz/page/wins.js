@@ -1,5 +1,6 @@
 // Two runs on the same images: what the one finds and the other misses, by cause.
 
+import { OUTCOMES } from "./colors.js";
 import { h } from "./dom.js";
 import { number } from "./numbers.js";
 
@@ -34,7 +35,7 @@ export function wins(content, actions) {
       h("th", { scope: "row" }, cause.name),
       h("td", {}, number(cause.first, 1)),
       h("td", {}, number(cause.second, 1)),
-      h("td", { class: "change" }, h("i", { class: side, style: { width: `${(6 * Math.abs(cause.won)) / most}em` } }), signed(cause.won), Math.abs(cause.won) < 0.05 ? "" : ` ${side}`),
+      h("td", { class: "change" }, h("i", { style: { background: OUTCOMES[cause.won < 0 ? "missed" : "found"].color, width: `${(6 * Math.abs(cause.won)) / most}em` } }), signed(cause.won), Math.abs(cause.won) < 0.05 ? "" : ` ${side}`),
       h("td", {}, cause.only_first),
       h("td", {}, cause.only_second),
     );
@@ -44,7 +45,7 @@ export function wins(content, actions) {
   function object(own) {
     const run = 1 - own.found_by;
     const failure = { image_id: own.image_id, kind: "missed", object: own.object, query: null };
-    return h("li", {}, h("button", { type: "button", style: { "--mark": own.found_by ? "#029e73" : "#d55e00" }, onclick: () => actions.open(failure, run) }, h("b", {}, `found by ${comparison.names[own.found_by]} alone`), h("span", {}, own.sentence)));
+    return h("li", {}, h("button", { type: "button", style: { "--mark": OUTCOMES[own.found_by ? "found" : "missed"].color }, onclick: () => actions.open(failure, run) }, h("b", {}, `found by ${comparison.names[own.found_by]} alone`), h("span", {}, own.sentence)));
   }
 }
 
