@@ -31,6 +31,8 @@ PICTURE = 900, 620  # pixels: a figure is at least as wide if it is no higher
 LEFT_OUT = {"install", "parameters", "injected-parameters"}
 BADGE = re.compile(r"\[!\[[^\]]*\]\(http[^)]*\)\]\([^)]*\)\s*")  # a picture from elsewhere that leads elsewhere
 
+FETCHED = re.compile(r"@import url\(https?:[^)]*\);\n?")
+
 TEMPLATE = """
 {%- extends 'index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}
@@ -250,6 +252,8 @@ def _copy_assets(sources: dict[str, Path], target: Path) -> None:
                 )
             else:
                 shutil.copyfile(source, copied)
+    for style in target.rglob("*.css"):  # themes of reveal.js ask the network for fonts
+        style.write_text(FETCHED.sub("", style.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _write(path: Path, text: str) -> Path:
