@@ -5,12 +5,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from browser import CHROMIUM, Browser
+from browser import MISSING, browser_page
 
 from msdetr.viz.page.modules import joined
 
 NODE = shutil.which("node")
-AVAILABLE = NODE is not None or CHROMIUM is not None
+AVAILABLE = NODE is not None or MISSING is None
 
 
 def answer(folder: Path, entry: str, function: str, value, browser: bool = False):
@@ -25,16 +25,7 @@ def answer(folder: Path, entry: str, function: str, value, browser: bool = False
         done = subprocess.run([NODE, folder / "main.mjs"], capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
-    text = json.dumps(value).replace("<", "\\u003c")
-    (folder / "main.html").write_text(
-        f'<meta charset="utf-8"><script type="application/json" id="value">{text}</script>'
-        f"<script type=module>{joined(entry)}\nglobalThis.answer = () => JSON.stringify(({function})"
-        '(JSON.parse(document.getElementById("value").textContent)));</script>'
-    )
-    own = Browser(folder / "profile")
-    try:
-        own.send("Page.navigate", url=(folder / "main.html").as_uri())
-        own.wait_for("!!globalThis.answer")
-        return json.loads(own.evaluate("answer()"))
-    finally:
-        own.close()
+    with browser_page() as page:
+        page.add_script_tag(content=f"{joined(entry)}\nglobalThis.answer = {function};", type="module")
+        page.wait_for_function("!!globalThis.answer")
+        return json.loads(page.evaluate("(text) => JSON.stringify(answer(JSON.parse(text)))", json.dumps(value)))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import CHROMIUM, Browser, jupyter_lab, open_notebook, run_all_cells
+from browser import browser_page, jupyter_lab, needs_browser, open_notebook, run_all_cells
 from small import SMALL
 
 nbformat = pytest.importorskip("nbformat", reason="no nbformat: pip install msdetr[notebooks]")
@@ -301,7 +301,7 @@ def test_whatever_needs_the_projects_folders_goes_there_first(name):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+@needs_browser
 def test_05_to_08_in_a_real_jupyterlab(project, tmp_path, monkeypatch):
     """Opened one after the other, Run All, with default parameters but for the size of the detector in 05."""
     pytest.importorskip("jupyterlab", reason="no jupyterlab: pip install msdetr[notebooks]")
@@ -312,19 +312,14 @@ def test_05_to_08_in_a_real_jupyterlab(project, tmp_path, monkeypatch):
     nbformat.write(book, copy / "notebooks" / "05_train.ipynb")
     monkeypatch.setenv("PYTHONPATH", str(copy))
     (tmp_path / "server").mkdir()
-    with jupyter_lab(copy, tmp_path / "server") as address:
-        browser = Browser(tmp_path / "profile")
-        try:
-            for name in ("05_train", *LOOK):
-                open_notebook(browser, address, f"notebooks/{name}.ipynb")
-                run_all_cells(browser)
-                if keep := os.environ.get("MSDETR_SCREENSHOTS"):
-                    Path(keep).mkdir(exist_ok=True)
-                    browser.screenshot(Path(keep, f"{name}.png"))
-                done = nbformat.read(copy / "notebooks" / f"{name}.ipynb", as_version=4)
-                assert [found for found in noise(done) if not found.endswith("%|")] == []  # progress is a widget here
-                assert all(cell.execution_count for cell in code_cells(done)), "some cells never ran"
-        finally:
-            browser.close()
+    with jupyter_lab(copy, tmp_path / "server") as address, browser_page(1300, 1100) as page:
+        for name in ("05_train", *LOOK):
+            open_notebook(page, address, f"notebooks/{name}.ipynb")
+            run_all_cells(page)
+            if keep := os.environ.get("MSDETR_SCREENSHOTS"):
+                page.screenshot(path=Path(keep, f"{name}.png"))
+            done = nbformat.read(copy / "notebooks" / f"{name}.ipynb", as_version=4)
+            assert [found for found in noise(done) if not found.endswith("%|")] == []  # progress is a widget here
+            assert all(cell.execution_count for cell in code_cells(done)), "some cells never ran"
     assert {path.name for path in (copy / "runs").iterdir()} == {"shapes-ms-detr-c-seed0", *LOOK.values()}
     assert not list((copy / "notebooks").glob("[!0-9s.]*")), "nothing is left beside the notebooks"

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from browser import CHROMIUM, Browser
+from browser import browser_page, needs_browser
 
 import msdetr
 
@@ -238,19 +238,14 @@ def test_every_public_name_is_in_the_built_api_reference(site):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
-def test_formulas_are_drawn_the_search_finds_and_nothing_is_wider_than_a_phone(site, tmp_path):
-    pytest.importorskip("websocket", reason="no websocket-client: pip install msdetr[notebooks]")
-    browser = Browser(tmp_path)
-    try:
-        browser.send("Page.navigate", url=f"file://{site}/notebooks/01_deformable_attention.html")
-        assert browser.wait_for("document.querySelectorAll('mjx-container svg, mjx-container mjx-math').length") > 3
-        browser.send("Page.navigate", url=f"file://{site}/search.html?q=hungarian")
-        assert browser.wait_for("document.querySelectorAll('#search-results li a').length") > 3
-        browser.send("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=True)
+@needs_browser
+def test_formulas_are_drawn_the_search_finds_and_nothing_is_wider_than_a_phone(site):
+    with browser_page() as page:
+        page.goto(f"file://{site}/notebooks/01_deformable_attention.html")
+        page.wait_for_function("document.querySelectorAll('mjx-container svg, mjx-container mjx-math').length > 3")
+        page.goto(f"file://{site}/search.html?q=hungarian")
+        page.wait_for_function("document.querySelectorAll('#search-results li a').length > 3")
+        page.set_viewport_size({"width": 390, "height": 800})
         for name in ("index", "results", "settings", "api/matching", *(f"notebooks/{path.stem}" for path in NOTEBOOKS)):
-            browser.send("Page.navigate", url=f"file://{site}/{name}.html")
-            browser.wait_for(f"location.pathname.endsWith('{name}.html') && document.readyState === 'complete'")
-            assert browser.evaluate("document.documentElement.scrollWidth") <= 390, f"{name} is wider than a phone"
-    finally:
-        browser.close()
+            page.goto(f"file://{site}/{name}.html")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, f"{name} is wider than a phone"

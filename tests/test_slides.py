@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, Browser
+from browser import browser_page, complaints_of, needs_browser
 
 from msdetr import course
 from msdetr.cli import main
@@ -114,6 +114,7 @@ def test_the_command_makes_pages_that_fetch_nothing(tmp_path, capsys, monkeypatc
     assert not main()
     assert "slides of 2 notebooks; open mine/slides/index.html" in capsys.readouterr().out
     folder = tmp_path / "mine" / "slides"
+    assert not [style for style in folder.rglob("*.css") if "url(http" in style.read_text()]
     for page in (folder / f"{name}.html" for name in names):
         text = page.read_text()
         loaded = re.findall(r"<(?:script|link|img)\b[^>]*?\b(?:src|href)=\"(?!data:)([^\"]+)\"", text)
@@ -124,20 +125,18 @@ def test_the_command_makes_pages_that_fetch_nothing(tmp_path, capsys, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+@needs_browser
 def test_slides_in_a_browser_without_network(tmp_path):
     slides.build(tmp_path / "slides")
-    (tmp_path / "profile").mkdir()
-    browser = Browser(tmp_path / "profile", 1200, 800)
-    try:
-        browser.send("Page.navigate", url=f"file://{tmp_path}/slides/04_mixed_supervision.html")
-        browser.wait_for("typeof Reveal !== 'undefined' && Reveal.isReady()")
-        assert browser.wait_for("document.querySelectorAll('mjx-container').length >= 5")
-        assert browser.evaluate("Reveal.getTotalSlides()") > 10
-        browser.press("ArrowRight")
-        assert browser.evaluate("Reveal.getIndices().h") == 1
-    finally:
-        browser.close()
+    with browser_page(1200, 800) as page:
+        complaints = complaints_of(page, tmp_path)
+        page.goto(f"file://{tmp_path}/slides/04_mixed_supervision.html")
+        page.wait_for_function("typeof Reveal !== 'undefined' && Reveal.isReady()")
+        page.wait_for_function("document.querySelectorAll('mjx-container').length >= 5")
+        assert page.evaluate("Reveal.getTotalSlides()") > 10
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate("Reveal.getIndices().h") == 1
+        assert complaints == []
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from browser import CHROMIUM
+from browser import needs_browser
 from javascript import AVAILABLE, answer
 from scenes import specimen
 
@@ -81,7 +81,7 @@ def test_the_page_matches_as_the_package_does(tmp_path):
 
 
 @pytest.mark.slow  # a thousand explanations and a browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+@needs_browser
 def test_the_page_matches_as_the_package_does_on_a_thousand_settings_in_a_browser(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
