@@ -67,8 +67,11 @@ def test_what_fills_a_slide_is_below_its_section_and_few_words_are_not_alone():
         ("## Section", {}), (lines, {}, said("1\n" * 12)), ("*" + " words" * 200, {}), ("draw()", {}, figure)
     ).cells
     assert slides.slide_types(cells) == ["slide", "-", "subslide", "subslide"]
-    cells = book(("## Section", {}), (lines, {}, said("1\n")), ("*And so:*:", {}), (lines, {}, said("1\n"))).cells
-    assert slides.slide_types(cells) == ["slide", "-", "subslide", "-"]
+    hidden = ("import os", {})
+    leading = ("## Section", {}), (lines, {}, said("1\n")), ("*And so:*:", {}), hidden, (lines, {}, said("1\n"))
+    assert slides.slide_types(book(*leading).cells) == ["slide", "-", "subslide", "skip", "-"]
+    between = ("draw()", {}, figure), ("* the next figure", {}), ("draw()", {}, figure)
+    assert slides.slide_types(book(("## Section", {}), *between).cells) == ["slide", "-", "subslide", "-"]
 
 
 def test_tables_stand_without_code_and_links_lead_to_slides(tmp_path):

@@ -132,7 +132,7 @@ def slide_types(cells: list[Any]) -> list[str]:
     """Of each cell: "slide", "subslide", "-" (goes on), or "skip"; what its metadata says, else what fits.
 
     A heading begins a slide. What does not fit, and long text after a figure, goes below the slide of its section; text that
-    ends with a colon goes with what it leads to. Setup, checks and hints are left out.
+    ends with a colon, or stands between two figures, goes with what follows. Setup, checks and hints are left out.
     """
     return list(_types(cells))
 
@@ -142,14 +142,16 @@ def _types(cells: list[Any]) -> Iterator[str]:
     for number, cell in enumerate(cells):
         kind = cell.metadata.get("slideshow", {}).get("slide_type") or None
         height, text = _height(cell), cell.cell_type == "markdown"
-        if kind is None and _is_left_out(cell):
+        if _is_skipped(cell):
             kind = "skip"
         if kind is None:
             heading = text and cell.source.lstrip().startswith(("# ", "## "))
-            few = filled <= FEW or height <= FEW
-            leads_to = _height(cells[number + 1]) if text and cell.source.endswith(":") and cells[number + 1 :] else 0
-            apart = filled + height + leads_to > HEIGHT * (1.3 if few else 1.1 if _has_picture(cell) else 1)
-            apart = apart or (after_picture and text and not few)
+            follows = next((other for other in cells[number + 1 :] if not _is_skipped(other)), None)
+            leads_on = text and (cell.source.endswith(":") or (after_picture and _has_picture(follows)))
+            few = not leads_on and (filled <= FEW or height <= FEW)
+            limit = HEIGHT * (1.3 if few else 1.1 if _has_picture(follows if leads_on else cell) else 1)
+            apart = filled + height + (_height(follows) if leads_on else 0) > limit
+            apart = apart or (after_picture and text and height > FEW)
             kind = "slide" if heading else "subslide" if apart and filled else "-"
         if kind != "skip":
             filled = height if kind in ("slide", "subslide") else filled + height
@@ -176,6 +178,11 @@ def _split(cells: list[Any]) -> Iterator[Any]:
             )
 
 
+def _is_skipped(cell: Any) -> bool:
+    kind = cell.metadata.get("slideshow", {}).get("slide_type")
+    return kind == "skip" or (not kind and _is_left_out(cell))
+
+
 def _is_left_out(cell: Any) -> bool:
     if LEFT_OUT & set(cell.metadata.get("tags", [])) or not cell.source.strip():
         return True
@@ -191,8 +198,10 @@ def _is_left_out(cell: Any) -> bool:
     return not _speaks_for_itself(cell) and (setup or check or (not cell.outputs and "def " not in cell.source))
 
 
-def _has_picture(cell: Any) -> bool:
-    return any(name.startswith("image/") for output in cell.get("outputs", []) for name in output.get("data", {}))
+def _has_picture(cell: Any | None) -> bool:
+    return cell is not None and any(
+        name.startswith("image/") for output in cell.get("outputs", []) for name in output.get("data", {})
+    )
 
 
 def _speaks_for_itself(cell: Any) -> bool:
@@ -204,8 +213,10 @@ def _said(cell: Any) -> str:
     return "".join(output.get("text", "") for output in cell.get("outputs", []))
 
 
-def _height(cell: Any) -> float:
+def _height(cell: Any | None) -> float:
     """Lines that a cell takes on a slide, roughly."""
+    if cell is None:
+        return 0.0
     texts = [] if _speaks_for_itself(cell) else [cell.source]
     lines = 0.0
     for output in cell.get("outputs", []):
