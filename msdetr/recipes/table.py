@@ -341,11 +341,6 @@ def _all() -> dict[str, Recipe]:
         "MS-DETR (c) on the embedded data set with the released loss weights (one-to-one class weight 1)",
         _SHAPES | _RELEASED_WEIGHTS | {"ms_detr.variant": "c"} | _SHAPES_K,
     )
-    add(
-        "shapes/ms-detr-c-fading",
-        "MS-DETR (c) on the embedded data set, one-to-many weights fading to 0 over the training",
-        _SHAPES | {"ms_detr.variant": "c"} | _SHAPES_K | _FADING,
-    )
     for name, title, values in (
         ("h-detr", "H-DETR's hybrid matching", _HYBRID),
         ("group-detr", "Group DETR's query groups", _GROUP),
@@ -361,16 +356,23 @@ def _all() -> dict[str, Recipe]:
             f"{title} and MS-DETR (c) on the embedded data set",
             _SHAPES | values | {"ms_detr.variant": "c"} | _SHAPES_K | _BESIDE.get(name, {}),
         )
+    for name, title, values in (
+        ("ms-detr-c-fading", "MS-DETR (c)", {}),
+        (
+            "stable-dino-ms-c-fading",
+            "Stable-DINO's class loss and cost and MS-DETR (c)",
+            _STABLE | _BESIDE["stable-dino"],
+        ),
+    ):
+        fading = values | {"ms_detr.variant": "c"} | _SHAPES_K | _FADING
+        title = f"{title}, one-to-many weights fading to 0 over the training"
+        add(f"shapes/{name}", f"{title}, on the embedded data set", _SHAPES | fading)
+        add(f"photos/{name}", f"{title}, on a folder of photographs, about 320 pixels", _PHOTOS | fading)
     add("photos/baseline", "a small Deformable DETR++ on a folder of photographs, about 320 pixels", _PHOTOS)
     add(
         "photos/ms-detr-c",
         "a small MS-DETR (c) on a folder of photographs, about 320 pixels",
         _PHOTOS | {"ms_detr.variant": "c"} | _SHAPES_K,
-    )
-    add(
-        "photos/ms-detr-c-fading",
-        "photos/ms-detr-c, one-to-many weights fading to 0 over the training",
-        _PHOTOS | {"ms_detr.variant": "c"} | _SHAPES_K | _FADING,
     )
     add(
         "photos/ms-detr-pp-300",
