@@ -4,6 +4,7 @@ Pictures are compared within one test: an action changes them, and undoing it br
 """
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -420,3 +421,11 @@ MOVES = """(name) => {
     document.querySelector(".msdetr").getBoundingClientRect();
   }
 }"""
+
+
+def test_the_live_copy_opens(window):
+    window.complaints.clear()
+    window.goto((Path(__file__).parents[2] / "docs" / "inspect.html").as_uri())
+    assert "AP 51.0" in window.locator(".budget h2").inner_text()
+    window.locator(".card").first.click()
+    assert window.locator(".boxes .query").count() > 10 and window.complaints == []
