@@ -12,10 +12,11 @@ import contextlib
 import json
 import math
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import yaml
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 YAML_BYTES = 64 * 2**10  # a configuration has 3 KB
 YAML_NODES = 10_000  # values, with every alias counted as what it stands for
 JSON_BYTES = 64 * 2**20  # of the package's own files; an annotation file may be of any size
+_PIECE, _SPACE = 2**20, re.compile(r"[ \t\n\r]*")
 BYTE_ORDER_MARKS = {
     "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),  # before UTF-16, whose mark it begins with
     "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
@@ -99,6 +101,106 @@ def parse_json(data: bytes | str, where: str | Path, error: Error = FileError, o
     except (ValueError, RecursionError) as problem:
         reason = "nested too deeply" if isinstance(problem, RecursionError) else problem
         raise error(f"{where}: not usable JSON: {reason}; fetch or write it again") from problem
+
+
+def stream_json(path: str | Path, take: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any] | None:
+    """The object in a JSON file of any size, of which only a piece is in memory at a time; see ``parse_json`` for what it
+    otherwise is.
+
+    take: by the name of a member of the object: what is made of each element of that list, and kept in its place.
+    Returns None where the file is no such object: ``parse_json`` says what is wrong with it, or reads it.
+    """
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            text = _Text(file)
+            return dict(_members(text, take))
+    except (OSError, ValueError, RecursionError):  # of which errors of JSON and of UTF-8 are kinds
+        return None
+
+
+def _members(text: _Text, take: Mapping[str, Callable[[Any], Any]]) -> Iterator[tuple[str, Any]]:
+    """Names and values of the object that a text consists of."""
+    names = set()
+    text.expect("{")
+    while True:
+        name = text.value()
+        if not isinstance(name, str) or name in names:
+            raise ValueError(f"{name!r} is no name of a member, or is given twice")
+        names.add(name)
+        text.expect(":")
+        yield name, list(text.elements(take[name])) if name in take else text.value()
+        if text.expect(",}") == "}":
+            return text.end()
+
+
+class _Text:
+    """What is left to read of a JSON file."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._scan = json.JSONDecoder(object_pairs_hook=_without_repeats).scan_once
+        self._text, self._at, self._over = "", 0, False
+
+    def _more(self) -> bool:
+        """Reads the next piece, as long as what is still unread, so that a long value is not begun too often."""
+        if self._over:
+            return False
+        self._text = self._text[self._at :]
+        self._at = 0
+        data = self._file.read(max(_PIECE, len(self._text)))
+        self._text += self._decoder.decode(data, final=not data)
+        self._over = not data
+        return True
+
+    def _skip_space(self) -> None:
+        while True:
+            self._at = _SPACE.match(self._text, self._at).end()
+            if self._at < len(self._text) or not self._more():
+                return
+
+    def next(self) -> str:
+        """The next character that is no space; '' at the end."""
+        self._skip_space()
+        return self._text[self._at : self._at + 1]
+
+    def expect(self, characters: str) -> str:
+        """Passes over one of these characters. Raises ValueError."""
+        found = self.next()
+        if not found or found not in characters:
+            raise ValueError(f"{found!r} where one of {characters!r} should be")
+        self._at += 1
+        return found
+
+    def end(self) -> None:
+        if self.next():
+            raise ValueError("something follows the object")
+
+    def value(self) -> Any:
+        """Passes over a value and gives it. Raises ValueError."""
+        self._skip_space()
+        while True:
+            try:
+                value, end = self._scan(self._text, self._at)
+                if end < len(self._text) or not self._more():  # the rest of a number may follow
+                    self._at = end
+                    return value
+            except (StopIteration, json.JSONDecodeError):
+                if not self._more():
+                    raise ValueError("no value") from None
+
+    def elements(self, make: Callable[[Any], Any]) -> Iterator[Any]:
+        """Passes over a list; what ``make`` makes of each element. Raises ValueError."""
+        self.expect("[")
+        if self.next() == "]":
+            self.expect("]")
+            return
+        while True:
+            yield make(self.value())
+            if self.expect(",]") == "]":
+                return
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

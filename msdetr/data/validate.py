@@ -25,6 +25,7 @@ from .images import MAX_PIXELS
 TOLERANCE = 0.02  # pixels a box may stick out without being reported: COCO rounds coordinates to hundredths
 _MISSING = type("Missing", (), {"__repr__": lambda self: "missing"})()
 _FIELDS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+_IMAGE_FIELDS = ("id", "file_name", "height", "width")
 _HUGE = 1e300  # numbers below it survive float arithmetic
 
 
@@ -79,10 +80,14 @@ class _Reader:
     def fail(self, problem: str, remedy: str) -> None:
         raise AnnotationError(f"{self.file}: {problem}; {remedy}")
 
-    def parse(self) -> dict[str, list]:
-        data = files.read_bytes(self.file, AnnotationError)
+    def parse(self) -> dict[str, Any]:
+        columns = _Columns()
         with _no_garbage_collection():
-            content = files.parse_json(data, self.file, AnnotationError, own=False)
+            content = files.stream_json(self.file, {"images": _used_of_image, "annotations": columns.add})
+            streamed = content is not None
+            if not streamed:  # it is at fault, or at least unusual
+                data = files.read_bytes(self.file, AnnotationError)
+                content = files.parse_json(data, self.file, AnnotationError, own=False)
         if not isinstance(content, dict):
             self.fail(
                 f"holds a JSON {type(content).__name__} at offset 0, not an object",
@@ -95,7 +100,7 @@ class _Reader:
         for section in ("images", "categories"):
             if not content[section]:
                 self.fail(f"'{section}' is empty", "nothing can be trained or evaluated without any")
-        return content
+        return content | {"annotations": columns} if streamed else content
 
     # --- images and categories: every fault is an error
 
@@ -166,12 +171,15 @@ class _Reader:
     # --- annotations: what means nothing is an error or dropped, what is harmless is put right
 
     def annotations(
-        self, entries: list, image_ids: np.ndarray, sizes: np.ndarray, category_ids: np.ndarray
+        self, entries: list | _Columns, image_ids: np.ndarray, sizes: np.ndarray, category_ids: np.ndarray
     ) -> dict[str, np.ndarray]:
-        objects = [type(entry) is dict for entry in entries]
-        rows = {"entry": entries, "position": range(len(entries))}
-        rows = self.keep(rows, objects, "entry", "not a JSON object")
-        rows |= {name: _column(rows["entry"], name) for name in _FIELDS}
+        if isinstance(entries, _Columns):
+            rows = {"position": range(len(entries.columns["id"])), **entries.columns}
+        else:
+            objects = [type(entry) is dict for entry in entries]
+            rows = {"entry": entries, "position": range(len(entries))}
+            rows = self.keep(rows, objects, "entry", "not a JSON object")
+            rows |= {name: _column(rows["entry"], name) for name in _FIELDS}
         rows = self.keep(rows, _whole(rows["id"]), "id", "id that is missing or no whole number")
         rows = self.keep(rows, _first_of_each(rows["id"]), "id", "id used twice")
         for name, known in (("image_id", image_ids), ("category_id", category_ids)):
@@ -227,6 +235,24 @@ class _Reader:
             )
         self.report.add(f"annotation with {kind} dropped:", [_name(rows, i) for i in bad])
         return {name: list(compress(values, good)) for name, values in rows.items()}
+
+
+class _Columns:
+    """What is used of the entries of annotations, field by field: outlines, most of a file of COCO's, are not kept."""
+
+    def __init__(self):
+        self.columns: dict[str, list] = {name: [] for name in _FIELDS}
+
+    def add(self, entry: Any) -> None:
+        """Raises ValueError for an entry that is no JSON object."""
+        if type(entry) is not dict:
+            raise ValueError("an annotation that is no object")
+        for name, column in self.columns.items():
+            column.append(entry.get(name, _MISSING))
+
+
+def _used_of_image(entry: Any) -> Any:
+    return {name: entry[name] for name in _IMAGE_FIELDS if name in entry} if type(entry) is dict else entry
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msdetr import files
 from msdetr.data import AnnotationError, CocoDetection, DataWarning, read_annotations
 
 
@@ -335,6 +336,44 @@ def spoilt_contents(draw):
                 container.append(container[place])
             break
     return content
+
+
+def outcome(file, on_bad):
+    """What reading a file gives, as text."""
+    try:
+        annotations, report = read_annotations(file, on_bad)
+        return f"{annotations.to_coco()} {report}"
+    except AnnotationError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("on_bad", ["error", "drop"])
+@given(
+    content=spoilt_contents(),
+    piece=st.sampled_from([1, 2, 7, 64]),
+    indent=st.sampled_from([None, 1]),
+    cut=st.booleans(),
+)
+def test_a_file_read_in_pieces_is_the_file_read_at_once(on_bad, content, piece, indent, cut):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        file = Path(folder) / "instances.json"
+        text = json.dumps(content, indent=indent, ensure_ascii=piece > 1).encode(errors="surrogatepass")
+        file.write_bytes(text[: len(text) // 2] if cut and piece == 7 else text)
+        patch.setattr(files, "_PIECE", piece)
+        in_pieces = outcome(file, on_bad)
+        patch.setattr(files, "stream_json", lambda *_: None)
+        assert outcome(file, on_bad) == in_pieces
+
+
+def test_outlines_are_not_kept(read, content, monkeypatch):
+    """A file without faults is read in pieces, and nothing of it is parsed a second time."""
+    content["annotations"][0]["segmentation"] = [[1.5] * 1000]
+    monkeypatch.setattr(files, "parse_json", None)
+    annotations, _ = read(content)
+    assert len(annotations.ids) == len(content["annotations"])
+    for text in ("[]", "{}]", '{"a": 1, "a": 2}', '{"a" 1}', '{"a": }', '{"a": 1,}', '{"a": 1'):
+        with pytest.raises(TypeError):  # what is no such object is left to the parser of whole files
+            read(text)
 
 
 @pytest.mark.parametrize("on_bad", ["error", "drop"])
