@@ -60,11 +60,11 @@ class Backbone(nn.Module):
         trunk = getattr(built, network.trunk) if network.trunk else built
         if network.norm == "batch":
             replace_batch_norm(trunk, norm)
-        self.folded = fold_norms(trunk)
         used = [i for i, stride in enumerate(network.strides) if stride >= finest_stride]
         self.channels = tuple(network.channels[i] for i in used)
         self.strides = tuple(network.strides[i] for i in used)
         self.body = IntermediateLayerGetter(trunk, {network.ends[i]: str(n) for n, i in enumerate(used)})
+        self.folded = fold_norms(self.body)
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in self.channels) if network.maps_last else None
         _freeze(self.body, network.stem, network.ends, trainable_layers)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -22,7 +23,7 @@ class FrozenBottleneck(Bottleneck):
         y = normed(y, self.conv2, self.bn2, relu=True)
         y = normed(y, self.conv3, self.bn3)
         skip = x if self.downsample is None else normed(x, *self.downsample)
-        return (y + skip).relu_()
+        return (y + skip if y.requires_grad else y.add_(skip)).relu_()
 
 
 def normed(x: Tensor, conv: nn.Conv2d, norm: FrozenBatchNorm2d, relu: bool = False) -> Tensor:
@@ -36,12 +37,29 @@ def normed(x: Tensor, conv: nn.Conv2d, norm: FrozenBatchNorm2d, relu: bool = Fal
     return y.relu_() if relu else y
 
 
-def fold_norms(network: nn.Module) -> bool:
-    """Makes every bottleneck of a network with frozen batch norm a ``FrozenBottleneck``; parameters keep their names. Returns
-    whether there is any."""
-    found = [x for x in network.modules() if type(x) is Bottleneck and isinstance(x.bn1, FrozenBatchNorm2d)]
+class FrozenLayers(IntermediateLayerGetter):
+    """torchvision's layers of a residual network, the first convolution with its norm and ReLU as one."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        if not takes(x, self.conv1.weight):
+            return super().forward(x)
+        maps, x = {}, normed(x, self.conv1, self.bn1, relu=True)
+        for name, layer in self.items():
+            if name not in ("conv1", "bn1", "relu"):
+                x = layer(x)
+            if name in self.return_layers:
+                maps[self.return_layers[name]] = x
+        return maps
+
+
+def fold_norms(body: IntermediateLayerGetter) -> bool:
+    """Makes the layers of a residual network of bottlenecks with frozen batch norm ``FrozenLayers`` and each bottleneck a
+    ``FrozenBottleneck``; parameters keep their names. Returns whether it is such a network."""
+    found = [x for x in body.modules() if type(x) is Bottleneck and isinstance(x.bn1, FrozenBatchNorm2d)]
     for module in found:
         module.__class__ = FrozenBottleneck
+    if found:
+        body.__class__ = FrozenLayers
     return bool(found)
 
 

@@ -151,7 +151,7 @@ class MultiScaleDeformableAttention(nn.Module):
         """queries [B, Q, C], references [B, Q, L, 2 or 4] (points or boxes), tokens [B, S, C], mask [B, S] True on
         padding -> [B, Q, C]."""
         values = self.value_proj(tokens)
-        if mask is not None:
+        if mask is not None and (not takes(values) or mask.any()):  # on a processor looking is cheaper than copying
             values = values.masked_fill(mask[..., None], 0)
         values = values.unflatten(-1, (self.num_heads, -1))  # [B, S, M, D]
         points = self._points_at_once if takes_points(queries, references) else self.points

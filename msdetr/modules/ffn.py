@@ -1,8 +1,12 @@
 """The feed-forward network of a transformer layer."""
 
+import torch
 from torch import Tensor, nn
 
+from ..ops import takes
 from .linear import Linear
+
+PIECE = 4096  # rows whose hidden values stay in a processor's caches
 
 
 class FFN(nn.Module):
@@ -20,4 +24,10 @@ class FFN(nn.Module):
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        rows = x.shape[:-1].numel()
+        if self.training or torch.is_grad_enabled() or rows <= PIECE or not takes(x):
+            return self._at_once(x)
+        return torch.cat([self._at_once(piece) for piece in x.flatten(0, -2).split(PIECE)]).view(*x.shape[:-1], -1)
+
+    def _at_once(self, x: Tensor) -> Tensor:
         return self.linear2(self.dropout(self.linear1(x, relu=True)))

@@ -13,8 +13,9 @@ from msdetr import recipes
 from msdetr.methods import build_criterion, build_detector
 from msdetr.model.backbone import BACKBONES, Backbone
 from msdetr.model.frozen import FrozenBottleneck
-from msdetr.modules import MLP, MultiScaleDeformableAttention, SelfAttention
+from msdetr.modules import FFN, MLP, MultiScaleDeformableAttention, SelfAttention
 from msdetr.modules.conv import Conv2d
+from msdetr.modules.ffn import PIECE
 from msdetr.ops import backend, cpu, linear, takes, takes_points
 from msdetr.ops.linear import multiplies_bf16
 from msdetr.structures import ImageBatch, Targets
@@ -238,6 +239,44 @@ def test_frozen_norms_are_part_of_their_convolutions(half):
         torch.nn.init.uniform_(buffer, 0.5, 1.5) if name.endswith(("weight", "var")) else torch.nn.init.normal_(buffer)
     for maps in (torch.randn(1, 256, 9, 6), torch.randn(1, 256, 6, 8).contiguous(memory_format=torch.channels_last)):
         assert_as_exact(network, maps.requires_grad_(), half=half)
+
+
+@fast
+def test_a_frozen_norm_is_part_of_the_first_convolution():
+    body = Backbone(BACKBONES["resnet50"], "frozen", trainable_layers=5, finest_stride=4).body
+    torch.nn.init.uniform_(body.bn1.weight, 0.5, 1.5)
+    torch.nn.init.normal_(body.bn1.bias)
+
+    class Stem(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = body
+            for name in [name for name in body if name.startswith("layer")]:
+                body[name] = torch.nn.Identity()
+
+        def forward(self, images):
+            return self.body(images)["0"]
+
+    assert_as_exact(Stem(), torch.randn(2, 3, 37, 45))
+
+
+@fast
+def test_ffn_of_many_rows_in_pieces():
+    ffn, x = FFN(8, 16, dropout=0.5).eval(), torch.randn(2, PIECE - 100, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(ffn(x), ffn._at_once(x))
+        with backend("plain"):
+            torch.testing.assert_close(ffn(x), ffn._at_once(x), rtol=0, atol=0)
+
+
+@fast
+def test_values_are_masked_where_anything_is_padded():
+    attention = MultiScaleDeformableAttention(8, 2, len(SHAPES), 4)
+    queries, references, tokens = torch.randn(1, 3, 8), torch.rand(1, 3, 2, 2), torch.randn(1, 42, 8)
+    for mask in (torch.zeros(1, 42, dtype=torch.bool), torch.arange(42)[None] % 5 == 0):
+        with backend("plain"):
+            want = attention(queries, references, tokens, SHAPES, mask)
+        torch.testing.assert_close(attention(queries, references, tokens, SHAPES, mask), want)
 
 
 @fast
