@@ -135,3 +135,22 @@ def test_the_fault_catalogue_lists_every_id_that_a_test_carries():
         for name in re.findall(r'fault\("(F\d+)"', path.read_text())
     }
     assert carried <= set(listed)
+
+
+def test_forms_for_issues_have_no_field_that_github_would_refuse():
+    """An unquoted comma in a label makes a field of what follows it, and GitHub then shows no form at all."""
+    forms = [path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml"]
+    assert forms
+    for path in forms:
+        for part in yaml.safe_load(path.read_text())["body"]:
+            assert set(part) <= {"type", "id", "attributes", "validations"}, path.name
+            known = {"label", "description", "placeholder", "value", "render", "options", "multiple"}
+            assert set(part["attributes"]) <= known, f"{path.name}: {part['attributes']}"
+
+
+def test_jobs_of_the_workflows_need_jobs_that_are_there():
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        jobs = yaml.safe_load(path.read_text())["jobs"]
+        for name, job in jobs.items():
+            needs = job.get("needs", [])
+            assert set([needs] if isinstance(needs, str) else needs) <= set(jobs), f"{path.name}: {name}"
