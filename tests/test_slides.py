@@ -70,6 +70,8 @@ def test_what_fills_a_slide_is_below_its_section_and_few_words_are_not_alone():
     hidden = ("import os", {})
     leading = ("## Section", {}), (lines, {}, said("1\n")), ("*And so:*:", {}), hidden, (lines, {}, said("1\n"))
     assert slides.slide_types(book(*leading).cells) == ["slide", "-", "subslide", "skip", "-"]
+    titled = ("## Section", {}), (lines, {}, said("1\n")), ("### And so\n\nit goes on", {}), (lines, {}, said("1\n"))
+    assert slides.slide_types(book(*titled).cells) == ["slide", "-", "subslide", "-"]
     between = ("draw()", {}, figure), ("* the next figure", {}), ("draw()", {}, figure)
     assert slides.slide_types(book(("## Section", {}), *between).cells) == ["slide", "-", "subslide", "-"]
 

@@ -132,7 +132,7 @@ def slide_types(cells: list[Any]) -> list[str]:
     """Of each cell: "slide", "subslide", "-" (goes on), or "skip"; what its metadata says, else what fits.
 
     A heading begins a slide. What does not fit, and long text after a figure, goes below the slide of its section; text that
-    ends with a colon, or stands between two figures, goes with what follows. Setup, checks and hints are left out.
+    has a heading, ends with a colon, or stands between two figures, goes with what follows. Setup, checks and hints are left out.
     """
     return list(_types(cells))
 
@@ -147,7 +147,9 @@ def _types(cells: list[Any]) -> Iterator[str]:
         if kind is None:
             heading = text and cell.source.lstrip().startswith(("# ", "## "))
             follows = next((other for other in cells[number + 1 :] if not _is_skipped(other)), None)
-            leads_on = text and (cell.source.endswith(":") or (after_picture and _has_picture(follows)))
+            leads_on = text and (
+                cell.source.startswith("###") or cell.source.endswith(":") or (after_picture and _has_picture(follows))
+            )
             few = not leads_on and (filled <= FEW or height <= FEW)
             limit = HEIGHT * (1.3 if few else 1.1 if _has_picture(follows if leads_on else cell) else 1)
             apart = filled + height + (_height(follows) if leads_on else 0) > limit
@@ -168,7 +170,7 @@ def _split(cells: list[Any]) -> Iterator[Any]:
             cell.source = re.sub(r"(?<=\]\()(\d\d_\w+)\.ipynb(?=[)#])", r"\1.html", cell.source)
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-        parts = re.split(r"\n(?=## |\*\*Check)", cell.source) if cell.cell_type == "markdown" else [cell.source]
+        parts = re.split(r"\n(?=##+ |\*\*Check)", cell.source) if cell.cell_type == "markdown" else [cell.source]
         for number, part in enumerate(parts):
             kept = {name: value for name, value in cell.metadata.items() if name != "slideshow" or not number}
             yield (
