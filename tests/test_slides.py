@@ -83,11 +83,12 @@ def test_tables_stand_without_code_and_links_lead_to_slides(tmp_path):
         book(
             ("# Mine\n\nNext: [02](02_architecture_variants.ipynb)", {}),
             ("make_a_table()", {}, table),
+            ("## Exercises\n\n### 1.1\n\nleft out with its cell", {"slideshow": {"slide_type": "skip"}}),
         ),
         path,
     )
     page = slides.slides(path)
-    assert "make_a_table" not in page and "7.5" in page
+    assert "make_a_table" not in page and "7.5" in page and "left out with its cell" not in page
     assert 'href="02_architecture_variants.html"' in page and ".ipynb" not in page
 
 

@@ -172,7 +172,8 @@ def _split(cells: list[Any]) -> Iterator[Any]:
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         parts = re.split(r"\n(?=##+ |\*\*Check)", cell.source) if cell.cell_type == "markdown" else [cell.source]
         for number, part in enumerate(parts):
-            kept = {name: value for name, value in cell.metadata.items() if name != "slideshow" or not number}
+            whole = not number or _is_skipped(cell)  # a cell that is left out is left out with all its parts
+            kept = {name: value for name, value in cell.metadata.items() if name != "slideshow" or whole}
             yield (
                 cell
                 if len(parts) == 1
