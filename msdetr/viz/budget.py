@@ -120,7 +120,7 @@ def failure_figure(dataset, failures: Sequence[Failure], count: int = 6, budget:
             style="-" if one.kind is Kind.FALSE else "--",
         )
         _surroundings(ax, boxes, pixels.shape)
-        ax.set_title(fill(safe(f"image {one.image_id}: {one.sentence}", 260), 46), fontsize=7.5)
+        ax.set_title(fill(safe(f"image {one.image_id}: {one.sentence}", 260), 42), fontsize=8.5)
     handles = [
         Line2D([], [], color=_OBJECT, linestyle="--", label="annotated object (thick: the one it is about)"),
         Line2D([], [], color=_DETECTION, label="detection it is about"),

@@ -105,5 +105,4 @@ ABOUT = {
         "the detection is dropped",
     ),
 }
-NEED_LAYERS = (Cause.LOST,)
 NEED_HISTORY = (Cause.RARELY, Cause.SWITCHED)

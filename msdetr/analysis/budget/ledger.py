@@ -33,7 +33,7 @@ class Ledger:
     """The errors of all images as flat arrays, by ascending image id.
 
     first_detection, first_object: where an image's detections and objects begin. labels, scores, image: of detections [D];
-    object_label, object_image, counts, outranked: of objects [O]. cause, object, pair, iou [I, D]: of false detections, as
+    object_label, object_image, counts, outranked: of objects [O]. cause, object [I, D]: of false detections, as
     ``FalseDetections`` has them; by, missed [I, O]: the detection that finds an object, and the cause where none does.
     Objects and detections are numbered over all images.
     """
@@ -55,8 +55,6 @@ class Ledger:
         rows = len(self.thresholds)
         self.cause = _columns([one.false.cause for one in self.scenes], rows)
         self.object = self._numbered([one.false.object for one in self.scenes], self.first_object)
-        self.pair = self._numbered([one.false.pair for one in self.scenes], self.first_detection)
-        self.iou = _columns([one.false.iou for one in self.scenes], rows)
         self.by = self._numbered([one.matched.by for one in self.scenes], self.first_detection)
         self.missed = _columns([one.missed.cause for one in self.scenes], rows)
         self.lost_score = _columns([one.missed.score for one in self.scenes], rows)

@@ -5,7 +5,7 @@ import { h } from "./dom.js";
 import { chosenImages } from "./gallery.js";
 import { settingsOf, stepsOf } from "./scene.js";
 
-export const KEYS = [
+const KEYS = [
   ["← →", "image before, image after"],
   ["↑ ↓", "object before, object after"],
   ["[ ]", "layer before, layer after"],

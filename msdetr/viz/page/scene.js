@@ -68,7 +68,7 @@ function referencesOf(given, branch) {
 }
 
 /** Place of the frame that is closest to a step ("end": the last one). */
-export function frameAt(content, image, run, step) {
+function frameAt(content, image, run, step) {
   const frames = framesOf(content, image, run);
   if (step === "end") return frames.length - 1;
   const distance = frames.map((frame) => Math.abs((frame.step ?? Infinity) - step));
