@@ -24,8 +24,8 @@ class FFN(nn.Module):
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.shape[:-1].numel()
-        if self.training or torch.is_grad_enabled() or rows <= PIECE or not takes(x):
+        by_pieces = not self.training and not torch.is_grad_enabled() and takes(x)
+        if not by_pieces or x.shape[:-1].numel() <= PIECE:  # rows are counted last: a graph may have any number of them
             return self._at_once(x)
         return torch.cat([self._at_once(piece) for piece in x.flatten(0, -2).split(PIECE)]).view(*x.shape[:-1], -1)
 

@@ -307,3 +307,14 @@ def test_losses_and_gradients_of_a_detector(name):
         assert norm == pytest.approx(
             exact_norm, rel=1e-3
         )  # roundings move a few of these small maps across ReLU's kink
+
+
+def test_an_exported_feed_forward_network_takes_any_batch():
+    """Counting a tensor's rows while it is exported would make their number a constant of the graph."""
+    network, free = FFN(8, 16).eval(), torch.export.Dim.DYNAMIC
+    with torch.no_grad():
+        program = torch.export.export(
+            network, (torch.randn(2, 7, 8),), dynamic_shapes=({0: free, 1: free},), strict=False
+        )
+        x = torch.randn(3, 5, 8)
+        torch.testing.assert_close(program.module()(x), network(x))
