@@ -65,14 +65,8 @@ def difference_figure(rows: Rows, reference: str, measure: str = "AP") -> Figure
     ax.axvline(0, color=DARK, linewidth=0.8)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
-    unit = "percent points" if measure in PERCENT else ""
-    finish(
-        ax,
-        f"{measure} minus that of {safe(reference)}, same seeds (band: 95 % bootstrap interval)",
-        unit,
-        "",
-        legend=False,
-    )
+    unit = "percent points; " if measure in PERCENT else ""
+    finish(ax, f"{measure} minus that of {safe(reference)}", f"{unit}band: 95 % bootstrap interval", "", legend=False)
     return figure
 
 
