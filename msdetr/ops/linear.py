@@ -32,6 +32,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = F
 
 def takes(*tensors: Tensor) -> bool:
     """Whether the fast paths for processors can be used on these tensors, here and now: in fp32, or under autocast in bf16."""
+    if torch.compiler.is_compiling():  # first, as what follows cannot be compiled
+        return False
     types: tuple[torch.dtype, ...] = (torch.float32,)
     if torch.is_autocast_enabled("cpu"):
         types = (torch.float32, torch.bfloat16)
@@ -41,7 +43,6 @@ def takes(*tensors: Tensor) -> bool:
         all(x.dtype in types and x.device.type == "cpu" and x.numel() > 0 for x in tensors)
         and available()
         and backends.asked() in ("auto", "native")
-        and not torch.compiler.is_compiling()
         and not torch.onnx.is_in_onnx_export()
         and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
