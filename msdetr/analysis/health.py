@@ -108,7 +108,7 @@ def branch_losses(run: Run) -> dict[str, list[float]]:
 def _weighted(run: Run, branch: Branch) -> list[float]:
     def weighted(line: dict[str, Any]) -> float:
         terms = sum(weight * sum(line["terms"][f"{branch.name}/{term}"]) for term, weight in branch.weights.items())
-        return terms * branch.factor(line["epoch"] / run.config.train.epochs) if branch.fade else terms
+        return terms * branch.factor(line["epoch"] / run.config.train.epochs)
 
     return [
         weighted(line) for line in run.steps if all(f"{branch.name}/{term}" in line["terms"] for term in branch.weights)

@@ -71,9 +71,8 @@ class Branch:
     def factor(self, progress: float) -> float:
         """What all weights are multiplied by at this progress of a training, 0 to 1: 1, and along half a cosine down to 0 over
         the last part, ``fade``."""
-        if progress <= 1 - self.fade:
-            return 1.0
-        return (1 + math.cos(math.pi * (min(progress, 1.0) - 1 + self.fade) / self.fade)) / 2
+        faded = min(progress, 1.0) - (1 - self.fade)
+        return (1 + math.cos(math.pi * faded / self.fade)) / 2 if faded > 0 else 1.0
 
     @property
     def each_object(self) -> int | None:
@@ -137,7 +136,7 @@ class Criterion:
                     for name, (_, term) in branch.terms.items()
                 }
                 weighted = sum(branch.weights[name] * value for name, value in values.items()).sum()
-                total = total + (weighted * branch.factor(progress) if branch.fade else weighted)
+                total = total + weighted * branch.factor(progress)
                 terms |= {f"{branch.name}/{name}": value.detach() for name, value in values.items()}
         queries = {name: given.predictions.logits.shape[1:3].numel() for name, given in supervised.items()}
         wanted = {

@@ -6,13 +6,4 @@ from .functional import ms_deform_attn
 from .linear import linear, takes
 from .points import sampling_points, takes_points
 
-__all__ = [
-    "Description",
-    "backend",
-    "describe",
-    "linear",
-    "ms_deform_attn",
-    "sampling_points",
-    "takes",
-    "takes_points",
-]
+__all__ = ["Description", "backend", "describe", "linear", "ms_deform_attn", "sampling_points", "takes", "takes_points"]
