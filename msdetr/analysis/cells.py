@@ -117,6 +117,14 @@ class Cell:
         return found.get(MEASURES[measure])
 
 
+def load_cells(folder: str | Path) -> dict[str, Cell]:
+    """The finished cells of a study by their names. folder: that ``msdetr sweep`` wrote, or its ``cells``; without cells
+    there are none. Raises RunError naming a file that is no cell."""
+    inside = Path(folder, "cells")
+    files = sorted((inside if inside.is_dir() else Path(folder)).glob("*.json"))
+    return {file.stem: Cell.load(file) for file in files}
+
+
 def code_version() -> str:
     """The commit of this package's repository, "+" behind it where files of the package were changed; "" where there is
     no repository."""

@@ -21,7 +21,7 @@ from msdetr.model import PRIMARY
 from msdetr.modules import Layout
 from msdetr.structures import DetectorOutput, ImageBatch, Predictions, Targets
 
-from .cells import Cell
+from .cells import Cell, load_cells
 
 WITH_MS_DETR = " + MS-DETR (c)"
 RUNGS = {
@@ -138,6 +138,6 @@ def _source(output: DetectorOutput, predictions: Predictions) -> tuple[str, bool
 
 def ladder_results(folder: str | Path) -> dict[str, list[Cell]]:
     """Title -> finished cells in a folder (see ``benchmarks/family.py``), without the rungs that have none."""
-    cells = [Cell.load(path) for path in sorted(Path(folder).glob("*.json"))]
+    cells = load_cells(folder).values()
     found = {title: [c for c in cells if c.config["recipe"] == name] for title, name in ladder_recipes().items()}
     return {title: members for title, members in found.items() if members}

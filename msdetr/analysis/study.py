@@ -5,21 +5,48 @@ The same seed means the same images in the same order and, as far as the models 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import bootstrap
 
+from msdetr.config import flatten, harmless_in_comparison
 from msdetr.errors import RunError
 
-from .cells import MEASURES, Cell
+from .cells import MEASURES, Cell, load_cells
 from .runs import Statistic
 
 Rows = Mapping[str, Sequence[Cell]]
 PERCENT = ("AP", "AP50", "AP75")  # given in percent points
 LEVEL, RESAMPLES = 0.95, 10_000
+
+
+def read_rows(folder: str | Path, row: Callable[[Cell, str], str]) -> dict[str, list[Cell]]:
+    """The cells of a study (see ``load_cells``) by the row that ``row(cell, name)`` puts each in, name being the cell's."""
+    rows: dict[str, list[Cell]] = {}
+    for name, cell in load_cells(folder).items():
+        rows.setdefault(row(cell, name), []).append(cell)
+    return rows
+
+
+def varied(cells: Iterable[Cell], setting: str) -> list[dict[float, list[Cell]]]:
+    """Cells that differ in nothing but a setting and the seed, together: for each such group its cells by the setting's value,
+    a number, lowest first. Groups in the order of their first cells; cells without the setting are left out."""
+    groups: dict[str, dict[float, list[Cell]]] = {}
+    harmless = harmless_in_comparison()
+    for cell in cells:
+        values = flatten(cell.run_config())
+        if values.get(setting) is None:
+            continue
+        own = float(values.pop(setting))
+        rest = {path: value for path, value in values.items() if path not in harmless}
+        group = groups.setdefault(json.dumps(rest, sort_keys=True, default=str), {})
+        group.setdefault(own, []).append(cell)
+    return [dict(sorted(group.items())) for group in groups.values()]
 
 
 @dataclass(frozen=True)

@@ -143,10 +143,9 @@ def _budgets(
 
 
 def _cells(folder: Path) -> list[Cell]:
-    from ..analysis.cells import Cell
+    from ..analysis.cells import load_cells
 
-    inside = folder / "cells" if (folder / "cells").is_dir() else folder
-    files = sorted(inside.glob("*.json"))
-    if not files:
+    found = load_cells(folder)
+    if not found:
         raise ConfigError(f"--study: {folder} has no finished cells; give a folder that `msdetr sweep` wrote")
-    return [Cell.load(file) for file in files]
+    return list(found.values())

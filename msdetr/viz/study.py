@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from msdetr.analysis.cells import Cell
 from msdetr.analysis.runs import Statistic
 from msdetr.analysis.study import PERCENT, Rows, paired_difference
 
@@ -91,6 +92,39 @@ def curve_figure(rows: Rows, measure: Literal["AP", "AP50", "AP75"] = "AP") -> F
         f"{measure} (%)",
         loc="lower right",
     )
+    return figure
+
+
+def setting_figure(
+    settings: Mapping[str, Mapping[float, Sequence[Cell]]],
+    usual: Mapping[str, float],
+    measures: Sequence[str] = ("AP", "duplicate gap"),
+) -> Figure:
+    """What one setting at a time does: a column per setting, a row per measure; a dot and a thin line per seed, a thick line
+    at the mean of the seeds that all values have.
+
+    settings: by their names, cells by the setting's value (see ``analysis.study.varied``). usual: the value of each that the
+    other columns have, drawn filled.
+    """
+    count = len(settings)
+    figure, axes = subplots(count, len(measures), width=10.5, height=2.5, sharey="row")
+    for place, ax in enumerate(axes):
+        row, column = divmod(place, count)
+        measure, (name, values) = measures[row], list(settings.items())[column]
+        factor, color = 100 if measure in PERCENT else 1, PALETTE[column % len(PALETTE)]
+        found = [{cell.seed: cell.value(measure) for cell in cells} for cells in values.values()]
+        table = np.array([[of.get(s) for s in sorted(set().union(*found))] for of in found], dtype=float) * factor
+        ax.plot(list(values), table, color=color, linewidth=0.8, alpha=0.45)
+        shared = table[:, np.isfinite(table).all(0)]
+        if shared.size:
+            ax.plot(list(values), shared.mean(1), color=color, linewidth=2.4)
+        for value, dots in zip(values, table, strict=True):
+            face = color if value == usual.get(name) else "white"
+            ax.plot(np.full(len(dots), value), dots, "o", color=color, markerfacecolor=face, markersize=6)
+        left = measure + (" (%)" if measure in PERCENT else "") if column == 0 else ""
+        finish(ax, "", safe(name) if row == len(measures) - 1 else "", left, legend=False)
+        ax.set_xticks(list(values), [f"{value:g}" for value in values])
+        ax.margins(x=0.12)
     return figure
 
 

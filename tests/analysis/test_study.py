@@ -6,9 +6,9 @@ import pytest
 
 from msdetr import recipes
 from msdetr.analysis.cells import Cell
-from msdetr.analysis.study import bootstrap_interval, markdown_table, paired_difference, summary
+from msdetr.analysis.study import bootstrap_interval, markdown_table, paired_difference, read_rows, summary, varied
 from msdetr.errors import RunError
-from msdetr.viz.study import difference_figure, study_figure
+from msdetr.viz.study import difference_figure, setting_figure, study_figure
 
 
 def cell(seed: int, ap: float | None, gap: float | None = 0.3) -> Cell:
@@ -69,3 +69,32 @@ def test_figures_have_a_line_per_row():
         "ours | mine (3 seeds)",
     ]
     assert len(difference_figure(ROWS, "baseline").axes[0].get_yticklabels()) == 1
+
+
+def of_mine(seed: int, **changes) -> Cell:
+    return cells.made_up(recipes.get("shapes/ms-detr-c").override({"seed": seed, **changes}), 0.4 + seed / 100)
+
+
+def test_cells_that_differ_in_one_setting_are_put_together_by_its_value():
+    both = {"ms_detr.k": 9, "train.lr": 5e-4}  # differs in two: a group of its own
+    made = [of_mine(s, **{"ms_detr.k": k}) for k in (8, 2, 4) for s in (0, 1)] + [of_mine(0, **both), cell(0, 0.3)]
+    groups = varied(made, "ms_detr.k")
+    assert [{k: [c.seed for c in cells] for k, cells in group.items()} for group in groups] == [
+        {2: [0, 1], 4: [0, 1], 8: [0, 1]},
+        {9: [0]},
+    ], "the baseline has no k"
+    figure = setting_figure({"k": groups[0]}, {"k": 4})
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["2", "4", "8"]
+
+
+def test_rows_are_read_from_a_folder_of_a_sweep_or_its_cells(tmp_path):
+    assert read_rows(tmp_path, lambda cell, name: name) == {}
+    (tmp_path / "cells").mkdir()
+    for seed in (0, 1):
+        cell(seed, 0.3).save(tmp_path / "cells" / f"baseline-s{seed}.json")
+    for folder in (tmp_path, tmp_path / "cells"):
+        rows = read_rows(folder, lambda cell, name: name.split("-")[0])
+        assert {row: [c.seed for c in found] for row, found in rows.items()} == {"baseline": [0, 1]}
+    (tmp_path / "cells" / "other.json").write_text("{}")
+    with pytest.raises(RunError, match="other.json: not a cell"):
+        read_rows(tmp_path, lambda cell, name: name)

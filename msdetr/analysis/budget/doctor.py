@@ -8,7 +8,6 @@ where none has, that is said.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -25,9 +24,9 @@ from msdetr.analysis.budget.report import Budget
 from msdetr.analysis.budget.scene import Found, Scene, corners
 from msdetr.analysis.budget.scoring import IOU_THRESHOLDS
 from msdetr.analysis.cells import Cell
-from msdetr.analysis.study import Difference, paired_difference
+from msdetr.analysis.study import Difference, paired_difference, varied
 from msdetr.checks import fraction
-from msdetr.config import RunConfig, flatten, harmless_in_comparison
+from msdetr.config import RunConfig, flatten
 from msdetr.model.postprocess import PRE_NMS
 
 USUAL = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -184,19 +183,9 @@ class Effect:
 
 def effects(cells: Iterable[Cell], setting: str) -> list[Effect]:
     """What a higher value of a setting was measured to do, for any two values with which the same was trained."""
-    groups: dict[str, dict[float, list[Cell]]] = {}
-    harmless = harmless_in_comparison()
-    for cell in cells:
-        values = flatten(cell.run_config())
-        if values.get(setting) is None:
-            continue
-        own = float(values.pop(setting))
-        rest = {path: value for path, value in values.items() if path not in harmless}
-        group = groups.setdefault(json.dumps(rest, sort_keys=True, default=str), {})
-        group.setdefault(own, []).append(cell)
     found = []
-    for group in groups.values():
-        for low, high in itertools.combinations(sorted(group), 2):
-            where = f"{group[low][0].config['recipe']} on {group[low][0].config['data']['root']}"
-            found.append(Effect(where, low, high, paired_difference(group[high], group[low], "AP")))
+    for group in varied(cells, setting):
+        for (low, before), (high, after) in itertools.combinations(group.items(), 2):
+            where = f"{before[0].config['recipe']} on {before[0].config['data']['root']}"
+            found.append(Effect(where, low, high, paired_difference(after, before, "AP")))
     return found
