@@ -114,6 +114,7 @@ COURSE = (
     "data/samples/**/*",
     "docs/*.md",
     "docs/teaching/*.md",
+    "benchmarks/results/**/*.json",
 )  # as in the repository, under msdetr/course
 
 

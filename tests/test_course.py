@@ -37,6 +37,8 @@ def test_a_copy_is_a_project_of_its_own(tmp_path, monkeypatch):
     assert len(copied) >= 10 and all(path.is_file() for path in copied)
     assert (tmp_path / "mine" / "data" / "samples" / "annotations" / "instances_train.json").is_file()
     assert (tmp_path / "mine" / "notebooks" / "solutions" / "03_one_to_many_matching.py").is_file()
+    assert (tmp_path / "mine" / "benchmarks" / "results" / "variants.json").is_file()
+    assert not list((tmp_path / "mine" / "benchmarks").rglob("*.py"))
     monkeypatch.chdir(tmp_path / "mine" / "notebooks")
     assert project_root() == tmp_path / "mine"
     course.copy(tmp_path / "mine")  # once more changes nothing
@@ -63,7 +65,7 @@ def test_a_wheel_serves_every_python_and_brings_the_course(compiled, tmp_path):
     """Built from a copy, so that the checkout's own build files do not matter."""
     pytest.importorskip("setuptools", minversion="77")
     source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".*", "build", "runs", "*.egg-info", "tests", "*.so", "shapes", "benchmarks")
+    ignored = shutil.ignore_patterns(".*", "build", "runs", "*.egg-info", "tests", "*.so", "shapes")
     shutil.copytree(ROOT, source, ignore=ignored)
     command = [sys.executable, "setup.py", "bdist_wheel", "-q", "-d", str(tmp_path)]
     environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "MSDETR_BUILD": str(int(compiled))}
@@ -75,6 +77,8 @@ def test_a_wheel_serves_every_python_and_brings_the_course(compiled, tmp_path):
         assert f"msdetr/course/notebooks/{notebook.name}" in names
     for solution in (ROOT / "notebooks" / "solutions").glob("*.py"):
         assert f"msdetr/course/notebooks/solutions/{solution.name}" in names
+    for result in (ROOT / "benchmarks" / "results").rglob("*.json"):
+        assert f"msdetr/course/{result.relative_to(ROOT)}" in names
     assert {"msdetr/ops/csrc/ms_deform_attn.cu", "msdetr/course/data/samples/manifest.json"} <= names
     assert ("msdetr/ops/libms_deform_attn.so" in names) == compiled
     front_end = {f"msdetr/viz/page/{path.name}" for path in (ROOT / "msdetr/viz/page").glob("*.[jc]s*")}

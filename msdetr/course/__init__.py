@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, NotebookError
 
-PARTS = ("notebooks", "data", "docs")  # notebooks link to the other two
+PARTS = ("notebooks", "data", "docs", "benchmarks")  # what notebooks link to, and the results that they show
 
 
 def root() -> Path:
@@ -65,11 +65,12 @@ def copy(target: str | Path) -> list[Path]:
 
 
 def _belongs(path: Path, source: Path) -> bool:
-    """Whether a file is part of the course: in a checkout, data/ and docs/ hold other things beside it."""
+    """Whether a file is part of the course: in a checkout the folders hold other things beside it."""
     part, *rest = path.relative_to(source).parts
     solution = rest[0] == "solutions" and path.suffix == ".py"
     page = path.suffix == ".md" and (len(rest) == 1 or rest[0] == "teaching")
-    parts = {"notebooks": path.suffix == ".ipynb" or solution, "docs": page}
+    result = rest[0] == "results" and path.suffix == ".json"
+    parts = {"notebooks": path.suffix == ".ipynb" or solution, "docs": page, "benchmarks": result}
     hidden = any(name.startswith(".") for name in rest)
     return path.is_file() and not hidden and parts.get(part, rest[0] in ("samples", "README.md"))
 
