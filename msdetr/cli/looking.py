@@ -65,7 +65,8 @@ def inspect(
             their matching, of one run or of two side by side.
         images: How many images the page has; 24 by default.
         note: Lines for the page's foot, as where the images come from and their licence.
-        study: Folders of studies (msdetr sweep), in which the effect of other settings may have been measured.
+        study: Folders of studies (msdetr sweep), in which the effect of other settings may have been measured; by default
+            this project's own, on generated images.
         limit: Only so many images, the first; all by default. Not under the microscope.
         data: Folder with another data set.
         split: Its split; the run's validation split by default.
@@ -119,7 +120,7 @@ def _budgets(
     from ..analysis.budget.run import measure_budget
     from ..viz.budget_text import budget_text, comparison_text
 
-    cells = [cell for folder in study for cell in _cells(folder)]
+    cells = _measured(study)
     found = [measure_budget(run, data, split, limit, device, cells, progress=True) for run in runs]
     if len(found) == 1:
         budget, diagnosis = found[0]
@@ -142,10 +143,16 @@ def _budgets(
         )
 
 
-def _cells(folder: Path) -> list[Cell]:
+def _measured(studies: tuple[Path, ...]) -> list[Cell]:
+    """The cells of studies, or those that came along."""
+    from .. import course
     from ..analysis.cells import load_cells
 
-    found = load_cells(folder)
-    if not found:
-        raise ConfigError(f"--study: {folder} has no finished cells; give a folder that `msdetr sweep` wrote")
-    return list(found.values())
+    own = course.results("ablations")
+    cells = []
+    for folder in studies or filter(None, [own]):
+        found = load_cells(folder)
+        if not found:
+            raise ConfigError(f"--study: {folder} has no finished cells; give a folder that `msdetr sweep` wrote")
+        cells += found.values()
+    return cells

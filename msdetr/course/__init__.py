@@ -24,6 +24,15 @@ def root() -> Path:
     )
 
 
+def results(study: str) -> Path | None:
+    """The folder with a study's committed results, e.g. ``ablations``; None for an installation without them."""
+    try:
+        folder = root() / "benchmarks" / "results" / study
+    except NotebookError:
+        return None
+    return folder if folder.is_dir() else None
+
+
 def find(name: str | Path) -> Path:
     """A notebook by its path, or one of the course by its name or number: ``05_train``, ``5``.
 

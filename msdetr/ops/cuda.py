@@ -12,7 +12,6 @@ import importlib
 import importlib.metadata
 import os
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -24,7 +23,8 @@ import torch
 from torch import Tensor
 
 from .. import environment
-from ..errors import ConfigError, InputError, OperatorError, OperatorWarning
+from ..errors import ConfigError, InputError
+from . import gather
 
 _TYPES = {torch.float32: "float", torch.float64: "double", torch.float16: "Half", torch.bfloat16: "Bfloat"}
 _LANES = 32
@@ -272,19 +272,6 @@ def _ready(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
-def alert_not_deterministic() -> None:
-    """What PyTorch's own operators do in deterministic mode: an error, or a warning where only that is asked for."""
-    if not torch.are_deterministic_algorithms_enabled():
-        return
-    message = (
-        "the CUDA gradient of ms_deform_attn with respect to value has no deterministic implementation; use "
-        "torch.use_deterministic_algorithms(True, warn_only=True) to accept differences in the last bits"
-    )
-    if not torch.is_deterministic_algorithms_warn_only_enabled():
-        raise OperatorError(message)
-    warnings.warn(message, OperatorWarning, stacklevel=2)
-
-
 def forward(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
     """[B, Q, M * D] in value's dtype."""
     value, locations, weights = (_ready(x) for x in (value, locations, weights))
@@ -306,10 +293,13 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, locations and weights, each empty where it is not needed (points: the latter two).
 
-    The gradient of value is summed up atomically, in an order that differs from run to run.
+    The gradient of value is summed up atomically, in an order that differs from run to run, unless
+    ``torch.use_deterministic_algorithms`` asks for the same one: then by ``gather.value_gradient``, which is slow.
     """
-    if need_value:
-        alert_not_deterministic()
+    if need_value and torch.are_deterministic_algorithms_enabled():
+        grad_value = gather.value_gradient(grad_output, value, shapes, locations, weights)
+        _, *points = backward(grad_output, value, shapes, locations, weights, False, need_points)
+        return grad_value, *points
     grad_output, value, locations, weights = (_ready(x) for x in (grad_output, value, locations, weights))
     case = case_of(value, locations, need_value, need_points)
     grad_value = value.new_zeros(value.shape if need_value else 0, dtype=case.real)

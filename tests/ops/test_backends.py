@@ -18,7 +18,7 @@ from operator_inputs import Inputs
 
 import msdetr.ops
 from msdetr.errors import ConfigError, OperatorError, OperatorWarning
-from msdetr.ops import backends, cpu, cuda
+from msdetr.ops import backends, cpu, cuda, gather
 
 compiled = pytest.mark.skipif(not cpu.available(), reason="no CPU library")
 
@@ -192,17 +192,37 @@ def test_a_cuda_core_that_fits(pretended_gpu):
     assert cuda.failure() is None
 
 
-def test_deterministic_mode_refuses_or_warns():
-    cuda.alert_not_deterministic()
-    try:
-        torch.use_deterministic_algorithms(True)
-        with pytest.raises(OperatorError, match="no deterministic implementation"):
-            cuda.alert_not_deterministic()
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        with pytest.warns(OperatorWarning, match="no deterministic implementation"):
-            cuda.alert_not_deterministic()
-    finally:
-        torch.use_deterministic_algorithms(False)
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_in_deterministic_mode_the_kernel_leaves_the_gradient_of_value_to_ordered_sums(deterministic, monkeypatch):
+    def launch(kind, case, tensors, *rest):
+        assert kind == "backward" and not case.need_value and case.need_points
+        tensors[-2].fill_(2)
+        tensors[-1].fill_(3)
+
+    monkeypatch.setattr(cuda, "_launch", launch)
+    inputs = Inputs.random(queries=50, points=4)
+    arguments = (inputs.grad_output, inputs.value, inputs.shapes, inputs.locations, inputs.weights)
+    value, locations, weights = cuda.backward(*arguments, True, True)
+    torch.testing.assert_close(value, inputs.run()[1], rtol=0, atol=1e-12)
+    assert (locations == 2).all() and (weights == 3).all()
+
+
+@pytest.mark.parametrize("dtype, error", [(torch.float64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 0.1)])
+def test_ordered_sums_are_the_gradient_of_value(dtype, error):
+    inputs = Inputs.random(heads=3, channels=5, shapes=((7, 9), (1, 3), (4, 1)), queries=40, points=3, margin=0.4)
+    inputs.locations[0, :3, 0, 0, 0] = torch.tensor([[float("nan"), 0.5], [float("inf"), 0.1], [1e30, -1e30]])
+    expected = inputs.run()[1]
+    given = inputs.to(dtype)
+    with torch.no_grad():
+        found = gather.value_gradient(given.grad_output, given.value, given.shapes, inputs.locations, inputs.weights)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=error, atol=error)
 
 
 # -------------------------------------------------------------------------------------------------------------- threads

@@ -52,6 +52,19 @@ def test_a_device_that_is_not_the_current_one():
         torch.testing.assert_close(actual.cpu(), expected)
 
 
+def test_gradients_are_repeatable_in_deterministic_mode():
+    inputs = Inputs.random(channels=32, heads=8, queries=300, points=4).to("cuda", torch.float32)
+    expected = inputs.run()
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, *more = (inputs.run() for _ in range(20))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for other in more for a, b in zip(other, first, strict=True))
+    for actual, wanted in zip(first, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_forward_is_repeatable():
     inputs = Inputs.random(channels=32, heads=8, queries=300, points=4).to("cuda", torch.float32)
     first = _forward(inputs)
