@@ -192,7 +192,7 @@ def export_model(
     predictor = load(model, "cpu")
     graph = Graph(predictor, raw, max_detections).eval()
     function = onnx_function(written) if to == "onnx" else program_function(written)
-    compared = compare(graph, function, check, predictor.config.data.test_size or 320)
+    compared = compare(graph, function, check, predictor.config.data.test_size or 320, progress=True)
     print(compared)
     if not compared.passed:
         raise ConfigError(f"{written}: does not predict what {model} does; do not use it, and tell us with its recipe")

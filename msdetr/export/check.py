@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engine.progress import Progress
 from ..errors import ConfigError
 from .graph import Graph
 
@@ -47,7 +48,13 @@ class Comparison:
 
 
 def compare(
-    graph: Graph, exported: Function, inputs: int = 100, size: int = 128, tolerance: float = 1e-4, seed: int = 0
+    graph: Graph,
+    exported: Function,
+    inputs: int = 100,
+    size: int = 128,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Comparison:
     """Runs the detector and what was exported from it on the same random inputs.
 
@@ -55,6 +62,7 @@ def compare(
     tolerance: of scores (logits where ``raw``), and of boxes as a share of the image's longer side. Detections are the same
     where they come in the same order, except among scores that differ by no more than the tolerance.
     """
+    bar = Progress(inputs, title="compare", unit="input", enabled=progress, brief=True)
     verdicts, largest, times = {"same": 0, "undecided": 0, "different": 0}, 0.0, ([], [])
     for given in random_inputs(inputs, size, graph.raw, seed):
         results = []
@@ -67,6 +75,8 @@ def compare(
         verdict = "same" if difference <= tolerance else "undecided" if ranking_is_tied(graph, given) else "different"
         largest = max(largest, difference) if verdict == "same" else largest
         verdicts[verdict] += 1
+        bar.advance()
+    bar.close()
     eager, other = (float(torch.tensor(seconds).median()) for seconds in times)
     return Comparison(inputs, **verdicts, largest=largest, eager=eager, exported=other)
 
