@@ -132,7 +132,9 @@ def test_inspect_says_where_ap_went(capsys, run_dir, tmp_path):
     assert len(budget["by_layer"]) == 2 and len(budget["images"]) == 6
     unknown = {one["id"] for one in budget["causes"] if not one["available"]}
     assert unknown == {"rarely", "switched"} and budget["recorded_images"] == 0  # training was not recorded
-    assert [one["basis"] for one in budget["doctor"]["remedies"]].count("exact") == 5
+    bases = {one["change"]: one["basis"] for one in budget["doctor"]["remedies"]}
+    assert list(bases.values()).count("exact") == 5
+    assert bases["longer training"] == bases["a higher k"] == "measured"  # in the study that comes along
 
 
 def test_failures_of_a_cause_and_class_are_listed_and_drawn(capsys, run_dir, tmp_path):

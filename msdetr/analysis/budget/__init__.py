@@ -7,7 +7,7 @@ From plain arrays of any detector: ``budget([Scene.of_detections(...), ...], cla
 from msdetr.analysis.budget.assemble import Accounts, budget
 from msdetr.analysis.budget.causes import Cause, Kind
 from msdetr.analysis.budget.comparison import Comparison, compare_budgets
-from msdetr.analysis.budget.doctor import Diagnosis, Remedy, Suppression, diagnose
+from msdetr.analysis.budget.doctor import Diagnosis, Effect, Remedy, Suppression, diagnose, effects
 from msdetr.analysis.budget.ledger import Ledger
 from msdetr.analysis.budget.mending import mended_detections
 from msdetr.analysis.budget.report import Budget, CauseShare, Failure, ImageLoss, Part
@@ -20,6 +20,7 @@ __all__ = [
     "CauseShare",
     "Comparison",
     "Diagnosis",
+    "Effect",
     "Failure",
     "ImageLoss",
     "Kind",
@@ -31,5 +32,6 @@ __all__ = [
     "budget",
     "compare_budgets",
     "diagnose",
+    "effects",
     "mended_detections",
 ]
