@@ -1,14 +1,15 @@
-"""Linear layers on a processor, with oneDNN's matrix products.
+"""Linear layers on a processor, with oneDNN's matrix products where these are the faster ones.
 
 PyTorch multiplies fp32 matrices with MKL, which leaves half of the vector width of AMD's processors with AVX-512 unused; its
-own oneDNN does not, and applies a ReLU on the way. So it does under bf16 autocast, in bf16, where the processor has instructions
-for it. Everything else (other types and devices, exported graphs, transforms of ``torch.func``, the backend "plain") is PyTorch's
+own oneDNN does not, and applies a ReLU on the way. On Intel's processors MKL is the faster one. Under bf16 autocast it is oneDNN
+on both, in bf16, where the processor has instructions for it. Everything else (other types and devices, exported graphs, transforms of ``torch.func``, the backend "plain") is PyTorch's
 own ``linear``, which says what is computed.
 """
 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +23,11 @@ from . import backends
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """x [..., I], weight [O, I], bias [O] -> [..., O]; relu: negative outputs become 0."""
     if x.dim() > 1 and takes(x, weight):
-        if not torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return _Linear.apply(*(t if t is None else t.bfloat16() for t in (x, weight, bias)), relu)
+        if slow_mkl():
             return _Linear.apply(x, weight, bias, relu)
-        with torch.autocast("cpu", enabled=False):
-            return _Linear.apply(*(t if t is None else t.bfloat16() for t in (x, weight, bias)), relu)
     output = F.linear(x, weight, bias)
     return F.relu(output) if relu else output
 
@@ -51,8 +53,17 @@ def takes(*tensors: Tensor) -> bool:
 
 
 @functools.cache
+def slow_mkl() -> bool:
+    """Whether this is one of AMD's processors."""
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+@functools.cache
 def available() -> bool:
-    """Whether there is a oneDNN that is faster than what PyTorch takes by itself."""
+    """Whether there is a oneDNN for the processor's widest vectors."""
     return (
         torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import small
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from msdetr import recipes
 from msdetr.methods import build_criterion, build_detector
@@ -28,25 +30,43 @@ either = pytest.mark.parametrize("half", [False, pytest.param(True, marks=in_bf1
 with_points = pytest.mark.skipif(not takes_points(QUERIES, QUERIES), reason="no library, or one of earlier sources")
 
 
+@pytest.fixture(autouse=True)
+def products_of_onednn(monkeypatch):
+    """Also on processors where MKL's are taken."""
+    monkeypatch.setattr(sys.modules["msdetr.ops.linear"], "slow_mkl", lambda: True)
+
+
+class Operators(TorchDispatchMode):
+    """Notes which of PyTorch's operators run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
 def results(module, inputs, dtype, choice, half=False):
-    """Output and gradients of a module's copy and its inputs, in fp64. half: under bf16 autocast."""
+    """Output and gradients of a module's copy and its inputs, in fp64, and the operators of the forward pass. half: under bf16
+    autocast."""
     module = copy.deepcopy(module).to(dtype)
     inputs = [x.detach().to(dtype, copy=True).requires_grad_() for x in inputs]
     with backend(choice):
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half), Operators() as ran:
             output = module(*inputs)
         (output * torch.linspace(-1, 1, output.numel(), dtype=dtype).view_as(output)).sum().backward()
     leaves = [x for x in (*inputs, *module.parameters()) if x.requires_grad]
-    return [output.detach().double(), *(x.grad.double() for x in leaves)]
+    return [output.detach().double(), *(x.grad.double() for x in leaves)], ran.names
 
 
 def assert_as_exact(module, *inputs, half=False):
     """Against fp64, the fast path errs no more than twice as much as PyTorch's own operators in fp32 (half: under bf16
     autocast), or a few roundings."""
-    exact = results(module, inputs, torch.float64, "plain")
-    own, ours = (results(module, inputs, torch.float32, choice, half) for choice in ("plain", "auto"))
-    differs = any(not torch.equal(a, b) for a, b in zip(own, ours))
-    assert differs or half or len(exact) < 2, "nothing else was computed"
+    exact, _ = results(module, inputs, torch.float64, "plain")
+    (own, usual), (ours, taken) = (results(module, inputs, torch.float32, choice, half) for choice in ("plain", "auto"))
+    assert taken != usual or half or len(exact) < 2, "nothing else was computed"
     for number, (true, plain, found) in enumerate(zip(exact, own, ours, strict=True)):
         size = torch.linalg.vector_norm if half else (lambda x: x.abs().max())  # single numbers of bf16 are too coarse
         rounding = 4 * torch.finfo(torch.bfloat16 if half else torch.float32).eps * size(true)
@@ -71,6 +91,13 @@ class Layer(torch.nn.Module):
 @pytest.mark.parametrize("arrange", [lambda x: x, lambda x: x.transpose(0, 1), lambda x: x[:, ::2], lambda x: x[0]])
 def test_linear(bias, relu, arrange, half):
     assert_as_exact(Layer(bias, relu), arrange(torch.randn(6, 33, 19)).requires_grad_(), half=half)
+
+
+def test_where_mkl_is_fast_its_products_are_taken(monkeypatch):
+    monkeypatch.setattr(sys.modules["msdetr.ops.linear"], "slow_mkl", lambda: False)
+    x, weight, bias = torch.randn(301, 70), torch.randn(50, 70), torch.randn(50)
+    assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+    assert torch.equal(linear(x, weight, bias, relu=True), F.linear(x, weight, bias).relu())
 
 
 @fast
