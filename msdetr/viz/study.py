@@ -122,7 +122,8 @@ def setting_figure(
             face = color if value == usual.get(name) else "white"
             ax.plot(np.full(len(dots), value), dots, "o", color=color, markerfacecolor=face, markersize=6)
         left = measure + (" (%)" if measure in PERCENT else "") if column == 0 else ""
-        finish(ax, "", safe(name) if row == len(measures) - 1 else "", left, legend=False)
+        below, above = row == len(measures) - 1, row == 0
+        finish(ax, f"only {safe(name)} changed" if above else "", safe(name) if below else "", left, legend=False)
         ax.set_xticks(list(values), [f"{value:g}" for value in values])
         ax.margins(x=0.12)
     return figure

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -186,6 +187,6 @@ def effects(cells: Iterable[Cell], setting: str) -> list[Effect]:
     found = []
     for group in varied(cells, setting):
         for (low, before), (high, after) in itertools.combinations(group.items(), 2):
-            where = f"{before[0].config['recipe']} on {before[0].config['data']['root']}"
+            where = f"{before[0].config['recipe']} on {Path(before[0].config['data']['root']).name}"
             found.append(Effect(where, low, high, paired_difference(after, before, "AP")))
     return found
