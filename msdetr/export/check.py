@@ -166,9 +166,7 @@ def onnx_function(path: str | Path, threads: int | None = None) -> Function:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # waiting threads leave the cores to PyTorch's
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its waiting threads leave us the cores
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
 
