@@ -114,7 +114,9 @@ COURSE = (
     "data/samples/**/*",
     "docs/*.md",
     "docs/teaching/*.md",
-    "benchmarks/results/**/*.json",
+    "benchmarks/results/*.json",
+    "benchmarks/results/*/*.json",
+    "benchmarks/results/*/cells/*.json",
 )  # as in the repository, under msdetr/course
 
 

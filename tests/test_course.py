@@ -44,6 +44,17 @@ def test_a_copy_is_a_project_of_its_own(tmp_path, monkeypatch):
     course.copy(tmp_path / "mine")  # once more changes nothing
 
 
+def test_runs_of_a_sweep_among_the_results_are_not_part_of_the_course(tmp_path, monkeypatch):
+    checkout, kept = tmp_path / "checkout", Path("benchmarks", "results", "mine", "cells", "a-s0.json")
+    left_out = Path("benchmarks", "results", "mine", "runs", "a-s0", "results.json")
+    for name in (kept, left_out, Path("notebooks", "01_mine.ipynb")):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("{}")
+    monkeypatch.setattr(course, "root", lambda: checkout)
+    course.copy(tmp_path / "copy")
+    assert (tmp_path / "copy" / kept).is_file() and not (tmp_path / "copy" / left_out).exists()
+
+
 def test_work_in_a_copy_is_never_overwritten(tmp_path):
     edited = course.copy(tmp_path)[3]
     edited.write_text("my answers")
@@ -77,7 +88,8 @@ def test_a_wheel_serves_every_python_and_brings_the_course(compiled, tmp_path):
         assert f"msdetr/course/notebooks/{notebook.name}" in names
     for solution in (ROOT / "notebooks" / "solutions").glob("*.py"):
         assert f"msdetr/course/notebooks/solutions/{solution.name}" in names
-    for result in (ROOT / "benchmarks" / "results").rglob("*.json"):
+    committed = ("*.json", "*/*.json", "*/cells/*.json")
+    for result in (path for pattern in committed for path in (ROOT / "benchmarks" / "results").glob(pattern)):
         assert f"msdetr/course/{result.relative_to(ROOT)}" in names
     assert {"msdetr/ops/csrc/ms_deform_attn.cu", "msdetr/course/data/samples/manifest.json"} <= names
     assert ("msdetr/ops/libms_deform_attn.so" in names) == compiled

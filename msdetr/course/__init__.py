@@ -78,7 +78,9 @@ def _belongs(path: Path, source: Path) -> bool:
     part, *rest = path.relative_to(source).parts
     solution = rest[0] == "solutions" and path.suffix == ".py"
     page = path.suffix == ".md" and (len(rest) == 1 or rest[0] == "teaching")
-    result = rest[0] == "results" and path.suffix == ".json"
+    result = (
+        rest[0] == "results" and path.suffix == ".json" and "runs" not in rest
+    )  # a sweep leaves its runs beside its cells
     parts = {"notebooks": path.suffix == ".ipynb" or solution, "docs": page, "benchmarks": result}
     hidden = any(name.startswith(".") for name in rest)
     return path.is_file() and not hidden and parts.get(part, rest[0] in ("samples", "README.md"))

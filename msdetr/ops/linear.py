@@ -2,8 +2,8 @@
 
 PyTorch multiplies fp32 matrices with MKL, which leaves half of the vector width of AMD's processors with AVX-512 unused; its
 own oneDNN does not, and applies a ReLU on the way. On Intel's processors MKL is the faster one. Under bf16 autocast it is oneDNN
-on both, in bf16, where the processor has instructions for it. Everything else (other types and devices, exported graphs, transforms of ``torch.func``, the backend "plain") is PyTorch's
-own ``linear``, which says what is computed.
+on both, in bf16, where the processor has instructions for it. Everything else (other types and devices, exported graphs,
+transforms of ``torch.func``, the backend "plain") is PyTorch's own ``linear``, which says what is computed.
 """
 
 from __future__ import annotations
