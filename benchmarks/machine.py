@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
 import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -34,8 +37,28 @@ def describe(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
     }
     if device.type == "cuda":
-        found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+        found |= gpu(device)
     return found
+
+
+def gpu(device: torch.device | str = "cuda") -> dict[str, Any]:
+    """Name, memory and driver of a GPU, and the versions of what runs on it."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        driver = None
+    versions = {}
+    for package in ("cuda-core", "cuda-bindings", "triton"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "gpu": torch.cuda.get_device_name(device),
+        "gpu_memory_GiB": round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1),
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        **versions,
+    }
 
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}

@@ -4,14 +4,19 @@
 
 All contenders of a shape are timed in turns in one run, so that whatever else the machine does hits them alike; a
 figure is the best of its repeats. On one CPU thread it is processor time, on several it is time on the clock. Peak extra memory is what a call needs beyond its inputs, each in a process of its own.
-On CUDA a bound is given beside each time: the largest of moving every tensor once through DRAM, reading the sampled
-pixels from L2, adding to their gradients there, and the arithmetic, at rates measured in the same run.
+On CUDA several calls are captured in a graph and replayed, so that the host's time is not in it (that of one forward is
+given apart), and a bound is given beside each time: the largest of moving every tensor once through DRAM, reading the sampled
+pixels from L2, adding to their gradients there, and the arithmetic, at rates measured in the same run. Where the package
+``deformops`` is installed, its Triton kernels are a contender.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import functools
+import importlib.metadata
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -24,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import gpu
 from torch import Tensor
 
 import msdetr.ops
@@ -59,11 +65,22 @@ SHAPES = {
     "D900": Shape("decoder, batch 2, 900 queries", 2, _PYRAMID, 900, 8, 32),
 }
 MEMORY_SHAPES = ("E", "E2", "E8")  # the others are small
+# Of value and output, and of locations and weights; the last is what bf16 autocast makes of a training step.
+CUDA_TYPES = (
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float32),
+)
 CPU_SHAPES, CUDA_SHAPES = ("E", "D", "S", "T", "TD"), ("E2", "E8", "D300", "D900")
 
 
-def make_inputs(shape: Shape, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Value, locations (normally distributed around each query, two pixels wide), weights, gradient of the output."""
+def make_inputs(
+    shape: Shape, device: str, dtype: torch.dtype, geometry: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Value, locations (normally distributed around each query, two pixels wide), weights, gradient of the output.
+
+    geometry: type of locations and weights where it is not that of the others.
+    """
     generator = torch.Generator().manual_seed(0)
     levels, batch = len(shape.levels), shape.batch
     tokens = sum(height * width for height, width in shape.levels)
@@ -81,10 +98,17 @@ def make_inputs(shape: Shape, device: str, dtype: torch.dtype) -> tuple[Tensor, 
     weights = torch.randn(place, generator=generator).flatten(3).softmax(-1).view(place)
     value = torch.randn(batch, tokens, shape.heads, shape.channels, generator=generator)
     grad_output = torch.randn(batch, place[1], shape.heads * shape.channels, generator=generator)
-    return tuple(x.to(device, dtype).contiguous() for x in (value, locations, weights, grad_output))
+    types = (dtype, geometry or dtype, geometry or dtype, dtype)
+    tensors = (value, locations, weights, grad_output)
+    return tuple(x.to(device, to).contiguous() for x, to in zip(tensors, types, strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------------ contenders
+
+
+def composite(value: Tensor, shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """grid_sample wants one type, as autocast would have it: that of locations and weights."""
+    return ms_deform_attn_composite(value.to(locations.dtype), shapes, locations, weights).to(value.dtype)
 
 
 def native(value: Tensor, shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -142,14 +166,39 @@ def _launch_yardstick(name: str, config, tensors, shapes, extra: list[int]) -> N
     launch(cuda.current_stream(), config, _yardsticks[case, name], *pointers, *counts, *sizes)
 
 
+@functools.cache
+def _levels_on_gpu(shapes) -> tuple[Tensor, Tensor]:
+    """Level sizes and where each level starts, as deformops wants them."""
+    sizes = torch.tensor(shapes, device="cuda")
+    areas = sizes.prod(1)
+    return sizes, areas.cumsum(0) - areas
+
+
+def deformops(value: Tensor, shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """As it chooses for itself: on Hopper the gradient of value is summed up in value's type."""
+    from deformops.registry import msda
+
+    return msda(value, *_levels_on_gpu(shapes), locations, weights.to(value.dtype))
+
+
+def deformops_fp32(value: Tensor, shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """With the gradient of value summed up in fp32, as the kernels here do it."""
+    from deformops.registry import Backend, msda
+
+    levels = _levels_on_gpu(shapes)
+    return msda(value, *levels, locations, weights.to(value.dtype), backend=Backend.TRITON, fp32acc=True)
+
+
 def contenders(device: str) -> dict[str, Callable]:
     """The first one is what the others are compared with."""
-    found = {"composite": ms_deform_attn_composite}
+    found = {"composite": composite}
     if device == "cpu":
         found["plain"] = plain.forward
     if (cpu if device == "cpu" else cuda).available():
         if device == "cuda":
             found["one thread per output"] = one_thread_per_output
+            if importlib.util.find_spec("deformops"):
+                found |= {"deformops": deformops, "deformops, fp32 sums": deformops_fp32}
         found["native"] = native
     return found
 
@@ -157,8 +206,8 @@ def contenders(device: str) -> dict[str, Callable]:
 # --------------------------------------------------------------------------------------------------------------- timing
 
 
-def once(function: Callable, inputs, shapes, backward: bool, device: str) -> float:
-    """Seconds of one forward, or of one forward and backward."""
+def a_call(function: Callable, inputs, shapes, backward: bool) -> Callable[[], None]:
+    """One forward, or one forward and backward."""
     value, locations, weights, grad_output = inputs
     leaves = [x.detach().requires_grad_(backward) for x in (value, locations, weights)]
 
@@ -167,34 +216,86 @@ def once(function: Callable, inputs, shapes, backward: bool, device: str) -> flo
         if backward:
             torch.autograd.grad(output, leaves, grad_output)
 
-    if device == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
+    return call
+
+
+def captured(call: Callable[[], None], calls: int) -> torch.cuda.CUDAGraph:
+    """So many calls as a CUDA graph, after three to warm up."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            call()
+    return graph
+
+
+def gpu_seconds(replay: Callable[[], None]) -> float:
+    """What the GPU takes, by events."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def timer(function: Callable, inputs, shapes, backward: bool, device: str, calls: int = 1) -> Callable[[], float]:
+    """What takes the time of one forward, or of one forward and backward, in seconds: on a GPU from a graph of ``calls``."""
+    if device != "cuda":
+        return lambda: once(function, inputs, shapes, backward)
+    graph = captured(a_call(function, inputs, shapes, backward), calls)
+    return lambda: gpu_seconds(graph.replay) / calls
+
+
+def host_seconds(function: Callable, inputs, shapes, calls: int = 200) -> float:
+    """What the host takes to start one forward on a GPU."""
+    call = a_call(function, inputs, shapes, False)
+    for _ in range(20):
         call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(calls):
+        call()
+    taken = (time.perf_counter() - begin) / calls
+    torch.cuda.synchronize()
+    return taken
+
+
+def once(function: Callable, inputs, shapes, backward: bool) -> float:
+    """Seconds of one forward, or of one forward and backward, on a processor."""
+    call = a_call(function, inputs, shapes, backward)
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     begin = clock()
     call()
     return clock() - begin
 
 
-def measure(shape: Shape, device: str, dtype: torch.dtype, seconds: float) -> dict:
+def measure(shape: Shape, device: str, dtype: torch.dtype, geometry: torch.dtype, seconds: float) -> dict:
     """Best and median milliseconds of every contender, forward and forward + backward, taken in turns."""
-    inputs = make_inputs(shape, device, dtype)
+    inputs = make_inputs(shape, device, dtype, geometry)
     functions = contenders(device)
+    if geometry != dtype:
+        functions.pop("one thread per output", None)  # knows one type
+    if dtype == torch.float32:
+        functions.pop("deformops, fp32 sums", None)  # are those of deformops
     results: dict = {name: {} for name in functions}
     for key, backward in (("forward", False), ("forward_backward", True)):
         times: dict[str, list[float]] = {name: [] for name in functions}
-        for function in functions.values():
-            once(function, inputs, shape.levels, backward, device)  # warm up: threads, memory, compilation
+        timers: dict[str, Callable[[], float]] = {}
+        for name, function in functions.items():
+            calls = 2 if name == "composite" else 10
+            timers[name] = timer(function, inputs, shape.levels, backward, device, calls)
+            timers[name]()  # warm up: threads, memory, compilation
         begin = time.perf_counter()
         while time.perf_counter() - begin < seconds or len(times["composite"]) < 3:
-            for name, function in functions.items():
+            for name, take in timers.items():
                 for _ in range(1 if name == "composite" else 3):  # the fast ones more often, for little more time
-                    times[name].append(once(function, inputs, shape.levels, backward, device))
+                    times[name].append(take())
         for name, taken in times.items():
             best = min(taken) * 1e3
             results[name][key] = {
@@ -204,6 +305,11 @@ def measure(shape: Shape, device: str, dtype: torch.dtype, seconds: float) -> di
                 "ratio": min(times["composite"]) * 1e3 / best,
                 "ratio_of_medians": statistics.median(times["composite"]) / statistics.median(taken),
             }
+    if device == "cuda":
+        for name, function in functions.items():
+            results[name]["host_us"] = (
+                host_seconds(function, inputs, shape.levels, 20 if name == "composite" else 200) * 1e6
+            )
     return results
 
 
@@ -223,21 +329,24 @@ def _peak_in_child(connection, shape: Shape, name: str, backward: bool) -> None:
     inputs = make_inputs(shape, "cpu", torch.float32)
     function = contenders("cpu")[name]
     small = make_inputs(Shape("", 1, ((2, 2),), 1, 1, shape.channels, 1), "cpu", torch.float32)
-    once(function, small, ((2, 2),), backward, "cpu")  # code is loaded before memory is counted
+    once(function, small, ((2, 2),), backward)  # code is loaded before memory is counted
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status("VmRSS")
-    once(function, inputs, shape.levels, backward, "cpu")
+    once(function, inputs, shape.levels, backward)
     connection.send(_status("VmHWM") - before)
 
 
-def peak_memory(shape: Shape, name: str, backward: bool, device: str, dtype: torch.dtype) -> float | None:
+def peak_memory(
+    shape: Shape, name: str, backward: bool, device: str, dtype: torch.dtype, geometry: torch.dtype
+) -> float | None:
     """MiB that a call needs at its peak beyond its inputs, output and gradients included; None where not known."""
     if device == "cuda":
-        inputs, function = make_inputs(shape, device, dtype), contenders(device)[name]
-        once(function, inputs, shape.levels, backward, device)
+        inputs, function = make_inputs(shape, device, dtype, geometry), contenders(device)[name]
+        call = a_call(function, inputs, shape.levels, backward)
+        call()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        once(function, inputs, shape.levels, backward, device)
+        call()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     if not Path("/proc/self/clear_refs").exists():
         return None
@@ -307,7 +416,7 @@ def cuda_rates() -> dict[str, float]:
     return {"dram": dram, "l2": l2, "l2_add": added, "fp32": properties.multi_processor_count * 128 * 2 * clock}
 
 
-def cuda_bound(shape: Shape, dtype: torch.dtype, rates: dict[str, float]) -> dict[str, float]:
+def cuda_bound(shape: Shape, dtype: torch.dtype, geometry: torch.dtype, rates: dict[str, float]) -> dict[str, float]:
     """Lower bounds in ms. The backward reads what the forward reads and adds to as many pixels' gradients, in fp32."""
     tokens = sum(height * width for height, width in shape.levels)
     queries = shape.queries or tokens
@@ -316,12 +425,12 @@ def cuda_bound(shape: Shape, dtype: torch.dtype, rates: dict[str, float]) -> dic
     value, output = shape.batch * tokens * width, shape.batch * queries * width
     pixels = 4 * points * shape.channels
     forward = max(
-        (value + output + 3 * points) * dtype.itemsize / rates["dram"],
+        ((value + output) * dtype.itemsize + 3 * points * geometry.itemsize) / rates["dram"],
         pixels * dtype.itemsize / rates["l2"],
         2 * pixels / rates["fp32"],
     )
     backward = max(
-        ((value + output + 6 * points) * dtype.itemsize + 4 * value) / rates["dram"],
+        ((value + output) * dtype.itemsize + 6 * points * geometry.itemsize + 4 * value) / rates["dram"],
         pixels * dtype.itemsize / rates["l2"],
         pixels * 4 / rates["l2_add"],
         4 * pixels / rates["fp32"],
@@ -344,7 +453,9 @@ def machine(device: str) -> dict:
         "torch": torch.__version__,
     }
     if device == "cuda":
-        description |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+        description |= gpu()
+        if importlib.util.find_spec("deformops"):
+            description["deformops"] = importlib.metadata.version("deformops")
     return description
 
 
@@ -373,9 +484,9 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true", help="times only")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/ms_deform_attn_DEVICE.json")
     options = parser.parse_args()
-    gpu = options.device == "cuda"
+    on_gpu = options.device == "cuda"
     output = options.output or RESULTS / f"ms_deform_attn_{options.device}.json"
-    rates = cuda_rates() if gpu else None
+    rates = cuda_rates() if on_gpu else None
     report = {
         "benchmark": "ms_deform_attn",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -385,23 +496,23 @@ def main() -> None:
         "results": [],
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    for name in options.shapes or (CUDA_SHAPES if gpu else CPU_SHAPES):
+    for name in options.shapes or (CUDA_SHAPES if on_gpu else CPU_SHAPES):
         report["shapes"][name] = asdict(SHAPES[name])
-        for dtype in (torch.float32, torch.bfloat16) if gpu else (torch.float32,):
-            for threads in [None] if gpu else options.threads:
+        for dtype, geometry in CUDA_TYPES if on_gpu else CUDA_TYPES[:1]:
+            for threads in [None] if on_gpu else options.threads:
                 if threads:
                     torch.set_num_threads(threads)
-                result = {"shape": name, "threads": threads, "dtype": str(dtype)[6:]}
+                result = {"shape": name, "threads": threads, "dtype": str(dtype)[6:], "geometry": str(geometry)[6:]}
                 result["load_before"] = os.getloadavg()[0]
-                result["contenders"] = measure(SHAPES[name], options.device, dtype, options.seconds)
+                result["contenders"] = measure(SHAPES[name], options.device, dtype, geometry, options.seconds)
                 if name in MEMORY_SHAPES and not options.no_memory and threads in (None, 1):
                     for contender, times in result["contenders"].items():
                         times["peak_mib"] = {
-                            key: peak_memory(SHAPES[name], contender, backward, options.device, dtype)
+                            key: peak_memory(SHAPES[name], contender, backward, options.device, dtype, geometry)
                             for key, backward in (("forward", False), ("forward_backward", True))
                         }
                 if rates:
-                    result["bound_ms"] = cuda_bound(SHAPES[name], dtype, rates)
+                    result["bound_ms"] = cuda_bound(SHAPES[name], dtype, geometry, rates)
                 report["results"].append(result)
                 output.write_text(json.dumps(report, indent=1) + "\n")
                 print(table([result]), flush=True)

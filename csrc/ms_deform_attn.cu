@@ -1,15 +1,17 @@
-// Forward and backward of multi-scale deformable attention on the GPU, compiled at run time for one case. Defined by
+// Forward or backward of multi-scale deformable attention on the GPU, compiled at run time for one case. Defined by
 // the caller before this file:
 //   VALUE, GEOMETRY      element types of value and output, and of locations and weights: float, double, Half, Bfloat
 //   REAL                 double for double, else float: what everything is computed and accumulated in
 //   INDEX                int, or long long where a tensor has 2^31 elements or more
 //   HEADS, CHANNELS, LEVELS, POINTS, WARPS (per block)
+//   PACK                 channels of one lane, which it loads at once
 //   LEVEL_PARAMETERS     "int h0, int w0, int h1, …": the level sizes as kernel parameters, LEVEL_SIZES "h0, w0, h1, …"
-//   NEED_VALUE, NEED_POINTS   0 or 1: which gradients the backward writes
+//   NEED_VALUE, NEED_POINTS   0 or 1: which gradients the backward writes; with neither this is the forward
 //   TILE_WIDTH           0: a block takes consecutive queries; else query i is token i, as in an encoder, and a block
 //                        takes a tile of a level, so wide
+//   POOLED               0 or 1: whether a block sums up the gradients of its pixels before it adds them to memory
 //
-// A team of lanes, 16 bytes of channels each, serves one query of one head; a warp holds several teams and a block
+// A team of lanes, PACK channels each, serves one query of one head; a warp holds several teams and a block
 // neighbouring queries of one head, which read nearly the same pixels. The lanes of a warp first locate the points of
 // its queries together, once, into shared memory; then every team walks through its points.
 
@@ -56,22 +58,20 @@ constexpr int power_of_two_above(int n) {
   while (power < n) power *= 2;
   return power;
 }
-constexpr int pack_size() {  // channels that one lane loads at once: 16 bytes, or fewer where they do not divide
-  int pack = 16 / int(sizeof(Value));
-  while (CHANNELS % pack != 0) pack /= 2;
-  return pack;
-}
 constexpr int smaller(int a, int b) { return a < b ? a : b; }
 constexpr int larger(int a, int b) { return a > b ? a : b; }
 
-constexpr int kPack = pack_size();
+constexpr int kPack = PACK;
 constexpr int kPacks = CHANNELS / kPack;
 constexpr int kTeam = smaller(32, power_of_two_above(kPacks));  // lanes
 constexpr int kRounds = (kPacks + kTeam - 1) / kTeam;           // packs per lane
 constexpr int kTeams = 32 / kTeam;                              // per warp
 constexpr int kPoints = LEVELS * POINTS;                        // per query
 constexpr int kQueries = WARPS * kTeams;                        // per block
-constexpr int kStagedBytes = 40 * 1024 / kQueries;              // shared memory per team
+constexpr int kSlots = 1024;                                    // pixels of a block's pool
+constexpr int kPoolBytes = POOLED ? kSlots * 10 + 4 + kQueries * (CHANNELS + 4) * int(sizeof(Real)) : 0;
+constexpr int kStagedBytes = ((POOLED ? 47 : 40) * 1024 - kPoolBytes) / kQueries;  // shared memory per team
+constexpr int kBlocks = POOLED ? sizeof(Index) == 4 ? 5 : 4 : 1;  // of a multiprocessor, at least: what shared memory allows
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 struct alignas(sizeof(Value) * kPack) Pack {
@@ -92,7 +92,8 @@ struct alignas(16) Dots {
   Real corner[4];
 };
 
-constexpr int kChunk = larger(1, smaller(kPoints, kStagedBytes / int(sizeof(Staged) + sizeof(Dots))));
+constexpr int kPointBytes = sizeof(Staged) + sizeof(Dots) + (POOLED ? 4 * sizeof(short) : 0);
+constexpr int kChunk = larger(1, smaller(kPoints, (kStagedBytes - 32) / kPointBytes));
 
 // What a team keeps in shared memory: an odd number of 16-byte units, so that the teams of a warp, which read and write
 // the same element of their rows at the same time, do so on different banks.
@@ -206,10 +207,13 @@ struct Place {
 #endif
 };
 
+constexpr int kRow = HEADS * CHANNELS;  // elements of a pixel
+
 // The lanes of a warp locate points [begin, begin + kChunk) of its queries. Points past the end weigh zero, as do those of
-// a team without a query.
+// a team without a query. then(team, point, staged point) sees each of them.
+template <typename Then>
 __device__ __forceinline__ void stage(Row<Staged>* staged, const Place& place, int begin, const Geometry* locations,
-                                      const Geometry* weights, const int (&sizes)[2 * LEVELS]) {
+                                      const Geometry* weights, const int (&sizes)[2 * LEVELS], Then then) {
   for (int i = place.lane; i < kTeams * kChunk; i += 32) {
     const int query = place.query(i / kChunk), point = begin + i % kChunk;
     Staged s = {};
@@ -218,12 +222,12 @@ __device__ __forceinline__ void stage(Row<Staged>* staged, const Place& place, i
       const Index low = p.level.start + Index(p.y.low) * p.level.width;
       const Index high = p.level.start + Index(p.y.high) * p.level.width;
       const Real weight_low = p.attention * p.y.weight_low, weight_high = p.attention * p.y.weight_high;
-      constexpr int kRow = HEADS * CHANNELS;
       s = {{(low + p.x.low) * kRow, (low + p.x.high) * kRow, (high + p.x.low) * kRow, (high + p.x.high) * kRow},
            {weight_low * p.x.weight_low, weight_low * p.x.weight_high, weight_high * p.x.weight_low,
             weight_high * p.x.weight_high}};
     }
     staged[i / kChunk].point[i % kChunk] = s;
+    then(i / kChunk, i % kChunk, s);
   }
 }
 
@@ -234,6 +238,8 @@ __device__ __forceinline__ bool has_channels(int round, int member) {
 }  // namespace
 
 // ------------------------------------------------------------------------------------------------------------ forward
+
+#if !NEED_VALUE && !NEED_POINTS
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
     forward(const Value* __restrict__ value, const Geometry* __restrict__ locations,
@@ -246,7 +252,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
   const Value* head = value + (Index(place.image) * tokens * HEADS + place.head) * CHANNELS;
   Real sum[kRounds][kPack] = {};
   for (int begin = 0; begin < kPoints; begin += kChunk) {
-    stage(shared[place.warp], place, begin, locations, weights, sizes);
+    stage(shared[place.warp], place, begin, locations, weights, sizes, [](int, int, const Staged&) {});
     __syncwarp();
 #pragma unroll(kRounds == 1 ? smaller(4, 16 / kPack) : 1)
     for (int point = 0; point < kChunk; ++point) {
@@ -275,6 +281,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     *reinterpret_cast<Pack*>(output + place.at(query) * CHANNELS + (round * kTeam + member) * kPack) = pack;
   }
 }
+
+#else
 
 // ----------------------------------------------------------------------------------------------------------- backward
 
@@ -331,10 +339,43 @@ __device__ __forceinline__ void sum_over_team(const Real (&part)[4], int member,
   }
 }
 
+#if POOLED
+
+// Neighbouring queries add to the same pixels again and again, and adding is what memory does slowest. So a block first
+// collects who adds to which pixel, in a hash table of lists; then each pixel is summed up by one team and added once.
+// An entry is a corner of a staged point of a query; where the table has no room for its pixel, it is added at once.
+struct Pool {
+  int pixel[kSlots];   // the token that has the slot, or -1
+  int newest[kSlots];  // its newest entry, or -1
+  unsigned short used[kSlots];  // slots that some token has
+  int count;                    // of them
+  short older[kQueries * kChunk * 4];  // the entry before an entry of the same pixel, or -1
+  alignas(16) Real grad[kQueries][CHANNELS + 4];  // of the output
+
+  __device__ __forceinline__ void clear() {
+    for (int i = threadIdx.x; i < kSlots; i += WARPS * 32) pixel[i] = newest[i] = -1;
+    if (threadIdx.x == 0) count = 0;
+  }
+
+  __device__ __forceinline__ bool add(int token, int entry) {
+    unsigned slot = unsigned(token) * 0x9e3779b1u / (0xffffffffu / kSlots + 1);
+    for (int probe = 0; probe < 16; ++probe, slot = (slot + 1) % kSlots) {
+      const int before = atomicCAS(&pixel[slot], -1, token);
+      if (before == -1) used[atomicAdd(&count, 1)] = (unsigned short)slot;
+      if (before != -1 && before != token) continue;
+      older[entry] = short(atomicExch(&newest[slot], entry));
+      return true;
+    }
+    return false;
+  }
+};
+
+#endif
+
 }  // namespace
 
 // grad_value is of type Real and zero at the start; it gathers atomically, so its last bits depend on the order.
-extern "C" __global__ void __launch_bounds__(WARPS * 32)
+extern "C" __global__ void __launch_bounds__(WARPS * 32, kBlocks)
     backward(const Value* __restrict__ grad_output, const Value* __restrict__ value,
              const Geometry* __restrict__ locations, const Geometry* __restrict__ weights,
              Real* __restrict__ grad_value, Geometry* __restrict__ grad_locations, Geometry* __restrict__ grad_weights,
@@ -354,9 +395,42 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
 #pragma unroll
     for (int i = 0; i < kPack; ++i) grad[round][i] = widen(pack.element[i]);
   }
+#if POOLED
+  __shared__ Pool pool;
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round) {
+    if (!has_channels(round, member)) continue;
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) {
+      pool.grad[place.warp * kTeams + place.team][(round * kTeam + member) * kPack + i] = grad[round][i];
+    }
+  }
+  const auto collect = [&](int team, int point, const Staged& s) {
+    const int q = place.warp * kTeams + team;
+#pragma unroll 1  // registers
+    for (int corner = 0; corner < 4; ++corner) {
+      if (s.weight[corner] == Real(0) || pool.add(int(s.offset[corner] / kRow), (q * kChunk + point) * 4 + corner)) {
+        continue;
+      }
+      for (int channel = 0; channel < CHANNELS; channel += kPack) {
+        Real part[kPack];
+        for (int i = 0; i < kPack; ++i) part[i] = pool.grad[q][channel + i];
+        add_to(grad_value + first_element + s.offset[corner] + channel, s.weight[corner], part);
+      }
+    }
+  };
+#else
+  const auto collect = [](int, int, const Staged&) {};
+#endif
   for (int begin = 0; begin < kPoints; begin += kChunk) {
-    stage(shared[place.warp], place, begin, locations, weights, sizes);
+#if POOLED
+    __syncthreads();
+    pool.clear();
+    __syncthreads();
+#endif
+    stage(shared[place.warp], place, begin, locations, weights, sizes, collect);
     __syncwarp();
+#if NEED_POINTS || !POOLED
 #pragma unroll(kRounds == 1 ? 2 : 1)
     for (int point = 0; point < kChunk; ++point) {
       const Staged s = shared[place.warp][place.team].point[point];
@@ -372,12 +446,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
 #pragma unroll
             for (int i = 0; i < kPack; ++i) part[corner] += grad[round][i] * Real(widen(pack.element[i]));
           }
-          if (NEED_VALUE && s.weight[corner] != Real(0)) add_to(grad_value + element, s.weight[corner], grad[round]);
+          if (NEED_VALUE && !POOLED && s.weight[corner] != Real(0)) {
+            add_to(grad_value + element, s.weight[corner], grad[round]);
+          }
         }
       }
       if (NEED_POINTS) sum_over_team(part, member, dots[place.warp][place.team].point[point].corner);
     }
     __syncwarp();
+#endif
     if (NEED_POINTS) {
       for (int i = place.lane; i < kTeams * kChunk; i += 32) {
         const int q = place.query(i / kChunk), point = begin + i % kChunk;
@@ -393,5 +470,29 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
       }
       __syncwarp();
     }
+#if POOLED
+    __syncthreads();
+    for (int i = place.warp * kTeams + place.team; i < pool.count; i += kQueries) {
+      const int slot = pool.used[i];
+      Real sum[kRounds][kPack] = {};
+      for (int entry = pool.newest[slot]; entry >= 0; entry = pool.older[entry]) {
+        const int q = entry / (4 * kChunk), point = entry / 4 % kChunk;
+        const Real weight = shared[q / kTeams][q % kTeams].point[point].weight[entry % 4];
+#pragma unroll
+        for (int round = 0; round < kRounds; ++round) {
+          if (!has_channels(round, member)) continue;
+#pragma unroll
+          for (int i = 0; i < kPack; ++i) sum[round][i] += weight * pool.grad[q][(round * kTeam + member) * kPack + i];
+        }
+      }
+      Real* pixel = grad_value + first_element + Index(pool.pixel[slot]) * kRow;
+#pragma unroll
+      for (int round = 0; round < kRounds; ++round) {
+        if (has_channels(round, member)) add_to(pixel + (round * kTeam + member) * kPack, Real(1), sum[round]);
+      }
+    }
+#endif
   }
 }
+
+#endif

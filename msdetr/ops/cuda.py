@@ -10,10 +10,11 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ _LANES = 32
 
 @dataclass(frozen=True)
 class Case:
-    """What a pair of kernels is compiled for.
+    """What a kernel is compiled for: the backward for some gradients, or, for none, the forward.
 
     wide_index: a tensor has 2^31 elements or more. tile_width: 0, or, where query i is token i, the width of the tiles of
     a level that blocks take.
@@ -46,9 +47,14 @@ class Case:
     points: int
     warps: int = 8
     wide_index: bool = False
-    need_value: bool = True
-    need_points: bool = True
+    need_value: bool = False
+    need_points: bool = False
     tile_width: int = 0
+
+    @property
+    def kernel(self) -> str:
+        """The name of the kernel."""
+        return "backward" if self.need_value or self.need_points else "forward"
 
     @property
     def real(self) -> torch.dtype:
@@ -56,8 +62,26 @@ class Case:
         return torch.promote_types(self.value, torch.float32)
 
     @property
+    def pack(self) -> int:
+        """Channels of one lane: 16 bytes of value; in the backward of ``real``, for its additions are the slowest part."""
+        pack = 16 // (self.value if self.kernel == "forward" else self.real).itemsize
+        while self.channels % pack:
+            pack //= 2
+        return pack
+
+    @property
+    def team(self) -> int:
+        """Lanes that serve one query."""
+        return min(_LANES, 1 << (self.channels // self.pack - 1).bit_length())
+
+    @property
     def queries_per_block(self) -> int:
-        return self.warps * _LANES // _team(self.value, self.channels)
+        return self.warps * _LANES // self.team
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a block sums up its pixels' gradients before it adds them: in tiles, whose queries share pixels."""
+        return self.need_value and self.tile_width > 0 and self.real == torch.float32
 
     def blocks(self, batch: int, queries: int, shapes: Sequence[tuple[int, int]]) -> int:
         """How many blocks a launch has."""
@@ -80,6 +104,8 @@ class Case:
             "LEVELS": self.levels,
             "POINTS": self.points,
             "WARPS": self.warps,
+            "PACK": self.pack,
+            "POOLED": int(self.pooled),
             "LEVEL_PARAMETERS": ", ".join(f"int {size}" for size in sizes),
             "LEVEL_SIZES": ", ".join(sizes),
             "NEED_VALUE": int(self.need_value),
@@ -90,14 +116,6 @@ class Case:
         kernels = kernels or (folder / "ms_deform_attn.cu").read_text()
         kernels = kernels.replace('#include "sampling.h"', (folder / "sampling.h").read_text())
         return "\n".join(f"#define {name} {text}" for name, text in definitions.items()) + "\n" + kernels
-
-
-def _team(value: torch.dtype, channels: int) -> int:
-    """Lanes that serve one query, as csrc/ms_deform_attn.cu forms them: 16 bytes of channels each."""
-    pack = 16 // value.itemsize
-    while channels % pack:
-        pack //= 2
-    return min(_LANES, 1 << (channels // pack - 1).bit_length())
 
 
 def sources() -> Path:
@@ -122,7 +140,7 @@ def compile_case(case: Case, arch: str, cache: Any = None, logs: StringIO | None
 
 
 def resources(case: Case, arch: str) -> dict[str, dict[str, int]]:
-    """Registers, bytes of shared memory and bytes spilled of the kernels of a case, as the assembler reports them."""
+    """Registers, bytes of shared memory and bytes spilled of the kernel of a case, as the assembler reports them."""
     logs = StringIO()
     compile_case(case, arch, logs=logs)
     report: dict[str, dict[str, int]] = {}
@@ -142,7 +160,7 @@ def resources(case: Case, arch: str) -> dict[str, dict[str, int]]:
 
 
 _NEEDED = {
-    "cuda.core": ("Device", "LaunchConfig", "Program", "ProgramOptions", "launch"),
+    "cuda.core": ("Device", "LaunchConfig", "Program", "ProgramOptions", "Stream", "launch"),
     "cuda.core.utils": ("FileStreamProgramCache",),
     "cuda.bindings.nvrtc": ("nvrtcVersion",),
 }
@@ -198,72 +216,84 @@ def _disk_cache():
 
 
 @functools.cache
-def _kernel(case: Case, arch: str, name: str):
-    return compile_case(case, arch, cache=_disk_cache()).get_kernel(name)
+def _kernel(case: Case, major: int, minor: int):
+    return compile_case(case, f"sm_{major}{minor}", cache=_disk_cache()).get_kernel(case.kernel)
+
+
+def current_stream():
+    """PyTorch's current stream on the current device, as cuda.core wants it."""
+    from cuda.core import Stream
+
+    return Stream.from_handle(torch.cuda.current_stream().cuda_stream)
 
 
 @dataclass(frozen=True)
-class _Stream:
-    """PyTorch's current stream, in the protocol of cuda.core."""
+class _Kind:
+    """What a call is planned by: type and shape of a tensor."""
 
-    handle: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
 
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.handle
-
-
-def current_stream() -> _Stream:
-    """PyTorch's current stream on the current device."""
-    return _Stream(torch.cuda.current_stream().cuda_stream)
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Kind:
+        return cls(tensor.dtype, tuple(tensor.shape))
 
 
-def case_of(value: Tensor, locations: Tensor, need_value: bool = True, need_points: bool = True) -> Case:
+def case_of(
+    value: Tensor | _Kind, locations: Tensor | _Kind, need_value: bool = False, need_points: bool = False
+) -> Case:
     """The case of a call, with the size of its blocks."""
-    _, _, heads, channels = value.shape
+    _, tokens, heads, channels = value.shape
     batch, queries, _, levels, points, _ = locations.shape
     teams = batch * queries * heads
-    # Large calls in blocks of 32 queries, which share pixels; small ones in smaller blocks, for every multiprocessor.
-    team = _team(value.dtype, channels)
-    warps = max(1, min(8, team) // (1 if teams >= 1 << 15 else 2))
-    # As many queries as tokens are an encoder's: a tile of a level reads fewer pixels than as many queries of a row.
-    tile_width = 8 if queries == value.shape[1] and warps * _LANES // team == 32 else 0
-    return Case(
+    case = Case(
         value=value.dtype,
         geometry=locations.dtype,
         heads=heads,
         channels=channels,
         levels=levels,
         points=points,
-        warps=warps,
-        wide_index=max(value.numel(), locations.numel(), teams * channels) >= 2**31,
+        wide_index=max(math.prod(value.shape), math.prod(locations.shape), teams * channels) >= 2**31,
         need_value=need_value,
         need_points=need_points,
-        tile_width=tile_width,
     )
+    # Large calls in blocks of 32 queries, which share pixels; small ones in smaller blocks, for every multiprocessor.
+    case = replace(case, warps=max(1, min(8, case.team) // (1 if teams >= 1 << 15 else 2)))
+    # As many queries as tokens are an encoder's: a tile of a level reads fewer pixels than as many queries of a row.
+    return replace(case, tile_width=8 if queries == tokens and case.queries_per_block == 32 else 0)
 
 
-def _launch(name: str, case: Case, tensors: Sequence[Tensor], value: Tensor, shapes, queries: int) -> None:
-    from cuda.core import Device, LaunchConfig, launch
+@functools.lru_cache(1024)
+def _plan(
+    value: _Kind, locations: _Kind, shapes: Sequence[tuple[int, int]], need_value: bool, need_points: bool
+) -> tuple:
+    """Case, launch configuration and numbers of all calls with such tensors: what a call costs the host is mostly this."""
+    from cuda.core import LaunchConfig
 
-    batch, tokens = value.shape[:2]
+    case = case_of(value, locations, need_value, need_points)
+    batch, queries = locations.shape[:2]
+    blocks = case.blocks(batch, queries, shapes)
+    if blocks >= 2**31:
+        raise InputError(f"{batch} images of {queries} queries are too many for one launch; split the batch")
+    numbers = (value.shape[1], queries, *(size for shape in shapes for size in shape))
+    return case, LaunchConfig(grid=blocks, block=case.warps * _LANES), tuple(np.int32(number) for number in numbers)
+
+
+def _launch(
+    tensors: Sequence[Tensor],
+    value: Tensor,
+    locations: Tensor,
+    shapes,
+    need_value: bool = False,
+    need_points: bool = False,
+) -> None:
+    from cuda.core import Device, launch
+
+    case, config, numbers = _plan(_Kind.of(value), _Kind.of(locations), tuple(shapes), need_value, need_points)
     with torch.cuda.device(value.device):
-        major, minor = torch.cuda.get_device_capability()
-        kernel = _kernel(case, f"sm_{major}{minor}", name)
         Device(value.device.index).set_current()
-        blocks = case.blocks(batch, queries, shapes)
-        if blocks >= 2**31:
-            raise InputError(f"{batch} images of {queries} queries are too many for one launch; split the batch")
-        sizes = [np.int32(size) for shape in shapes for size in shape]
-        pointers = [tensor.data_ptr() for tensor in tensors]
-        launch(
-            current_stream(),
-            LaunchConfig(grid=blocks, block=case.warps * _LANES),
-            kernel,
-            *pointers,
-            np.int32(tokens),
-            np.int32(queries),
-            *sizes,
-        )
+        kernel = _kernel(case, *torch.cuda.get_device_capability())
+        launch(current_stream(), config, kernel, *(tensor.data_ptr() for tensor in tensors), *numbers)
 
 
 def _ready(tensor: Tensor) -> Tensor:
@@ -277,8 +307,7 @@ def forward(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor,
     value, locations, weights = (_ready(x) for x in (value, locations, weights))
     output = value.new_empty(locations.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
     if output.numel():
-        case = case_of(value, locations)
-        _launch("forward", case, (value, locations, weights, output), value, shapes, locations.shape[1])
+        _launch((value, locations, weights, output), value, locations, shapes)
     return output
 
 
@@ -301,12 +330,12 @@ def backward(
         _, *points = backward(grad_output, value, shapes, locations, weights, False, need_points)
         return grad_value, *points
     grad_output, value, locations, weights = (_ready(x) for x in (grad_output, value, locations, weights))
-    case = case_of(value, locations, need_value, need_points)
-    grad_value = value.new_zeros(value.shape if need_value else 0, dtype=case.real)
+    real = torch.promote_types(value.dtype, torch.float32)
+    grad_value = value.new_zeros(value.shape if need_value else 0, dtype=real)
     grad_locations, grad_weights = (
         torch.empty_like(x) if need_points else x.new_empty(0) for x in (locations, weights)
     )
     if grad_output.numel() and (need_value or need_points):
         tensors = (grad_output, value, locations, weights, grad_value, grad_locations, grad_weights)
-        _launch("backward", case, tensors, value, shapes, locations.shape[1])
+        _launch(tensors, value, locations, shapes, need_value, need_points)
     return grad_value.to(value.dtype), grad_locations, grad_weights

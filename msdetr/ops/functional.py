@@ -58,7 +58,10 @@ def autocast(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[Tensor,
     Double precision is left alone, as autocast does elsewhere.
     """
     device = value.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    # torch.compile of torch 2.11 cannot ask whether there is autocast; on these two there is
+    if device not in ("cpu", "cuda") and not torch.amp.is_autocast_available(device):
+        return value, locations, weights
+    if not torch.is_autocast_enabled(device):
         return value, locations, weights
     if torch.float64 in (value.dtype, locations.dtype, weights.dtype) or not value.is_floating_point():
         return value, locations, weights

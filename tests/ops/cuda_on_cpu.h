@@ -1,6 +1,6 @@
 // Runs a CUDA kernel on the CPU, one thread per lane, to check its arithmetic where there is no GPU. Slow and plain:
-// blocks one after another; __syncwarp and shuffles are barriers of a warp's 32 threads, so a kernel that does not
-// reach them with all lanes hangs instead of passing. Nothing else orders the threads, so ThreadSanitizer sees a barrier
+// blocks one after another; __syncthreads is a barrier of a block's threads, __syncwarp and shuffles are ones of a warp's 32,
+// so a kernel that does not reach them with all lanes hangs instead of passing. Nothing else orders the threads, so ThreadSanitizer sees a barrier
 // that is missing around shared memory, as AddressSanitizer sees a step outside of a tensor.
 #pragma once
 
@@ -20,7 +20,7 @@
 #define __forceinline__ inline
 #define __global__
 #define __shared__ static
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 
 struct Index1 {
   unsigned x;
@@ -33,6 +33,9 @@ struct Warp {
   double shuffled[32];
 };
 static Warp* warps;
+
+static pthread_barrier_t block_barrier;
+static inline void __syncthreads() { pthread_barrier_wait(&block_barrier); }
 
 static void wait_for_warp() { pthread_barrier_wait(&warps[threadIdx.x / 32].barrier); }
 static inline void __syncwarp() { wait_for_warp(); }
@@ -47,12 +50,25 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
   return result;
 }
 
+static std::mutex memory;
+
 template <typename T>
 T atomicAdd(T* target, T value) {
-  static std::mutex mutex;
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::lock_guard<std::mutex> lock(memory);
   const T before = *target;
   *target += value;
+  return before;
+}
+static inline int atomicExch(int* target, int value) {
+  const std::lock_guard<std::mutex> lock(memory);
+  const int before = *target;
+  *target = value;
+  return before;
+}
+static inline int atomicCAS(int* target, int expected, int value) {
+  const std::lock_guard<std::mutex> lock(memory);
+  const int before = *target;
+  if (before == expected) *target = value;
   return before;
 }
 
@@ -93,6 +109,7 @@ void run_grid(int blocks, int warps_per_block, Kernel kernel) {
   std::vector<Warp> all(warps_per_block);
   warps = all.data();
   for (Warp& warp : all) pthread_barrier_init(&warp.barrier, nullptr, 32);
+  pthread_barrier_init(&block_barrier, nullptr, 32 * warps_per_block);
   for (int block = 0; block < blocks; ++block) {
     blockIdx.x = unsigned(block);
     std::vector<std::thread> threads;
@@ -105,6 +122,7 @@ void run_grid(int blocks, int warps_per_block, Kernel kernel) {
     for (std::thread& thread : threads) thread.join();
   }
   for (Warp& warp : all) pthread_barrier_destroy(&warp.barrier);
+  pthread_barrier_destroy(&block_barrier);
 }
 
 // ------------------------------------------------------------------------------------------------ tensors through files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,26 +16,35 @@ from msdetr.ops import cuda, plain
 pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
 FLOAT, DOUBLE, HALF, BFLOAT = torch.float32, torch.float64, torch.float16, torch.bfloat16
+BOTH = {"need_value": True, "need_points": True}
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("dtypes", [(FLOAT, FLOAT), (HALF, HALF), (BFLOAT, FLOAT), (DOUBLE, DOUBLE)])
 def test_kernels_compile_without_spilling(dtypes, arch, record_property):
-    for options in ({}, {"wide_index": True}, {"tile_width": 8}):
-        case = cuda.Case(*dtypes, 8, 32, 4, 4, warps=4, **options)
+    for options in (
+        {},
+        BOTH,
+        {"tile_width": 8},
+        {"tile_width": 8, **BOTH},
+        {"wide_index": True, "tile_width": 8, **BOTH},
+    ):
+        case = cuda.Case(*dtypes, 8, 32, 4, 4, **options)
+        case = replace(case, warps=case.team)
         report = cuda.resources(case, arch)
         record_property(f"{arch} {dtypes[0]} {options}", report)
-        assert set(report) == {"forward", "backward"}
-        for name, used in report.items():
-            assert 0 < used["registers"] <= 80, (name, used)  # leaves 24 warps and more per multiprocessor
-            assert used["spilled"] <= (16 if dtypes[0] == DOUBLE else 0), (name, used)  # fp64 is for checking gradients
-            assert used["shared"] <= 48 * 1024, (name, used)
+        assert set(report) == {case.kernel}
+        used = report[case.kernel]
+        assert 0 < used["registers"] <= 80, used  # leaves 24 warps and more per multiprocessor
+        assert used["spilled"] <= (16 if dtypes[0] == DOUBLE else 0), used  # fp64 is for checking gradients
+        assert used["shared"] <= 48 * 1024, used
 
 
 @pytest.mark.parametrize("channels, levels, points", [(1, 1, 1), (3, 2, 5), (30, 4, 2), (300, 8, 16)])
 def test_odd_sizes_compile(channels, levels, points):
-    report = cuda.resources(cuda.Case(FLOAT, FLOAT, 3, channels, levels, points, warps=2), "sm_90")
-    assert all(used["spilled"] == 0 for used in report.values()), report
+    for options in ({}, BOTH, {"need_points": True}, {"need_value": True}, {"tile_width": 2, "need_value": True}):
+        report = cuda.resources(cuda.Case(FLOAT, FLOAT, 3, channels, levels, points, warps=2, **options), "sm_90")
+        assert all(used["spilled"] == 0 for used in report.values()), report
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
@@ -69,11 +79,12 @@ int main(int, char** arguments) {
   const int blocks = numbers[0], tokens = numbers[1], queries = numbers[2];
   const auto run = [&](LEVEL_PARAMETERS) {
     run_grid(blocks, WARPS, [&] {
-      forward((Value*)value, (Geometry*)locations, (Geometry*)weights, (Value*)output, tokens, queries, LEVEL_SIZES);
-    });
-    run_grid(blocks, WARPS, [&] {
+#if NEED_VALUE || NEED_POINTS
       backward((Value*)grad_output, (Value*)value, (Geometry*)locations, (Geometry*)weights, (Real*)grad_value,
                (Geometry*)grad_locations, (Geometry*)grad_weights, tokens, queries, LEVEL_SIZES);
+#else
+      forward((Value*)value, (Geometry*)locations, (Geometry*)weights, (Value*)output, tokens, queries, LEVEL_SIZES);
+#endif
     });
   };
   run(SIZES);
@@ -106,7 +117,7 @@ def run_on_cpu(
     sanitizer=MEMORY,
     edit=lambda text: text,
 ) -> list[torch.Tensor]:
-    """Runs both kernels of a case, as compiled for sm_90, in a sanitized program: numbers are blocks, tokens, queries and
+    """Runs the kernel of a case, as compiled for sm_90, in a sanitized program: numbers are blocks, tokens, queries and
     the level sizes; tensors are grad_output, value, locations, weights, and the four results at their start."""
     compiler = shutil.which("g++")
     if compiler is None:
@@ -153,7 +164,10 @@ def check(dtypes, channels, levels, points, folder, queries: int | None = 11, sh
     shapes = shapes or _SHAPES[:levels]
     tokens = sum(height * width for height, width in shapes)
     edits = {name: options.pop(name) for name in ("sanitizer", "edit") if name in options}
-    case = cuda.Case(value_type, geometry_type, heads, channels, levels, points, **{"warps": 2, **options})
+    cases = [
+        cuda.Case(value_type, geometry_type, heads, channels, levels, points, **{"warps": 2, **gradients, **options})
+        for gradients in ({}, BOTH)
+    ]
     queries = queries or tokens
 
     generator = torch.Generator().manual_seed(channels)
@@ -165,14 +179,17 @@ def check(dtypes, channels, levels, points, folder, queries: int | None = 11, sh
     weights = torch.rand(batch, queries, heads, levels, points, generator=generator).to(geometry_type)
     grad_output = torch.randn(batch, queries, heads * channels, generator=generator).to(value_type)
 
-    numbers = [case.blocks(batch, queries, shapes), tokens, queries, *(size for shape in shapes for size in shape)]
-    results = [
-        torch.full_like(grad_output, 99),
-        torch.zeros_like(value, dtype=case.real),
-        torch.full_like(locations, 99),
-        torch.full_like(weights, 99),
-    ]
-    actuals = run_on_cpu(case, numbers, [grad_output, value, locations, weights, *results], folder, **edits)
+    actuals = []
+    for case in cases:
+        numbers = [case.blocks(batch, queries, shapes), tokens, queries, *(size for shape in shapes for size in shape)]
+        results = [
+            torch.full_like(grad_output, 99),
+            torch.zeros_like(value, dtype=case.real),
+            torch.full_like(locations, 99),
+            torch.full_like(weights, 99),
+        ]
+        run = run_on_cpu(case, numbers, [grad_output, value, locations, weights, *results], folder, **edits)
+        actuals += run[:1] if case.kernel == "forward" else run[1:]
 
     wide = [x.double() for x in (value, locations, weights)]
     expected = (
@@ -226,7 +243,7 @@ def test_kernels_have_no_races(options, tmp_path):
     [
         (MEMORY, "query >= 0 && point < kPoints", "point < kPoints"),  # reads beyond the last query
         (MEMORY, "start + i < queries ? start + i : -1", "start + i"),
-        (RACES, "locations, weights, sizes);\n    __syncwarp();", "locations, weights, sizes);"),
+        (RACES, "sizes, collect);\n    __syncwarp();", "sizes, collect);"),
         (MEMORY, "const float (&grad)[kPack]) {", "const float (&grad)[kPack]) { target += 1;"),
     ],
 )
@@ -248,7 +265,8 @@ def test_encoders_are_cut_into_tiles(queries, tile_width):
         case = cuda.case_of(
             torch.empty(1, tokens, 8, 32, dtype=dtype, device="meta"),
             torch.empty(1, queries, 8, 4, 4, 2, dtype=dtype, device="meta"),
+            need_value=True,
         )
-        assert case.tile_width == tile_width
+        assert case.tile_width == tile_width and case.pooled == bool(tile_width)
         at_least = -(-queries // case.queries_per_block) * 8
         assert at_least <= case.blocks(1, queries, shapes) < 1.1 * at_least  # of a tile at the border, some is outside
