@@ -5,18 +5,21 @@
 
 Forward, losses, backward, clipping, AdamW and moving average of random images that lie in pinned memory, as a data loader
 leaves them. "wall" is from step to step, one after another without a pause; "waits" are those of one step that PyTorch
-reports, besides the intended one on a stream for the matching; "busy" is the share of the wall time in which some kernel
-runs. FLOPs are counted, not measured (scale.py). Writes results/OUTPUT.json.
+reports, among them the intended one on a stream for the matching; "busy" is the share of the wall time in which some kernel
+runs; "host" is what the host does meanwhile. FLOPs are counted, not measured (scale.py). Writes results/OUTPUT.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import gc
 import statistics
 import time
 import warnings
 from typing import Any
+from unittest import mock
 
 import machine
 import torch
@@ -70,7 +73,7 @@ def measured(config: RunConfig, options: argparse.Namespace) -> dict[str, Any]:
         walls.append(time.perf_counter() - begin)
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() / 2**30
-    waits = waits_of(trainer, batch)
+    waits, host = waits_of(trainer, batch), host_seconds(trainer, batch)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         begin = time.perf_counter()
         for _ in range(3):
@@ -89,6 +92,7 @@ def measured(config: RunConfig, options: argparse.Namespace) -> dict[str, Any]:
         "peak GiB": peak,
         "TFLOPS": options.images * flops / seconds / 1e12,
         "waits": waits,
+        "host": host,
         "kernels": [
             {"name": e.key, "share": e.self_device_time_total / 3e6 / busy, "calls": e.count // 3} for e in kernels[:25]
         ],
@@ -107,7 +111,6 @@ def micro_batch(config: RunConfig, options: argparse.Namespace) -> MicroBatch:
 
 def waits_of(trainer: Trainer, batch: MicroBatch) -> dict[str, int]:
     """How often the host waits in one step, by what PyTorch says of it."""
-    trainer.check()  # how the step before went; the next one would ask
     found: dict[str, int] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -120,6 +123,40 @@ def waits_of(trainer: Trainer, batch: MicroBatch) -> dict[str, int]:
         name = f"{warning.filename.rsplit('/', 1)[-1]}:{warning.lineno} {str(warning.message).splitlines()[0][:80]}"
         found[name] = found.get(name, 0) + 1
     return found
+
+
+def host_seconds(trainer: Trainer, batch: MicroBatch) -> dict[str, float]:
+    """What the host does in a step, in seconds; median of five steps one after another."""
+    steps: list[dict[str, float]] = []
+
+    def timed(name: str, call):
+        @functools.wraps(call)
+        def run(*args, **kwargs):
+            begin = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                steps[-1][name] = steps[-1].get(name, 0.0) + time.perf_counter() - begin
+
+        return run
+
+    forward, criterion, update = trainer.detector.forward, trainer.criterion, trainer._update
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch.Tensor, "backward", timed("backward", torch.Tensor.backward)))
+        stream = torch.cuda.Stream
+        stack.enter_context(
+            mock.patch.object(stream, "synchronize", timed("wait for the matching", stream.synchronize))
+        )
+        stack.enter_context(mock.patch.object(trainer.detector, "forward", timed("forward", forward)))
+        stack.enter_context(mock.patch.object(trainer, "criterion", timed("matching and losses", criterion)))
+        stack.enter_context(mock.patch.object(trainer, "_update", timed("update", update)))
+        for _ in range(6):
+            steps.append({})
+            timed("whole", trainer.step)([batch])
+    for step in steps:
+        step["matching and losses"] -= step["wait for the matching"]
+        step["rest"] = 2 * step["whole"] - sum(step.values())
+    return {name: statistics.median(step[name] for step in steps[1:]) for name in steps[0]}
 
 
 if __name__ == "__main__":

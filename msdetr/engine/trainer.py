@@ -75,7 +75,7 @@ class Trainer:
         detector.gradient_checkpointing = config.gradient_checkpointing
         self._parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
         self._parallel = None
-        self._unchecked: tuple[Tensor, Step] | None = None
+        self._unchecked: tuple[_OnItsWay, Step] | None = None
         if world.size > 1:
             ids = [world.device] if world.device.type == "cuda" else None
             # buffers never change, or change alike on all ranks; torch has renamed the setting
@@ -122,7 +122,7 @@ class Trainer:
             raise
         self.intact = False
         self._update(finite, step.grad_norm)
-        self._unchecked = (finite, step)
+        self._unchecked = (_OnItsWay(finite), step)
         self.steps_done += 1
         self.intact = True
         return step
@@ -182,9 +182,9 @@ class Trainer:
     def check(self) -> None:
         """Raises NonFiniteError if the last step met a NaN or an infinity.
 
-        Waits for the device: called in a step it is queued behind this step's backward pass, when the host has nothing
-        left to prepare but the update. With the copy for matching that makes two waits, neither of which leaves the
-        device idle for longer than it takes to launch what follows.
+        Waits for the device to end that step, not what was started since. In a step there is nothing to wait for: the
+        copy for matching has waited for this step's forward pass, which comes later. So the host is free to start the
+        update and the next forward pass while the device is busy with the backward pass.
         """
         if self._unchecked is None:
             return
@@ -230,6 +230,19 @@ class Trainer:
             _restore_generators(states, self.world.device)
         else:  # dropout masks belong to a rank, so another number of ranks draws others
             torch.manual_seed(mixed_seed(self.steps_done, self.world.rank))
+
+
+class _OnItsWay:
+    """A bool of a device on its way to the host, as a bool: who asks waits for it, and for nothing after it."""
+
+    def __init__(self, flag: Tensor):
+        self._flag = flag.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.current_stream(flag.device).record_event() if flag.is_cuda else None
+
+    def __bool__(self) -> bool:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return bool(self._flag)
 
 
 def _non_finite(step: Step) -> NonFiniteError:

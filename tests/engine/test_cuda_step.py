@@ -56,9 +56,9 @@ def test_a_step_waits_once_per_micro_batch(rule):
         return [(images.pin_memory(), targets.pin_memory())] * 2
 
     trainer.step(micro_batches())  # builds kernels and optimizer state
-    trainer.check()  # else the next step asks how this one went
-    ready = micro_batches()
+    first, second = micro_batches(), micro_batches()
     with _only_on_purpose() as waits:
-        trainer.step(ready)
-    assert len(waits) == len(ready)
+        trainer.step(first)
+        trainer.step(second)
+    assert len(waits) == len(first) + len(second)
     trainer.check()
