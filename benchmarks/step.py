@@ -84,7 +84,7 @@ def main() -> None:
         "seconds": seconds,
         "times as fast as the published design": ratios,
         "relative difference of the losses": difference(),
-        "share of the package's step": where_the_time_goes(detector, batch, targets, criterion),
+        "share of the package's step": where_the_time_goes(detector, batch, targets, criterion) if device.type == "cpu" else {},
         "inference": inference(detector, batch, options.repeats, device, options.clock),
     }
     for name, value in seconds.items():
@@ -96,7 +96,8 @@ def main() -> None:
 
 
 def where_the_time_goes(detector, batch, targets, criterion) -> dict[str, float]:
-    """Share of a step spent in each part: forward of the model's parts, matching, losses, everything's backward."""
+    """Share of a step on a processor spent in each part: forward of the model's parts, matching, losses, everything's
+    backward. What a GPU does, and its host, is in cuda_step.py."""
     with torch.profiler.profile() as profile:
         for _ in range(2):
             with torch.profiler.record_function("part: backbone and pyramid"):
