@@ -132,6 +132,7 @@ def run_notebook(
     """
     import nbformat
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     notebook, values = Path(notebook), dict(values or {})
     if not notebook.is_file():
@@ -160,6 +161,8 @@ def run_notebook(
             failure = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
         except Exception as error:  # noqa: BLE001 (a kernel that dies raises what it likes)
             failure = f"{type(error).__name__}: {error}"
+            if received and isinstance(error, DeadKernelError):  # a cell that has no way to stop
+                failure = f"stopped by {signal.Signals(received[0]).name}"
         failure = failure or _incomplete(nbformat.read(output, as_version=4))
     if failure and received:
         message = f"{notebook}, {failure}\nWhat ran is in {output}; run it again to go on"
