@@ -232,28 +232,43 @@ def test_kernels_agree_with_plain_pytorch(dtypes, channels, levels, points, opti
     check(dtypes, channels, levels, points, tmp_path, **options)
 
 
-@pytest.mark.parametrize("options", [{}, pytest.param({"queries": None, "tile_width": 4}, marks=pytest.mark.slow)])
+def test_a_pool_with_too_few_slots_for_its_pixels(tmp_path):
+    def edit(source: str) -> str:
+        assert "kSlots = 1024" in source
+        return source.replace("kSlots = 1024", "kSlots = 8")
+
+    check((FLOAT, FLOAT), 32, 2, 3, tmp_path, queries=None, tile_width=4, edit=edit)
+
+
+@pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), {"queries": None, "tile_width": 4}])
 def test_kernels_have_no_races(options, tmp_path):
     check((FLOAT, FLOAT), 32, 2, 3, tmp_path, sanitizer=RACES, **options)
 
 
+IN_TILES = {"queries": None, "tile_width": 4}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "sanitizer, before, after",
+    "sanitizer, before, after, options",
     [
-        (MEMORY, "query >= 0 && point < kPoints", "point < kPoints"),  # reads beyond the last query
-        (MEMORY, "start + i < queries ? start + i : -1", "start + i"),
-        (RACES, "sizes, collect);\n    __syncwarp();", "sizes, collect);"),
-        (MEMORY, "const float (&grad)[kPack]) {", "const float (&grad)[kPack]) { target += 1;"),
+        (MEMORY, "query >= 0 && point < kPoints", "point < kPoints", {}),  # reads beyond the last query
+        (MEMORY, "start + i < queries ? start + i : -1", "start + i", {}),
+        (RACES, "sizes, collect);\n    __syncwarp();", "sizes, collect);", {}),
+        (MEMORY, "const float (&grad)[kPack]) {", "const float (&grad)[kPack]) { target += 1;", {}),
+        (RACES, "    __syncthreads();\n    pool.clear();", "    pool.clear();", IN_TILES),
+        (RACES, "    pool.clear();\n    __syncthreads();", "    pool.clear();", IN_TILES),
+        (RACES, "    __syncthreads();\n    for (int i = place.warp", "    for (int i = place.warp", IN_TILES),
     ],
 )
-def test_planted_bugs_are_found(sanitizer, before, after, tmp_path):
+def test_planted_bugs_are_found(sanitizer, before, after, options, tmp_path):
     def edit(source: str) -> str:
         assert before in source
         return source.replace(before, after)
 
+    points = 50 if options else 3  # so many that a block's points go through shared memory in two rounds
     with pytest.raises(AssertionError, match="Sanitizer|misaligned|runtime error"):
-        check((FLOAT, FLOAT), 32, 2, 3, tmp_path, sanitizer=sanitizer, edit=edit)
+        check((FLOAT, FLOAT), 32, 2, points, tmp_path, sanitizer=sanitizer, edit=edit, **options)
 
 
 @pytest.mark.parametrize("queries, tile_width", [(17821, 8), (900, 0)])
