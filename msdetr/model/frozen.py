@@ -1,4 +1,4 @@
-"""Residual networks whose batch norm is frozen: on a processor it is folded into the convolution before it."""
+"""Residual networks whose batch norm is frozen: it is folded into the convolution before it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 from ..modules.conv import pointwise
-from ..ops import takes
+from ..ops import asked, takes
+
+
+def folds(x: Tensor) -> bool:
+    """Whether norms are folded into their convolutions here: where a processor's fast paths are taken, and on a GPU. Under
+    autocast that is also what keeps the maps in bf16: a norm of fp32 numbers makes fp32 maps of them."""
+    on_gpu = x.device.type == "cuda" and asked() in ("auto", "native") and not torch.onnx.is_in_onnx_export()
+    return on_gpu or takes(x)
 
 
 class FrozenBottleneck(Bottleneck):
     """torchvision's bottleneck, which is what is computed: here with half of the passes over the maps."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not takes(x, self.conv1.weight):
+        if not folds(x):
             return super().forward(x)
         y = normed(x, self.conv1, self.bn1, relu=True)
         y = normed(y, self.conv2, self.bn2, relu=True)
@@ -31,7 +38,7 @@ def normed(x: Tensor, conv: nn.Conv2d, norm: FrozenBatchNorm2d, relu: bool = Fal
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
     weight = conv.weight * scale[:, None, None, None]
-    if conv.kernel_size == (1, 1):
+    if conv.kernel_size == (1, 1) and takes(x, weight):
         return pointwise(x, weight, shift, conv.stride[0], relu)
     y = F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
     return y.relu_() if relu else y
@@ -41,7 +48,7 @@ class FrozenLayers(IntermediateLayerGetter):
     """torchvision's layers of a residual network, the first convolution with its norm and ReLU as one."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        if not takes(x, self.conv1.weight):
+        if not folds(x):
             return super().forward(x)
         maps, x = {}, normed(x, self.conv1, self.bn1, relu=True)
         for name, layer in self.items():
@@ -65,4 +72,4 @@ def fold_norms(body: IntermediateLayerGetter) -> bool:
 
 def channels_last(images: Tensor) -> Tensor:
     """The images as the folded convolutions want them in memory."""
-    return images.contiguous(memory_format=torch.channels_last) if takes(images) else images
+    return images.contiguous(memory_format=torch.channels_last) if folds(images) else images

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 GPU = torch.device("cuda", 0)
-NAMES = [name for name in recipes.names() if name.startswith("shapes/")]
+NAMES = [name for name in recipes.names() if name.startswith("shapes/")] + ["coco/ms-detr-pp-300"]  # and a ResNet
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,13 @@ def _losses_and_gradients(detector, criterion, images, targets, device):
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_and_gradients_are_those_of_a_processor(name, same_noise):
     config = recipes.get(name).override(
-        {"model.encoder_layers": 1, "model.decoder_layers": 2, "model.dropout": 0.0, "model.num_queries": 30}
+        {
+            "model.encoder_layers": 1,
+            "model.decoder_layers": 2,
+            "model.dropout": 0.0,
+            "model.num_queries": 30,
+            "model.pretrained": "none",
+        }
     )
     detector, criterion, images = small.built(config)
     targets = small.objects(3, 1)

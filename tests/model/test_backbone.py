@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import small
@@ -14,8 +15,9 @@ from msdetr.config import ModelConfig
 from msdetr.engine.optim import lr_groups
 from msdetr.errors import ConfigError
 from msdetr.methods import build_detector
-from msdetr.model import BACKBONES, build_backbone
+from msdetr.model import BACKBONES, build_backbone, frozen
 from msdetr.model.backbone import Backbone
+from msdetr.ops import backend
 
 SHUFFLENET = Path(
     os.environ.get(
@@ -248,3 +250,31 @@ def test_models_that_timm_does_not_have(timm, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"needs timm: pip install 'msdetr\[timm\]'"):
         backbone("timm/resnet10t")
+
+
+def test_norms_are_folded_on_a_gpu():
+    on_gpu = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
+    assert frozen.folds(on_gpu)
+    with backend("plain"):  # the readable form
+        assert not frozen.folds(on_gpu)
+
+
+def test_folded_norms_compute_the_same_and_keep_half_types(monkeypatch):
+    network = Backbone(BACKBONES["resnet50"], "frozen", trainable_layers=5, finest_stride=4).double()
+    for name, buffer in network.named_buffers():
+        torch.nn.init.uniform_(buffer, 0.5, 1.5) if name.endswith(("weight", "var")) else torch.nn.init.normal_(buffer)
+    images = torch.randn(2, 3, 45, 37, dtype=torch.float64)
+
+    def maps_and_gradients():
+        network.zero_grad()
+        maps = network(images)
+        sum((x * x.detach().sin()).sum() for x in maps).backward()
+        return [*maps, *(p.grad.clone() for p in network.parameters())]
+
+    with backend("plain"):
+        expected = maps_and_gradients()
+        monkeypatch.setattr(frozen, "folds", lambda x: True)
+        for actual, exact in zip(maps_and_gradients(), expected, strict=True):
+            torch.testing.assert_close(actual, exact, rtol=1e-8, atol=1e-8 * exact.abs().max().item())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert {x.dtype for x in network.float()(images.float())} == {torch.bfloat16}
