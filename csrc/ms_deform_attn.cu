@@ -69,8 +69,8 @@ constexpr int kTeams = 32 / kTeam;                              // per warp
 constexpr int kPoints = LEVELS * POINTS;                        // per query
 constexpr int kQueries = WARPS * kTeams;                        // per block
 constexpr int kSlots = 1024;                                    // pixels of a block's pool
-constexpr int kPoolBytes = POOLED ? kSlots * 10 + 4 + kQueries * (CHANNELS + 4) * int(sizeof(Real)) : 0;
-constexpr int kStagedBytes = ((POOLED ? 47 : 40) * 1024 - kPoolBytes) / kQueries;  // shared memory per team
+constexpr int kPoolBytes = POOLED ? kSlots * 10 + 4 + kQueries * (CHANNELS + 4) * int(sizeof(Real)) : 0;  // without `older`
+constexpr int kStagedBytes = ((POOLED ? 47 : 40) * 1024 - kPoolBytes) / kQueries;  // of shared memory, per team
 constexpr int kBlocks = POOLED ? sizeof(Index) == 4 ? 5 : 4 : 1;  // of a multiprocessor, at least: what shared memory allows
 constexpr unsigned kAllLanes = 0xffffffffu;
 
@@ -344,6 +344,7 @@ __device__ __forceinline__ void sum_over_team(const Real (&part)[4], int member,
 // Neighbouring queries add to the same pixels again and again, and adding is what memory does slowest. So a block first
 // collects who adds to which pixel, in a hash table of lists; then each pixel is summed up by one team and added once.
 // An entry is a corner of a staged point of a query; where the table has no room for its pixel, it is added at once.
+static_assert(kQueries * kChunk * 4 <= 32767);  // entries, numbered by a short
 struct Pool {
   int pixel[kSlots];   // the token that has the slot, or -1
   int newest[kSlots];  // its newest entry, or -1
