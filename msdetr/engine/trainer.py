@@ -236,7 +236,7 @@ class _OnItsWay:
     """A bool of a device on its way to the host, as a bool: who asks waits for it, and for nothing after it."""
 
     def __init__(self, flag: Tensor):
-        self._flag = flag.to("cpu", non_blocking=True)
+        self._flag = flag.to("cpu", non_blocking=flag.is_cuda)
         self._arrived = torch.cuda.current_stream(flag.device).record_event() if flag.is_cuda else None
 
     def __bool__(self) -> bool:
