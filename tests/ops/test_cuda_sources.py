@@ -157,16 +157,18 @@ def run_on_cpu(
 _SHAPES = [(5, 4), (3, 2), (1, 6), (2, 2)]
 
 
-def check(dtypes, channels, levels, points, folder, queries: int | None = 11, shapes=None, **options) -> None:
-    """Both kernels against plain PyTorch in fp64; queries None: one per token, in tiles."""
+def check(
+    dtypes, channels, levels, points, folder, queries: int | None = 11, shapes=None, gradients=BOTH, **options
+) -> None:
+    """Both kernels against plain PyTorch in fp64; queries None: one per token, in tiles. gradients: which are needed."""
     value_type, geometry_type = dtypes
     heads, batch = 3, 2
     shapes = shapes or _SHAPES[:levels]
     tokens = sum(height * width for height, width in shapes)
     edits = {name: options.pop(name) for name in ("sanitizer", "edit") if name in options}
     cases = [
-        cuda.Case(value_type, geometry_type, heads, channels, levels, points, **{"warps": 2, **gradients, **options})
-        for gradients in ({}, BOTH)
+        cuda.Case(value_type, geometry_type, heads, channels, levels, points, **{"warps": 2, **needed, **options})
+        for needed in ({}, gradients)
     ]
     queries = queries or tokens
 
@@ -197,7 +199,8 @@ def check(dtypes, channels, levels, points, folder, queries: int | None = 11, sh
         *plain.backward(grad_output.double(), wide[0], shapes, wide[1], wide[2], True, True),
     )
     tolerance = {DOUBLE: 1e-12, FLOAT: 1e-5, HALF: 4e-3, BFLOAT: 2e-2}
-    for actual, exact in zip(actuals, expected, strict=True):
+    found = zip((True, "need_value" in gradients, *["need_points" in gradients] * 2), actuals, expected, strict=True)
+    for _, actual, exact in (each for each in found if each[0]):
         atol = tolerance[actual.dtype] * exact.abs().max().item()
         torch.testing.assert_close(actual.double(), exact, rtol=0, atol=atol)
 
@@ -238,6 +241,13 @@ def test_a_pool_with_too_few_slots_for_its_pixels(tmp_path):
         return source.replace("kSlots = 1024", "kSlots = 8")
 
     check((FLOAT, FLOAT), 32, 2, 3, tmp_path, queries=None, tile_width=4, edit=edit)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", BOTH)
+@pytest.mark.parametrize("options", [{}, {"queries": None, "tile_width": 4}])
+def test_one_gradient_alone(gradient, options, tmp_path):
+    check((FLOAT, FLOAT), 32, 2, 3, tmp_path, gradients={gradient: True}, **options)
 
 
 @pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), {"queries": None, "tile_width": 4}])
