@@ -79,12 +79,13 @@ def main() -> None:
         options.clock,
     )
     ratios = {name: seconds["published design"] / value for name, value in seconds.items()}
+    shares = where_the_time_goes(detector, batch, targets, criterion) if device.type == "cpu" else {}
     result = {
         "images per step": images,
         "seconds": seconds,
         "times as fast as the published design": ratios,
         "relative difference of the losses": difference(),
-        "share of the package's step": where_the_time_goes(detector, batch, targets, criterion) if device.type == "cpu" else {},
+        "share of the package's step": shares,
         "inference": inference(detector, batch, options.repeats, device, options.clock),
     }
     for name, value in seconds.items():
