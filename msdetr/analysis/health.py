@@ -21,7 +21,9 @@ from msdetr.analysis.branches import branch_title
 from msdetr.analysis.runs import Run, read_run
 from msdetr.errors import FileError
 from msdetr.losses import Branch
+from msdetr.matching import MatchingRules
 from msdetr.methods import build_criterion, matching_rules
+from msdetr.modules.heads import PRIOR_PROBABILITY
 
 ENOUGH_STEPS = 500  # rule of thumb: before, classes that are not found yet say nothing
 
@@ -208,10 +210,13 @@ def _positives(run: Run) -> Iterator[Finding]:
         level = Level.FINE
         if most is not None and tail < min(1.5, 0.5 * most):
             level = Level.WARN
-            causes.append(
-                f"few predictions score above tau = {m.threshold:g}: early in training wait; later lower "
-                "ms_detr.threshold, or look whether the boxes learn at all"
-            )
+            if branch.name == "one_to_many" and max(values) == 0:
+                causes.append(_why_no_pair(m))
+            else:
+                causes.append(
+                    f"few predictions score above tau = {m.threshold:g}: early in training wait; later lower "
+                    "ms_detr.threshold, or look whether the boxes learn at all"
+                )
         elif shares and _lately(shares) > 0.4:
             level = Level.WARN
             causes.append(
@@ -220,6 +225,16 @@ def _positives(run: Run) -> Iterator[Finding]:
             )
         graded.append((level, text))
     yield _worst("one-to-many positives", graded, "; ".join(dict.fromkeys(causes)), run)
+
+
+def _why_no_pair(rules: MatchingRules) -> str:
+    """Whoever has no pair learns that nothing is an object, so its probabilities stay where they begin."""
+    needed = (rules.threshold - rules.alpha * PRIOR_PROBABILITY) / (1 - rules.alpha) if rules.alpha < 1 else math.inf
+    box = f"a box needs an IoU above {needed:.2f} for it" if needed < 1 else "no box is good enough for it"
+    return (
+        f"not one pair so far: probabilities begin at {PRIOR_PROBABILITY:g}, and there, with alpha = {rules.alpha:g} and "
+        f"tau = {rules.threshold:g}, {box}; lower ms_detr.alpha or ms_detr.threshold, or look whether the boxes learn at all"
+    )
 
 
 def _layers_refine(run: Run) -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """The health report finds planted faults, and stays quiet on a healthy run."""
 
 import json
+import re
 
 import pytest
 from run_directories import make_run, train_line
@@ -48,6 +49,20 @@ FAULTS = {
 def test_planted_fault_is_found_with_its_cause(tmp_path, check):
     finding = report(make_run(tmp_path / "run", **FAULTS[check]))[check]
     assert finding.level in (Level.BAD, Level.WARN) and finding.cause
+
+
+@pytest.mark.parametrize(
+    ("alpha", "cause"),
+    [
+        (0.6, "not one pair .* IoU above 0.98 .* lower ms_detr.alpha"),
+        (1.0, "no box is good enough"),
+        (0.3, "IoU above 0.57"),
+    ],
+)
+def test_a_one_to_many_branch_without_a_pair(tmp_path, alpha, cause):
+    nothing = lines(lambda step: {"positives_per_object": {"one_to_one": 1.0, "one_to_many": 0.0}})
+    finding = report(make_run(tmp_path / "run", lines=nothing, **{"ms_detr.alpha": alpha}))["one-to-many positives"]
+    assert finding.level is Level.WARN and re.search(cause, finding.cause)
 
 
 @pytest.mark.parametrize(("steps", "level"), [(40, Level.UNKNOWN), (499, Level.UNKNOWN), (500, Level.BAD)])
