@@ -49,7 +49,7 @@ def gpu(device: torch.device | str = "cuda") -> dict[str, Any]:
     except (OSError, subprocess.CalledProcessError, IndexError):
         driver = None
     versions = {}
-    for package in ("cuda-core", "cuda-bindings", "triton"):
+    for package in ("cuda-core", "cuda-bindings", "triton", "deformops"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
-import importlib.metadata
 import importlib.util
 import json
 import multiprocessing
@@ -454,8 +453,6 @@ def machine(device: str) -> dict:
     }
     if device == "cuda":
         description |= gpu()
-        if importlib.util.find_spec("deformops"):
-            description["deformops"] = importlib.metadata.version("deformops")
     return description
 
 
