@@ -210,7 +210,7 @@ def _positives(run: Run) -> Iterator[Finding]:
         level = Level.FINE
         if most is not None and tail < min(1.5, 0.5 * most):
             level = Level.WARN
-            if branch.name == "one_to_many" and max(values) == 0:
+            if branch.name == "one_to_many" and tail < 0.005:  # what is shown as 0.00
                 causes.append(_why_no_pair(m))
             else:
                 causes.append(
@@ -228,11 +228,11 @@ def _positives(run: Run) -> Iterator[Finding]:
 
 
 def _why_no_pair(rules: MatchingRules) -> str:
-    """Whoever has no pair learns that nothing is an object, so its probabilities stay where they begin."""
+    """A branch without pairs learns that nothing is an object, so its probabilities stay where they begin."""
     needed = (rules.threshold - rules.alpha * PRIOR_PROBABILITY) / (1 - rules.alpha) if rules.alpha < 1 else math.inf
     box = f"a box needs an IoU above {needed:.2f} for it" if needed < 1 else "no box is good enough for it"
     return (
-        f"not one pair so far: probabilities begin at {PRIOR_PROBABILITY:g}, and there, with alpha = {rules.alpha:g} and "
+        f"next to no pairs: probabilities begin at {PRIOR_PROBABILITY:g}, and there, with alpha = {rules.alpha:g} and "
         f"tau = {rules.threshold:g}, {box}; lower ms_detr.alpha or ms_detr.threshold, or look whether the boxes learn at all"
     )
 
