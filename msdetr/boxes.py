@@ -78,5 +78,4 @@ def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
 
 def logit(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Inverse sigmoid with both x and 1 - x kept above eps, as Deformable DETR defines it for reference points."""
-    x = x.clamp(0, 1)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+    return torch.log(x.clamp(eps, 1) / (1 - x).clamp(eps, 1))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,28 +23,56 @@ def folds(x: Tensor) -> bool:
     return on_gpu or takes(x)
 
 
-class FrozenBottleneck(Bottleneck):
-    """torchvision's bottleneck, which is what is computed: here with half of the passes over the maps."""
+@dataclass(frozen=True)
+class Affine:
+    """Frozen norms as what they are, y -> scale * y + shift; by norm."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not folds(x):
+    scale: dict[FrozenBatchNorm2d, Tensor]
+    shift: dict[FrozenBatchNorm2d, Tensor]
+
+    @classmethod
+    def of(cls, norms: Sequence[FrozenBatchNorm2d], device: str) -> Affine:
+        """Of all norms of a network at once, which are as many operations as one norm takes alone."""
+        weight, bias, mean, var = (
+            torch.cat([getattr(norm, name) for norm in norms])
+            for name in ("weight", "bias", "running_mean", "running_var")
+        )
+        scale = weight * (var + norms[0].eps).rsqrt()
+        shift = bias - mean * scale
+        if torch.is_autocast_enabled(device):  # as the convolutions would, one by one
+            shift = shift.to(torch.get_autocast_dtype(device))
+        sizes = [len(norm.weight) for norm in norms]
+        return cls(*(dict(zip(norms, numbers.split(sizes))) for numbers in (scale, shift)))
+
+    def conv(self, x: Tensor, conv: nn.Conv2d, norm: FrozenBatchNorm2d, relu: bool = False) -> Tensor:
+        """relu(norm(conv(x))), as one convolution, which is linear in its weight."""
+        weight, shift = conv.weight * self.scale[norm][:, None, None, None], self.shift[norm]
+        if conv.kernel_size == (1, 1) and takes(x, weight):
+            return pointwise(x, weight, shift, conv.stride[0], relu)
+        y = F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return y.relu_() if relu else y
+
+
+class FrozenBottleneck(Bottleneck):
+    """torchvision's bottleneck, which is what is computed: with its norms as ``affine`` in half of the passes over the maps."""
+
+    def forward(self, x: Tensor, affine: Affine | None = None) -> Tensor:
+        if affine is None:
             return super().forward(x)
-        y = normed(x, self.conv1, self.bn1, relu=True)
-        y = normed(y, self.conv2, self.bn2, relu=True)
-        y = normed(y, self.conv3, self.bn3)
-        skip = x if self.downsample is None else normed(x, *self.downsample)
+        y = affine.conv(x, self.conv1, self.bn1, relu=True)
+        y = affine.conv(y, self.conv2, self.bn2, relu=True)
+        y = affine.conv(y, self.conv3, self.bn3)
+        skip = x if self.downsample is None else affine.conv(x, *self.downsample)
         return (y + skip if y.requires_grad else y.add_(skip)).relu_()
 
 
-def normed(x: Tensor, conv: nn.Conv2d, norm: FrozenBatchNorm2d, relu: bool = False) -> Tensor:
-    """relu(norm(conv(x))), as one convolution: norm(y) = scale * y + shift, and a convolution is linear in its weight."""
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    shift = norm.bias - norm.running_mean * scale
-    weight = conv.weight * scale[:, None, None, None]
-    if conv.kernel_size == (1, 1) and takes(x, weight):
-        return pointwise(x, weight, shift, conv.stride[0], relu)
-    y = F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return y.relu_() if relu else y
+class FrozenStage(nn.Sequential):
+    """Bottlenecks one after another."""
+
+    def forward(self, x: Tensor, affine: Affine | None = None) -> Tensor:
+        for block in self:
+            x = block(x, affine)
+        return x
 
 
 class FrozenLayers(IntermediateLayerGetter):
@@ -50,24 +81,35 @@ class FrozenLayers(IntermediateLayerGetter):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         if not folds(x):
             return super().forward(x)
-        maps, x = {}, normed(x, self.conv1, self.bn1, relu=True)
+        affine = Affine.of(frozen_norms(self), x.device.type)
+        maps, x = {}, affine.conv(x, self.conv1, self.bn1, relu=True)
         for name, layer in self.items():
-            if name not in ("conv1", "bn1", "relu"):
+            if isinstance(layer, FrozenStage):
+                x = layer(x, affine)
+            elif name not in ("conv1", "bn1", "relu"):
                 x = layer(x)
             if name in self.return_layers:
                 maps[self.return_layers[name]] = x
         return maps
 
 
+def frozen_norms(network: nn.Module) -> list[FrozenBatchNorm2d]:
+    return [module for module in network.modules() if isinstance(module, FrozenBatchNorm2d)]
+
+
 def fold_norms(body: IntermediateLayerGetter) -> bool:
-    """Makes the layers of a residual network of bottlenecks with frozen batch norm ``FrozenLayers`` and each bottleneck a
-    ``FrozenBottleneck``; parameters keep their names. Returns whether it is such a network."""
-    found = [x for x in body.modules() if type(x) is Bottleneck and isinstance(x.bn1, FrozenBatchNorm2d)]
-    for module in found:
-        module.__class__ = FrozenBottleneck
-    if found:
-        body.__class__ = FrozenLayers
-    return bool(found)
+    """Makes the layers of a residual network of bottlenecks with frozen batch norm ``FrozenLayers``, with a ``FrozenStage`` of
+    ``FrozenBottleneck`` for each stage; parameters keep their names. Returns whether it is such a network."""
+    blocks = [x for x in body.modules() if type(x) is Bottleneck and isinstance(x.bn1, FrozenBatchNorm2d)]
+    if not blocks or len({norm.eps for norm in frozen_norms(body)}) > 1:
+        return False
+    for block in blocks:
+        block.__class__ = FrozenBottleneck
+    for stage in body.children():
+        if isinstance(stage, nn.Sequential):
+            stage.__class__ = FrozenStage
+    body.__class__ = FrozenLayers
+    return True
 
 
 def channels_last(images: Tensor) -> Tensor:

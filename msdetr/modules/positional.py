@@ -15,10 +15,9 @@ TEMPERATURE = 10000
 
 def _waves(positions: Tensor, num_features: int, temperature: float = TEMPERATURE) -> Tensor:
     """[...] positions in radians -> [..., num_features]: sine and cosine in turn, at falling frequencies."""
-    pair = torch.arange(num_features, device=positions.device) // 2
-    frequency = temperature ** (-2 * pair.to(positions.dtype) / num_features)
-    angle = positions[..., None] * frequency
-    return torch.stack([angle[..., 0::2].sin(), angle[..., 1::2].cos()], dim=-1).flatten(-2)
+    exponent = torch.arange(0, num_features, 2, device=positions.device, dtype=positions.dtype) / -num_features
+    angle = positions[..., None] * temperature**exponent
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)
 
 
 def sine_embedding_2d(
@@ -34,10 +33,11 @@ def sine_embedding_2d(
     (the row first), as in Deformable DETR. offset: from a cell's far edge, in cells; -0.5 is its centre.
     """
     eps = 1e-6
-    y, x = ((~mask).cumsum(axis).to(dtype) for axis in (1, 2))  # counted in integers: deterministic on CUDA, too
-    y = (y + offset) / (y[:, -1:, :] + eps) * 2 * math.pi
-    x = (x + offset) / (x[:, :, -1:] + eps) * 2 * math.pi
-    return torch.cat([_waves(y, dim // 2, temperature), _waves(x, dim // 2, temperature)], dim=-1)
+    shown = ~mask
+    y, x = (shown.cumsum(axis).to(dtype) for axis in (1, 2))  # counted in integers: deterministic on CUDA, too
+    y = (y + offset) / (y[:, -1:, :] + eps)
+    x = (x + offset) / (x[:, :, -1:] + eps)
+    return _waves(torch.stack([y, x], dim=-1) * (2 * math.pi), dim // 2, temperature).flatten(-2)
 
 
 class MapPositions(nn.Module):
@@ -53,7 +53,7 @@ class MapPositions(nn.Module):
 
 def sine_embedding_of_boxes(boxes: Tensor, dim: int) -> Tensor:
     """[..., 4] cxcywh in [0, 1] -> [..., 2 * dim]: dim / 2 channels for each of cx, cy, w, h."""
-    return _waves(boxes * 2 * math.pi, dim // 2).flatten(-2)
+    return _waves(boxes * (2 * math.pi), dim // 2).flatten(-2)
 
 
 class ReferencePositions(nn.Module):

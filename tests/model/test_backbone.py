@@ -252,6 +252,23 @@ def test_models_that_timm_does_not_have(timm, monkeypatch):
         backbone("timm/resnet10t")
 
 
+def test_hooks_of_stages_and_blocks_run_where_norms_are_folded(monkeypatch):
+    monkeypatch.setattr(frozen, "folds", lambda x: True)
+    network, seen = Backbone(BACKBONES["resnet50"], "frozen", trainable_layers=5), []
+    for module in (network.body.layer4, network.body.layer4[2]):
+        module.register_forward_hook(lambda module, args, output: seen.append(output))
+    last = network(torch.randn(1, 3, 32, 32))[-1]
+    assert seen == [last, last]
+
+
+def test_folded_norms_compile_as_one_graph(monkeypatch):
+    monkeypatch.setattr(frozen, "folds", lambda x: True)
+    network, images = Backbone(BACKBONES["resnet50"], "frozen", trainable_layers=5), torch.randn(1, 3, 32, 32)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    for actual, expected in zip(compiled(images), network(images), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
 def test_norms_are_folded_on_a_gpu():
     on_gpu = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
     assert frozen.folds(on_gpu)

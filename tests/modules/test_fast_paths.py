@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from msdetr import recipes
 from msdetr.methods import build_criterion, build_detector
 from msdetr.model.backbone import BACKBONES, Backbone
-from msdetr.model.frozen import FrozenBottleneck
+from msdetr.model.frozen import Affine, FrozenBottleneck, folds, frozen_norms
 from msdetr.modules import FFN, MLP, MultiScaleDeformableAttention, SelfAttention
 from msdetr.modules.conv import Conv2d
 from msdetr.modules.ffn import PIECE
@@ -260,8 +260,16 @@ def test_perceptron(half):
 @fast
 @either
 def test_frozen_norms_are_part_of_their_convolutions(half):
-    network = Backbone(BACKBONES["resnet50"], "frozen", trainable_layers=5).body["layer2"][:2]
-    assert all(isinstance(block, FrozenBottleneck) for block in network)
+    class Stage(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = Backbone(BACKBONES["resnet50"], "frozen", trainable_layers=5).body["layer2"][:2]
+
+        def forward(self, x):
+            return self.blocks(x, Affine.of(frozen_norms(self.blocks), "cpu") if folds(x) else None)
+
+    network = Stage()
+    assert all(isinstance(block, FrozenBottleneck) for block in network.blocks)
     for name, buffer in network.named_buffers():
         torch.nn.init.uniform_(buffer, 0.5, 1.5) if name.endswith(("weight", "var")) else torch.nn.init.normal_(buffer)
     for maps in (torch.randn(1, 256, 9, 6), torch.randn(1, 256, 6, 8).contiguous(memory_format=torch.channels_last)):
