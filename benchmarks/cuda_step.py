@@ -1,12 +1,13 @@
 """A whole training step on a GPU: time, memory, waits of the host and which kernels the time goes to.
 
     python benchmarks/cuda_step.py [--recipes coco/deformable-detr-pp-300 coco/ms-detr-pp-300] [--images 8]
-                                   [--height 800] [--width 1066] [--steps 10] [--output cuda_step]
+                                   [--height 800] [--width 1066] [--steps 10] [--output cuda_step] [--compile]
 
-Forward, losses, backward, clipping, AdamW and moving average of random images that lie in pinned memory, as a data loader
-leaves them. "wall" is from step to step, one after another without a pause; "waits" are those of one step that PyTorch
-reports, among them the intended one on a stream for the matching; "busy" is the share of the wall time in which some kernel
-runs; "host" is what the host does meanwhile. FLOPs are counted, not measured (scale.py). Writes results/OUTPUT.json.
+Forward, losses, backward, clipping, AdamW and moving average of random images that lie in pinned memory, as a data
+loader leaves them; with --compile, backbone and transformer layers compiled by torch.compile for this one size. "wall"
+is from step to step, one after another without a pause; "waits" are those of one step that PyTorch reports, among them
+the intended one on a stream for the matching; "busy" is the share of the wall time in which some kernel runs; "host" is
+what the host does meanwhile. FLOPs are counted, not measured (scale.py). Writes results/OUTPUT.json.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["coco/deformable-detr-pp-300", "coco/ms-detr-pp-300"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--output", default="cuda_step")
+    parser.add_argument("--compile", action="store_true")
     for name, default in (("images", 8), ("height", 800), ("width", 1066), ("objects", 7), ("steps", 10)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
@@ -60,11 +62,17 @@ def main() -> None:
 def measured(config: RunConfig, options: argparse.Namespace) -> dict[str, Any]:
     """Everything about the steps of one recipe."""
     torch.manual_seed(0)
-    trainer = Trainer(build_detector(config), build_criterion(config), config.train, 1000, 1000, World(device=GPU))
+    detector = build_detector(config)
+    if options.compile:
+        for module in (detector.backbone, *detector.encoder.layers, *detector.decoder.layers):
+            module.compile(dynamic=False)
+    trainer = Trainer(detector, build_criterion(config), config.train, 1000, 1000, World(device=GPU))
     batch = micro_batch(config, options)
+    begin = time.perf_counter()
     for _ in range(3):  # builds kernels and optimiser state, and chooses convolutions
         trainer.step([batch])
     torch.cuda.synchronize()
+    warm_up = time.perf_counter() - begin
     torch.cuda.reset_peak_memory_stats()
     walls = []
     for _ in range(options.steps):
@@ -85,6 +93,7 @@ def measured(config: RunConfig, options: argparse.Namespace) -> dict[str, Any]:
     seconds = statistics.median(walls[1:])
     flops = counted(build_detector(config).to("meta").train(), 1, options.height, options.width)["training FLOPs"]
     return {
+        "seconds of the first three steps": warm_up,
         "seconds, wall": seconds,
         "images a second": options.images / seconds,
         "seconds of kernels": busy,
