@@ -73,14 +73,11 @@ def capped(
 ) -> Tensor:
     """[K, T, Q] bool: the votes of at most ``limit`` queries of each layer and image, a random subset where there are
     more: the first of them in the order that ``permutation`` gives so many."""
+    voting = torch.stack([votes.any(1) for votes in positive.split(targets.counts.tolist(), dim=1)], dim=1)  # [K, B, Q]
     kept = positive.clone()
-    for layer in range(len(positive)):
-        for b in range(targets.num_images):
-            rows = (targets.image == b).nonzero().flatten()
-            chosen = positive[layer, rows].any(0).nonzero().flatten()
-            if len(chosen) > limit:
-                dropped = chosen[permutation(len(chosen))[limit:]]
-                kept[layer, rows[:, None], dropped] = False
+    for layer, b in (voting.sum(-1) > limit).nonzero().tolist():
+        queries, objects = voting[layer, b].nonzero().flatten(), (targets.image == b).nonzero()
+        kept[layer, objects, queries[permutation(len(queries))[limit:]]] = False
     return kept
 
 
