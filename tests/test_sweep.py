@@ -138,6 +138,15 @@ def test_changes_of_one_recipe_are_compared_with_the_change_that_is_the_referenc
     assert [row["name"] for row in sections[0]["rows"]] == ["as it is", "longer"]
 
 
+def test_a_report_needs_no_data(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    study, command = load_study(written(tmp_path, data=["mine"])), ["sweep", str(tmp_path / "study.yaml"), "--out"]
+    keep_all(study, tmp_path / "out")
+    (tmp_path / "mine").rmdir()
+    assert main([*command, str(tmp_path / "out"), "--report"]) == 0 and (tmp_path / "out" / "results.md").is_file()
+    assert main([*command, str(tmp_path / "out")]) == 1 and "there is no folder" in capsys.readouterr().err
+
+
 def test_nothing_is_reported_of_nothing(tmp_path, capsys):
     path = written(tmp_path)
     assert main(["sweep", str(path), "--out", str(tmp_path / "out"), "--report"]) == 0

@@ -43,14 +43,14 @@ def sweep(
         device: auto, cpu, cuda or cuda:N.
         cluster: slurm: a job of the queue for each cell, through submitit; local: the same on this machine.
         job: Settings of the jobs, as submitit names them, e.g. timeout_min=600 slurm_partition=gpu gpus_per_node=1.
-        report: Train nothing; tables and figures of the cells that are finished.
+        report: Train nothing; tables and figures of the cells that are finished. Needs no data.
         only: Train only the cell of this name, in this process; for queues that start processes themselves.
         quiet: No progress.
     """
     from ..sweep import load_study, run_cell, run_study, submit_study, write_report
     from ..sweep.run import require_finished
 
-    planned = load_study(study)
+    planned = load_study(study, trains=not report)
     out = (out or project_root() / "runs" / study.stem).absolute()
     require_folder(out, "--out")
     if only is not None:

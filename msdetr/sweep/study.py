@@ -122,8 +122,10 @@ def kept(cell: PlannedCell, folder: Path) -> Cell | None:
 _KEYS = ("title", "recipes", "data", "changes", "settings", "seeds", "reference", "run", "measures")
 
 
-def load_study(path: str | Path) -> Study:
+def load_study(path: str | Path, *, trains: bool = True) -> Study:
     """Reads a study. Recipe files and data folders that it names are looked for beside it.
+
+    trains: False where only what is finished is to be read: the data may be gone, or on another machine.
 
     Raises ConfigError naming the entry that is missing, unknown or no value of its kind.
     """
@@ -143,7 +145,7 @@ def load_study(path: str | Path) -> Study:
         title=read.text("title", path.stem),
         recipes={name: read.recipe(name, source) for name, source in read.named("recipes").items()},
         seeds=read.seeds(),
-        data={name: read.folder(name, place) for name, place in read.named("data").items()},
+        data={name: read.folder(name, place, trains) for name, place in read.named("data").items()},
         changes={name: read.settings(f"changes: {name}", values) for name, values in read.mapping("changes").items()},
         settings=read.settings("settings", found.get("settings")),
         reference=read.text("reference", None),
@@ -215,9 +217,9 @@ class _Reader:
             raise self.wrong("recipes", str(error)) from error
         return source
 
-    def folder(self, name: str, place: str) -> str:
+    def folder(self, name: str, place: str, needed: bool) -> str:
         folder = (self.path.parent / Path(place).expanduser()).absolute()
-        if not folder.is_dir():
+        if needed and not folder.is_dir():
             raise self.wrong(f"data: {name}", f"there is no folder {folder}; paths are beside the study file")
         return str(folder)
 
