@@ -123,7 +123,7 @@ from msdetr.data.workers import Reader, start_worker
 class Slow:
     def __len__(self): return 9
     def __getitem__(self, index):
-        print(os.getpid(), flush=True)
+        os.write(1, f"{os.getpid()}\\n".encode())  # in one piece: two workers write
         time.sleep(900)
 loader = DataLoader(Slow(), num_workers=2, batch_size=None, worker_init_fn=start_worker, multiprocessing_context=sys.argv[1])
 if __name__ == "__main__":
