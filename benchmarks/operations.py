@@ -18,12 +18,12 @@ from unittest import mock
 
 import machine
 import torch
+from cuda_step import micro_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import msdetr
 from msdetr import recipes
 from msdetr.methods import build_criterion, build_detector
-from msdetr.structures import ImageBatch, Targets
 
 CPU = torch.device("cpu")
 PACKAGE = str(Path(msdetr.__file__).parent)
@@ -63,12 +63,7 @@ def counted(recipe: str, options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     config = recipes.get(recipe).override({"model.pretrained": "none"})
     detector, criterion = build_detector(config).train(), build_criterion(config)
-    mask = torch.zeros(options.images, options.height, options.width, dtype=torch.bool)
-    mask[1::2, :, options.width * 3 // 4 :] = True
-    images = ImageBatch(torch.randn(options.images, 3, options.height, options.width), mask)
-    labels = [torch.randint(config.model.num_classes, (options.objects,)) for _ in range(options.images)]
-    boxes = [torch.rand(options.objects, 4) * 0.4 + 0.2 for _ in range(options.images)]
-    targets = Targets.from_list(labels, boxes)
+    images, targets = micro_batch(config, options)
     with Counted() as forward, torch.autocast("cpu", torch.bfloat16):
         output = detector(images, targets)
     with Counted() as losses:
