@@ -66,15 +66,13 @@ def main() -> None:
     recipes = defaultdict(dict)
     for name in sorted(rows):
         recipes[rows[name]["recipe"]][rows[name]["seed"]] = numbers(rows[name])
-    first = next(iter(recipes.values()))
+    first = next(iter(recipes))
     for recipe, seeds in recipes.items():
-        shared = [seed for seed in seeds if seed in first]
+        shared = [] if recipe == first else [seed for seed in seeds if seed in recipes[first]]
         print(f"{recipe}, seeds {', '.join(map(str, seeds))}")
         for what in next(iter(seeds.values())):
-            differences = ", ".join(f"{seeds[seed][what] - first[seed][what]:+.1f}" for seed in shared)
-            print(
-                f"  {what:34} {mean(one[what] for one in seeds.values()):5.1f}   {differences if recipe != next(iter(recipes)) else ''}"
-            )
+            differences = ", ".join(f"{seeds[seed][what] - recipes[first][seed][what]:+.1f}" for seed in shared)
+            print(f"  {what:34} {mean(one[what] for one in seeds.values()):5.1f}   {differences}")
 
 
 if __name__ == "__main__":

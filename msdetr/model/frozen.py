@@ -31,7 +31,7 @@ class Affine:
     shift: dict[FrozenBatchNorm2d, Tensor]
 
     @classmethod
-    def of(cls, norms: Sequence[FrozenBatchNorm2d], device: str) -> Affine:
+    def of(cls, norms: Sequence[FrozenBatchNorm2d]) -> Affine:
         """Of all norms of a network at once, which are as many operations as one norm takes alone."""
         weight, bias, mean, var = (
             torch.cat([getattr(norm, name) for norm in norms])
@@ -39,8 +39,8 @@ class Affine:
         )
         scale = weight * (var + norms[0].eps).rsqrt()
         shift = bias - mean * scale
-        if torch.is_autocast_enabled(device):  # as the convolutions would, one by one
-            shift = shift.to(torch.get_autocast_dtype(device))
+        if torch.is_autocast_enabled(shift.device.type):  # as the convolutions would, one by one
+            shift = shift.to(torch.get_autocast_dtype(shift.device.type))
         sizes = [len(norm.weight) for norm in norms]
         return cls(*(dict(zip(norms, numbers.split(sizes))) for numbers in (scale, shift)))
 
@@ -81,7 +81,7 @@ class FrozenLayers(IntermediateLayerGetter):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         if not folds(x):
             return super().forward(x)
-        affine = Affine.of(frozen_norms(self), x.device.type)
+        affine = Affine.of(frozen_norms(self))
         maps, x = {}, affine.conv(x, self.conv1, self.bn1, relu=True)
         for name, layer in self.items():
             if isinstance(layer, FrozenStage):

@@ -266,7 +266,7 @@ def test_frozen_norms_are_part_of_their_convolutions(half):
             self.blocks = Backbone(BACKBONES["resnet50"], "frozen", trainable_layers=5).body["layer2"][:2]
 
         def forward(self, x):
-            return self.blocks(x, Affine.of(frozen_norms(self.blocks), "cpu") if folds(x) else None)
+            return self.blocks(x, Affine.of(frozen_norms(self.blocks)) if folds(x) else None)
 
     network = Stage()
     assert all(isinstance(block, FrozenBottleneck) for block in network.blocks)
