@@ -220,7 +220,9 @@ class _Reader:
     def folder(self, name: str, place: str, needed: bool) -> str:
         folder = (self.path.parent / Path(place).expanduser()).absolute()
         if needed and not folder.is_dir():
-            raise self.wrong(f"data: {name}", f"there is no folder {folder}; paths are beside the study file. --report needs none")
+            raise self.wrong(
+                f"data: {name}", f"there is no folder {folder}; paths are beside the study file. --report needs none"
+            )
         return str(folder)
 
     def settings(self, entry: str, values: Any) -> dict[str, Any]:
