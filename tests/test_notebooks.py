@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,8 @@ import pytest
 import torch
 from browser import browser_page, jupyter_lab, needs_browser, open_notebook, run_all_cells
 from small import SMALL
+
+from msdetr.analysis.ladder import ladder_recipes
 
 nbformat = pytest.importorskip("nbformat", reason="no nbformat: pip install msdetr[notebooks]")
 
@@ -239,6 +242,32 @@ def test_05_trains_a_detector_by_hand_and_by_the_command_that_it_shows(trained):
         results = json.loads((trained / "runs" / name / "results.json").read_text())
         assert (results["status"], results["steps"]) == ("finished", 6)
     assert noise(nbformat.read(trained / "runs" / "mine" / "05_train.ipynb", as_version=4)) == []
+
+
+@pytest.mark.parametrize("recipe", ladder_recipes().values())
+def test_05_spells_out_a_step_of_every_method(tmp_path, monkeypatch, recipe):
+    """What comes before the package call, without a kernel."""
+    monkeypatch.chdir(tmp_path)
+    before = itertools.takewhile(lambda cell: "MatchRecorder" not in cell.source, code_cells(read("05_train")))
+    values = {"recipe": recipe, "device": "cpu", "overrides": TINY | {"data.root": str(tmp_path / "shapes")}}
+    space = {}
+    for cell in before:
+        exec(re.sub(r"^%.*$", "", cell.source, flags=re.MULTILINE), space)  # noqa: S102, the notebook's own code
+        if "parameters" in cell.metadata.get("tags", []):
+            space |= values
+    assert space["losses"].total.isfinite()
+
+
+@pytest.mark.slow
+def test_05_to_08_take_a_method_with_queries_made_from_the_objects(project, tmp_path, monkeypatch):
+    start(project, tmp_path, monkeypatch, "by hand")
+    overrides = " ".join(f"{path}={value}" for path, value in TINY.items())
+    runs = tmp_path / "runs"
+    own = {"recipe": "shapes/dino-ms-c", "epochs": 1.0, "overrides": overrides, "device": "cpu", "runs": str(runs)}
+    assert noise(execute(project, tmp_path / "05.ipynb", "05_train", **own)) == []
+    for name, folder in LOOK.items():
+        given = {"run" if name.startswith("08") else "runs": str(runs), "output": str(tmp_path / folder)}
+        assert noise(execute(project, tmp_path / f"{name}.ipynb", name, **given)) == []
 
 
 @pytest.mark.slow
