@@ -1,14 +1,12 @@
-"""The family of one-to-many methods, each without and with MS-DETR (c), on the embedded data set, over several seeds.
+"""The family of one-to-many methods: what a training step of each costs, and what MS-DETR (c) adds to each.
 
-    python benchmarks/family.py train [--cells 1] [--seeds 0 1 2] [--runs runs/family] [--data data/shapes] [--device auto]
+    msdetr sweep benchmarks/studies/family.yaml --out benchmarks/results/family
     python benchmarks/family.py cost [--repeats 7] [--data data/shapes] [--clock processor]
     python benchmarks/family.py report
 
-train: trains what is missing, seed after seed (six minutes and more a cell on one core), and keeps each finished cell as
-results/family/CELL.json. It goes on where it was interrupted and trains no finished cell again. cost: a training step of every
-method beside the baseline's, on the same eight images in one run, as results/family_cost.json; with a clock of "processor"
-the processor time of the process, for a machine that is never idle. report: results/family.json,
-results/family.md and docs/figures/family.png from what is there.
+The study trains them. cost: a training step of every method beside the baseline's, on the same eight images in one run, as
+results/family_cost.json; with a clock of "processor" the processor time of the process, for a machine that is never idle.
+report: results/family.json, results/family.md and docs/figures/family.png from the study's cells that are there.
 """
 
 from __future__ import annotations
@@ -16,59 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import sys
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 
 import machine
 import torch
 
 from msdetr import recipes
-from msdetr.analysis.cells import Cell
-from msdetr.analysis.ladder import WITH_MS_DETR, ladder_recipes
+from msdetr.analysis.ladder import WITH_MS_DETR, ladder_recipes, ladder_results
 from msdetr.analysis.study import markdown_table, summary
-from msdetr.config import RunConfig
 from msdetr.data import build_dataset, build_train_loader
-from msdetr.engine import train
 from msdetr.methods import build_criterion, build_detector
 from msdetr.structures import ImageBatch, Targets
 from msdetr.viz.study import study_figure
 
-CELLS = machine.RESULTS / "family"
 Batch = tuple[ImageBatch, Targets]
 OWN = {"Stable-DINO + MS-DETR (c), fading": "shapes/stable-dino-ms-c-fading"}  # see studies/moonshot.yaml
 FIGURE = Path(__file__).parent.parent / "docs" / "figures" / "family.png"
-
-
-def cell_path(recipe: str, seed: int) -> Path:
-    return CELLS / f"{recipe.removeprefix('shapes/')}-s{seed}.json"
-
-
-def kept(config: RunConfig) -> Cell | None:
-    """The finished cell of a configuration, None where it is still to be trained. Stops where a cell is of other settings."""
-    path = cell_path(config.recipe, config.seed)
-    if not path.exists():
-        return None
-    cell = Cell.load(path)
-    if different := cell.differs_from(config):
-        changes = ", ".join(f"{name} was {old}, is {new}" for name, (old, new) in different.items())
-        sys.exit(f"{path}: trained with other settings ({changes}); remove it, and it is trained again")
-    return cell
-
-
-def train_missing(options: argparse.Namespace) -> None:
-    """Trains and keeps the cells that are missing, at most ``options.cells`` of them."""
-    CELLS.mkdir(parents=True, exist_ok=True)
-    wanted = [recipes.get(name).override({"seed": s}) for s, name in product(options.seeds, ladder_recipes().values())]
-    missing = [config for config in wanted if kept(config) is None]
-    for config in missing[: options.cells]:
-        path = cell_path(config.recipe, config.seed)
-        folder = Path(options.runs) / path.stem
-        train(config.override({"data.root": options.data}), folder, device=options.device)
-        Cell.of_run(folder, device=options.device).save(path)
-    left = len(missing[options.cells or len(missing) :])
-    print(f"{len(wanted) - left} of {len(wanted)} cells are finished")
 
 
 def eight_images(data: str) -> Batch:
@@ -148,10 +110,7 @@ def measure_cost(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Table and figure of the cells that are there."""
-    wanted = {
-        t: [kept(recipes.get(r).override({"seed": s})) for s in options.seeds] for t, r in ladder_recipes().items()
-    }
-    rows = {title: found for title, cells in wanted.items() if (found := [cell for cell in cells if cell])}
+    rows = ladder_results(machine.RESULTS / "family")
     baseline = next(iter(ladder_recipes()))
     costs = machine.RESULTS / "family_cost.json"
     result = {
@@ -167,7 +126,7 @@ def report(options: argparse.Namespace) -> None:
         },
         "cost of a training step": json.loads(costs.read_text())["steps"] if costs.exists() else None,
     }
-    path = machine.save("family", __doc__, "cpu", argparse.Namespace(seeds=options.seeds), result)
+    path = machine.save("family", __doc__, "cpu", argparse.Namespace(), result)
     table = markdown_table(rows, baseline)
     path.with_suffix(".md").write_text(table)
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
@@ -177,16 +136,13 @@ def report(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "cost", "report"])
-    parser.add_argument("--runs", default="runs/family")
+    parser.add_argument("what", choices=["cost", "report"])
     parser.add_argument("--data", default="data/shapes")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--cells", type=int, help="train at most so many")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--clock", choices=machine.CLOCKS, default="wall")
     options = parser.parse_args()
-    {"train": train_missing, "cost": measure_cost, "report": report}[options.what](options)
+    {"cost": measure_cost, "report": report}[options.what](options)
 
 
 if __name__ == "__main__":

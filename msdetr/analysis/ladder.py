@@ -137,7 +137,7 @@ def _source(output: DetectorOutput, predictions: Predictions) -> tuple[str, bool
 
 
 def ladder_results(folder: str | Path) -> dict[str, list[Cell]]:
-    """Title -> finished cells in a folder (see ``benchmarks/family.py``), without the rungs that have none."""
+    """Title -> finished cells in a folder (see ``benchmarks/studies/family.yaml``), without the rungs that have none."""
     cells = load_cells(folder).values()
     found = {title: [c for c in cells if c.config["recipe"] == name] for title, name in ladder_recipes().items()}
     return {title: members for title, members in found.items() if members}
