@@ -4,7 +4,7 @@
                                    [--height 800] [--width 1066] [--steps 10] [--output cuda_step] [--compile]
 
 Forward, losses, backward, clipping, AdamW and moving average of random images that lie in pinned memory, as a data
-loader leaves them; with --compile, backbone and transformer layers compiled by torch.compile for this one size. "wall"
+loader leaves them; with --compile, backbone and transformer layers compiled (``train.compile``). "wall"
 is from step to step, one after another without a pause; "waits" are those of one step that PyTorch reports, among them
 the intended one on a stream for the matching; "busy" is the share of the wall time in which some kernel runs; "host" is
 what the host does meanwhile. FLOPs are counted, not measured (scale.py). Writes results/OUTPUT.json.
@@ -49,7 +49,9 @@ def main() -> None:
     rows = []
     for recipe in options.recipes:
         for precision in options.precisions:
-            config = recipes.get(recipe).override({"model.pretrained": "none", "train.precision": precision})
+            config = recipes.get(recipe).override(
+                {"model.pretrained": "none", "train.precision": precision, "train.compile": options.compile}
+            )
             rows.append({"recipe": recipe, "precision": precision, **measured(config, options)})
             print({key: value for key, value in rows[-1].items() if key != "kernels"}, flush=True)
             for kernel in rows[-1]["kernels"]:
@@ -63,9 +65,6 @@ def measured(config: RunConfig, options: argparse.Namespace) -> dict[str, Any]:
     """Everything about the steps of one recipe."""
     torch.manual_seed(0)
     detector = build_detector(config)
-    if options.compile:
-        for module in (detector.backbone, *detector.encoder.layers, *detector.decoder.layers):
-            module.compile(dynamic=False)
     trainer = Trainer(detector, build_criterion(config), config.train, 1000, 1000, World(device=GPU))
     images, targets = micro_batch(config, options)
     batch = images.pin_memory(), targets.pin_memory()

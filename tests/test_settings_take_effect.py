@@ -33,6 +33,12 @@ BASE |= {"train.epochs": 1, "train.eval_every": 1, "train.checkpoint_every": 1, 
 # ---------------------------------------------------------------- where to look
 
 
+def compiled(config: RunConfig) -> int:
+    """How many modules a trainer compiles; at their first call, which never comes."""
+    trainer = Trainer(build_detector(config), build_criterion(config), config.train, total_steps=4, steps_per_epoch=2)
+    return sum(module._compiled_call_impl is not None for module in trainer.detector.modules())
+
+
 def learned(config: RunConfig, objects: int = 5) -> tuple:
     """Two training steps on fixed images: losses and gradients, what became of the weights, which are trained, and how often
     a layer of the decoder ran."""
@@ -255,6 +261,7 @@ EFFECTS = {
     "train.ema_decay": Effect(0.5, learned),
     "train.precision": Effect("bf16", learned),
     "train.gradient_checkpointing": Effect(True, learned),
+    "train.compile": Effect(True, compiled),
     "train.eval_every": Effect(0.5, ran),
     "train.patience": Effect(1, ran, {"train.epochs": 2, "train.eval_every": 0.5}),
     "train.checkpoint_every": Effect(0.5, ran),

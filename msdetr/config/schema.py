@@ -178,6 +178,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, fp32 elsewhere
     gradient_checkpointing: Annotated[bool, Harmless(on_resume=False)] = False  # recompute transformer layers in the
     # backward pass to save memory
+    compile: Annotated[bool, Harmless(on_resume=False)] = False  # backbone and transformer layers, by torch.compile
     eval_every: Annotated[float, Range(0), Harmless()] = 1  # epochs; 0 evaluates only at the end
     patience: Annotated[int, Range(0, 10**6), Harmless(in_comparison=False)] = (
         0  # evaluations in a row without a better

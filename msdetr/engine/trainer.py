@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import TrainConfig
-from ..errors import InputError, NonFiniteError, OutOfMemoryError, StepError
+from ..errors import ConfigError, InputError, NonFiniteError, OutOfMemoryError, StepError
 from ..structures import ImageBatch, Targets
 from . import checkpoint as checkpoints
 from .distributed import ALONE, World
@@ -73,6 +73,8 @@ class Trainer:
         self.steps_done = 0
         self.intact = True  # False while, and after, an update was interrupted half-way
         detector.gradient_checkpointing = config.gradient_checkpointing
+        if config.compile:
+            detector.compile_layers()
         self._parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
         self._parallel = None
         self._unchecked: tuple[_OnItsWay, Step] | None = None
@@ -147,6 +149,7 @@ class Trainer:
             with (
                 self._no_exchange(unless=i == len(micro_batches) - 1),
                 out_of_memory_advice(batch, targets, self.config),
+                compiler_advice(self.config),
             ):
                 with mixed_precision(self.world.device, self.config.precision):
                     output = (self._parallel or self.detector)(batch, targets)
@@ -288,6 +291,20 @@ def out_of_memory_advice(batch: ImageBatch, targets: Targets, config: TrainConfi
             f"the device ran out of memory with {len(batch)} images padded to {tuple(batch.images.shape[-2:])} pixels "
             f"and {len(targets)} objects (images {list(targets.image_ids)}). Try, in this order: {'; '.join(advice)}. "
             f"({str(error).splitlines()[0]})"
+        ) from error
+
+
+@contextlib.contextmanager
+def compiler_advice(config: TrainConfig) -> Iterator[None]:
+    """Turns what torch.compile cannot do into an error that says what it needs."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not config.compile or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            raise
+        raise ConfigError(
+            f"train.compile: {str(error).splitlines()[0]}. torch.compile needs a C++ compiler (CXX, or g++ on the PATH), on a "
+            "GPU Triton, too; install it, or train without train.compile"
         ) from error
 
 

@@ -138,6 +138,14 @@ class Detector(nn.Module):
     def gradient_checkpointing(self, on: bool) -> None:
         self.encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = on
 
+    def compile_layers(self) -> None:
+        """Has torch.compile compile backbone and transformer layers, in place; weights keep their names.
+
+        That happens at their first call, again when images come in another size, and from then on serves every size.
+        """
+        for module in (self.backbone, *self.encoder.layers, *self.decoder.layers):
+            module.compile()
+
 
 def build_projections(channels: tuple[int, ...], dim: int, num_levels: int) -> nn.ModuleList:
     """One projection to ``dim`` channels per level: 1x1 on the backbone's maps (the coarsest, where there are more than

@@ -84,7 +84,7 @@ def as_shapes(spatial_shapes: Shapes | Tensor) -> tuple[tuple[int, int], ...]:
 
 
 def _whole(size: int | torch.SymInt) -> int | torch.SymInt:
-    return size if isinstance(size, torch.SymInt) else operator.index(size)
+    return size if isinstance(size, int | torch.SymInt) else operator.index(size)
 
 
 _HALF = (torch.float16, torch.bfloat16)

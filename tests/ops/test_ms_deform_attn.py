@@ -243,6 +243,18 @@ def test_compile_without_graph_breaks(dynamic, device):
         torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.slow
+def test_compiled_once_it_serves_every_size(device):
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(ms_deform_attn, fullgraph=True, dynamic=True, backend=counter)
+    for shapes in (((5, 4), (3, 2)), ((7, 6), (4, 5)), ((9, 3), (6, 7))):
+        inputs = Inputs.random(shapes=shapes).to(device, torch.float32)
+        for actual, expected in zip(inputs.run(compiled), inputs.run(), strict=True):
+            torch.testing.assert_close(actual, expected)
+    assert counter.frame_count == 1
+
+
 class Module(torch.nn.Module):
     """The operator with its shapes fixed, for export."""
 
