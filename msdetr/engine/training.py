@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from torch import nn
 
 from ..config import RunConfig
@@ -238,8 +239,12 @@ class Training:
 
     def _tell_observers(self) -> None:
         for name, observer in self.observers.items() if self.world.main else ():
-            with self._deferring(name):
+            with self._deferring(name), self._uncompiled():
                 observer(self.trainer.detector, self.trainer.steps_done, self.epoch)
+
+    def _uncompiled(self) -> contextlib.AbstractContextManager:
+        """Layers as they are written: for what a run does now and then, compiling them takes longer than it saves."""
+        return torch.compiler.set_stance("force_eager") if self.config.train.compile else contextlib.nullcontext()
 
     def _evaluation_was_cut_short(self) -> bool:
         done = self.trainer.steps_done
@@ -253,19 +258,20 @@ class Training:
         if self.saved_at != self.trainer.steps_done:
             self._save()
         try:
-            result = evaluate(
-                self.trainer.evaluated,
-                self.val_set,
-                max_detections=self.config.train.max_detections,
-                batch_size=self.micro_batch or self.config.train.at_once,
-                workers=self.config.data.workers,
-                worker_timeout=self.config.data.worker_timeout,
-                precision=self.config.train.precision,
-                world=self.world,
-                progress=self.progress,
-                stop=self.stop,
-                to_detections=build_postprocess(self.config) or postprocess,
-            )
+            with self._uncompiled():
+                result = evaluate(
+                    self.trainer.evaluated,
+                    self.val_set,
+                    max_detections=self.config.train.max_detections,
+                    batch_size=self.micro_batch or self.config.train.at_once,
+                    workers=self.config.data.workers,
+                    worker_timeout=self.config.data.worker_timeout,
+                    precision=self.config.train.precision,
+                    world=self.world,
+                    progress=self.progress,
+                    stop=self.stop,
+                    to_detections=build_postprocess(self.config) or postprocess,
+                )
         except EvaluationStopped:
             return
         except Exception as error:

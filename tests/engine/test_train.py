@@ -386,7 +386,6 @@ def test_compiled_layers_learn_the_same_from_images_of_all_sizes_and_keep_their_
     changes = {
         "data__augment": "detr",
         "data__train_sizes": (64, 80, 96),
-        "train__ema_decay": 0.5,
         "model__dropout": 0.0,
     }
     for name, compiled in (("plain", False), ("compiled", True)):
