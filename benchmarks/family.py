@@ -6,7 +6,7 @@
 
 The study trains them. cost: a training step of every method beside the baseline's, on the same eight images in one run, as
 results/family_cost.json; with a clock of "processor" the processor time of the process, for a machine that is never idle.
-report: results/family.json, results/family.md and docs/figures/family.png from the study's cells that are there.
+report: results/family.json, with the differences that MS-DETR (c) makes, and docs/figures/family.png, from the study's cells that are there.
 """
 
 from __future__ import annotations
@@ -126,12 +126,10 @@ def report(options: argparse.Namespace) -> None:
         },
         "cost of a training step": json.loads(costs.read_text())["steps"] if costs.exists() else None,
     }
-    path = machine.save("family", __doc__, "cpu", argparse.Namespace(), result)
-    table = markdown_table(rows, baseline)
-    path.with_suffix(".md").write_text(table)
+    machine.save("family", __doc__, "cpu", argparse.Namespace(), result)
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     study_figure(rows, ("AP", "AP75", "top-5 IoU", "duplicate gap"), variant=WITH_MS_DETR).savefig(FIGURE, dpi=110)
-    print(table)
+    print(markdown_table(rows, baseline))
 
 
 def main() -> None:

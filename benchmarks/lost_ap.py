@@ -1,4 +1,4 @@
-"""Where the points of a study on photographs go: the budget of lost AP of every run, and AP with duplicates suppressed.
+"""Where the points of a study go: the budget of lost AP of every run, and AP with duplicates suppressed.
 
     python benchmarks/lost_ap.py runs/photographs_bccd/runs [--output photographs_bccd_lost_ap]
 
