@@ -244,6 +244,7 @@ def test_05_trains_a_detector_by_hand_and_by_the_command_that_it_shows(trained):
     assert noise(nbformat.read(trained / "runs" / "mine" / "05_train.ipynb", as_version=4)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ladder_recipes().values())
 def test_05_spells_out_a_step_of_every_method(tmp_path, monkeypatch, recipe):
     """What comes before the package call, without a kernel."""
