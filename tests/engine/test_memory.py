@@ -62,6 +62,16 @@ def test_not_even_one_image_fits(trainer):
         memory.largest_fitting(trainer, 4, 64, 64, 2)
 
 
+@pytest.mark.fault("F138")
+def test_without_a_compiler_the_search_says_so_too(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(tmp_path / "no-compiler")))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    config = tiny.config(shapes, train__compile=True)
+    trainer = Trainer(build_detector(config), build_criterion(config), config.train, total_steps=12, steps_per_epoch=4)
+    with pytest.raises(ConfigError, match=r"train\.compile: .*needs a C\+\+ compiler"):
+        memory.largest_fitting(trainer, 1, 64, 64, 2)
+
+
 @pytest.mark.parametrize(("ranks", "known", "start"), [(1, None, 12), (3, None, 4), (1, 3, 3), (3, 8, 4)])
 def test_a_gpu_starts_with_its_share_or_with_what_was_found_before(shapes, monkeypatch, ranks, known, start):
     config = tiny.config(shapes, train__micro_batch="auto", train__batch_size=12)
