@@ -63,9 +63,7 @@ def test_not_even_one_image_fits(trainer):
 
 
 @pytest.mark.fault("F138")
-def test_without_a_compiler_the_search_says_so_too(shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(tmp_path / "no-compiler")))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+def test_without_a_compiler_the_search_says_so_too(shapes, no_compiler):
     config = tiny.config(shapes, train__compile=True)
     trainer = Trainer(build_detector(config), build_criterion(config), config.train, total_steps=12, steps_per_epoch=4)
     with pytest.raises(ConfigError, match=r"train\.compile: .*needs a C\+\+ compiler"):

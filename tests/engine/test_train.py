@@ -399,9 +399,7 @@ def test_compiled_layers_learn_the_same_from_images_of_all_sizes_and_keep_their_
 
 
 @pytest.mark.fault("F138")
-def test_without_a_compiler_compiling_says_what_it_needs(tmp_path, shapes, monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(tmp_path / "no-compiler")))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+def test_without_a_compiler_compiling_says_what_it_needs(tmp_path, shapes, no_compiler):
     with pytest.raises(ConfigError, match=r"train\.compile: .*no-compiler.* needs a C\+\+ compiler"):
         train(tiny.config(shapes, train__compile=True), tmp_path / "run", device="cpu", progress=False)
 
