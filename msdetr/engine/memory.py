@@ -12,7 +12,7 @@ from ..data.transforms import CROP_RANGE, resized
 from ..errors import OutOfMemoryError
 from ..structures import ImageBatch, Targets
 from .evaluate import mixed_precision
-from .trainer import Trainer, compiler_advice, out_of_memory_advice
+from .trainer import Trainer, compiling, out_of_memory_advice
 
 SPARE = 0.05  # share of the device's memory that is left free: fragments, and what other libraries keep
 
@@ -75,7 +75,7 @@ def _try(trainer: Trainer, images: int, height: int, width: int, objects: int) -
     batch = ImageBatch.from_images([torch.zeros(3, height, width) for _ in range(images)])
     boxes = torch.rand(objects, 4) * 0.5 + 0.25
     targets = Targets.from_list([torch.zeros(objects, dtype=torch.int64)] * images, [boxes] * images)
-    with out_of_memory_advice(batch, targets, trainer.config), compiler_advice(trainer.config):
+    with out_of_memory_advice(batch, targets, trainer.config), compiling(trainer.config):
         reserved = _reserve(learned, device)
         batch, targets = batch.to(device), targets.to(device)
         with mixed_precision(device, trainer.config.precision):

@@ -149,7 +149,7 @@ class Trainer:
             with (
                 self._no_exchange(unless=i == len(micro_batches) - 1),
                 out_of_memory_advice(batch, targets, self.config),
-                compiler_advice(self.config),
+                compiling(self.config),
             ):
                 with mixed_precision(self.world.device, self.config.precision):
                     output = (self._parallel or self.detector)(batch, targets)
@@ -295,12 +295,19 @@ def out_of_memory_advice(batch: ImageBatch, targets: Targets, config: TrainConfi
 
 
 @contextlib.contextmanager
-def compiler_advice(config: TrainConfig) -> Iterator[None]:
-    """Turns what torch.compile cannot do into an error that says what it needs."""
-    try:
+def compiling(config: TrainConfig) -> Iterator[None]:
+    """What is compiled here serves sizes that are the same by chance, too, as those of a square image; what torch.compile
+    cannot do becomes an error that says what it needs."""
+    if not config.compile:
         yield
+        return
+    from torch.fx.experimental import _config as shapes
+
+    try:
+        with shapes.patch(use_duck_shape=False):
+            yield
     except RuntimeError as error:
-        if not config.compile or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+        if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
             raise
         raise ConfigError(
             f"train.compile: {str(error).splitlines()[0]}. torch.compile needs a C++ compiler (CXX, or g++ on the PATH), on a "

@@ -141,10 +141,11 @@ class Detector(nn.Module):
     def compile_layers(self) -> None:
         """Has torch.compile compile backbone and transformer layers, in place; weights keep their names.
 
-        That happens at their first call, again when images come in another size, and from then on serves every size.
+        That happens at their first call and serves images of every size: left to itself, torch.compile would do it anew for
+        each size that turns out to vary, and give up at the eighth.
         """
         for module in (self.backbone, *self.encoder.layers, *self.decoder.layers):
-            module.compile()
+            module.compile(dynamic=True)
 
 
 def build_projections(channels: tuple[int, ...], dim: int, num_levels: int) -> nn.ModuleList:

@@ -104,9 +104,10 @@ class Context:
 
 
 def concatenated(groups: Sequence[QueryGroup]) -> tuple[Tensor, Tensor, Tensor]:
-    """Contents, positions and references of all groups along the query axis."""
+    """Contents, positions and references of all groups along the query axis; contents in memory of their own, so that layers
+    that are compiled find the first one's as any other's."""
     if len(groups) == 1:
-        return groups[0].contents, groups[0].positions, groups[0].references
+        return groups[0].contents.contiguous(), groups[0].positions, groups[0].references
     widths = {group.name: group.references.shape[-1] for group in groups}
     if len(set(widths.values())) > 1:
         raise InputError(f"query groups: references must all be points or all be boxes, got widths {widths}")

@@ -389,9 +389,10 @@ def test_compiled_layers_learn_the_same_from_images_of_all_sizes_and_keep_their_
         "model__dropout": 0.0,
     }
     for name, compiled in (("plain", False), ("compiled", True)):
-        config = tiny.config(shapes, train__epochs=1, train__compile=compiled, **changes)
+        config = tiny.config(shapes, train__epochs=2, train__compile=compiled, **changes)
         recorder = MatchRecorder.of_run(tmp_path / name, build_dataset(config, "val"), config, 4)
-        train(config, tmp_path / name, device="cpu", progress=False, on_step=recorder)
+        with torch._dynamo.config.patch(error_on_recompile=True):  # once for all sizes and layers
+            train(config, tmp_path / name, device="cpu", progress=False, on_step=recorder)
     names = [msdetr.load(tmp_path / name).detector.state_dict().keys() for name in ("plain", "compiled")]
     assert names[0] == names[1]
     losses = [[line["loss"] for line in tiny.lines(tmp_path / name, "train")] for name in ("plain", "compiled")]
