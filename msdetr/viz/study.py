@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from msdetr.analysis.cells import Cell
 from msdetr.analysis.runs import Statistic
-from msdetr.analysis.study import PERCENT, Rows, paired_difference
+from msdetr.analysis.study import PERCENT, Difference, Rows, paired_difference
 
 from .style import DARK, PALETTE, colors, finish, safe, subplots
 
@@ -56,18 +57,38 @@ def difference_figure(rows: Rows, reference: str, measure: str = "AP") -> Figure
     for i, name in enumerate(name for name in rows if name != reference):
         found, color = paired_difference(rows[name], rows[reference], measure), shades[name]
         labels.append(f"{safe(name)} ({_runs(len(found.values))})")
-        if found.mean is None:
-            continue
-        if found.low is not None:
-            ax.plot([factor * found.low, factor * found.high], [i, i], color=color, linewidth=6, alpha=0.3)
-        dots = factor * np.array(found.values)
-        ax.plot(dots, np.full(len(dots), i), "o", color=color, markersize=4)
-        ax.plot(factor * found.mean, i, "|", color=color, markersize=18, markeredgewidth=2.5)
+        _draw_difference(ax, i, found, factor, color)
     ax.axvline(0, color=DARK, linewidth=0.8)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
     unit = "percent points; " if measure in PERCENT else ""
     finish(ax, f"{measure} minus that of {safe(reference)}", f"{unit}band: 95 % bootstrap interval", "", legend=False)
+    return figure
+
+
+def sets_figure(
+    sets: Mapping[str, Rows],
+    name: str,
+    reference: str,
+    measures: Sequence[str] = ("AP", "AP50", "AP75", "top-5 IoU"),
+) -> Figure:
+    """One row minus the reference on several sets of images: a panel per measure, a line per set, drawn as in
+    ``difference_figure``. sets: the rows of each by its name; both rows have to be in each."""
+    figure, axes = subplots(len(measures), width=10.5, height=1.7 + 0.34 * len(sets), sharey=True)
+    labels = []
+    for i, (title, rows) in enumerate(sets.items()):
+        differences = [paired_difference(rows[name], rows[reference], measure) for measure in measures]
+        labels.append(f"{safe(title)} ({_runs(len(differences[0].values))})")
+        for ax, measure, found in zip(axes, measures, differences, strict=True):
+            _draw_difference(ax, i, found, 100 if measure in PERCENT else 1, PALETTE[i % len(PALETTE)])
+    for ax, measure in zip(axes, measures, strict=True):
+        ax.axvline(0, color=DARK, linewidth=0.8)
+        ax.set_yticks(range(len(labels)), labels)
+        finish(ax, measure, "percent points" if measure in PERCENT else "", "", legend=False)
+        ax.margins(x=0.12)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+    axes[0].set_ylim(len(labels) - 0.5, -0.5)
+    figure.suptitle(f"{safe(name)} minus {safe(reference)}; band: 95 % bootstrap interval", fontsize=11)
     return figure
 
 
@@ -127,6 +148,17 @@ def setting_figure(
         ax.set_xticks(list(values), [f"{value:g}" for value in values])
         ax.margins(x=0.12)
     return figure
+
+
+def _draw_difference(ax: Axes, y: float, found: Difference, factor: float, color: str) -> None:
+    """A dot per seed, the mean, and its interval as a band."""
+    if found.mean is None:
+        return
+    if found.low is not None:
+        ax.plot([factor * found.low, factor * found.high], [y, y], color=color, linewidth=6, alpha=0.3)
+    dots = factor * np.array(found.values)
+    ax.plot(dots, np.full(len(dots), y), "o", color=color, markersize=4)
+    ax.plot(factor * found.mean, y, "|", color=color, markersize=18, markeredgewidth=2.5)
 
 
 def _runs(count: int) -> str:

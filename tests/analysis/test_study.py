@@ -8,7 +8,7 @@ from msdetr import recipes
 from msdetr.analysis.cells import Cell
 from msdetr.analysis.study import bootstrap_interval, markdown_table, paired_difference, read_rows, summary, varied
 from msdetr.errors import RunError
-from msdetr.viz.study import difference_figure, setting_figure, study_figure
+from msdetr.viz.study import difference_figure, sets_figure, setting_figure, study_figure
 
 
 def cell(seed: int, ap: float | None, gap: float | None = 0.3) -> Cell:
@@ -69,6 +69,15 @@ def test_figures_have_a_line_per_row():
         "ours | mine (3 seeds)",
     ]
     assert len(difference_figure(ROWS, "baseline").axes[0].get_yticklabels()) == 1
+
+
+def test_sets_have_a_line_each_and_draw_the_pairs_they_have():
+    alone = {"baseline": [cell(0, 0.2)], "ours | mine": [cell(1, 0.3)]}  # no seed in common
+    figure = sets_figure({"fish": ROWS, "cells": alone}, "ours | mine", "baseline", ("AP", "top-5 IoU"))
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["fish (2 seeds)", "cells (0 seeds)"]
+    found = paired_difference(ROWS["ours | mine"], ROWS["baseline"], "AP")
+    drawn = [line for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
+    assert [list(line.get_xdata()) for line in drawn] == [pytest.approx([100 * value for value in found.values])]
 
 
 def of_mine(seed: int, **changes) -> Cell:
