@@ -138,6 +138,17 @@ def test_changes_of_one_recipe_are_compared_with_the_change_that_is_the_referenc
     assert [row["name"] for row in sections[0]["rows"]] == ["as it is", "longer"]
 
 
+def test_a_recipe_on_several_sets_is_shown_on_all_of_them_at_once(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    study = load_study(written(tmp_path, data=["one", "two"], reference="shapes/baseline"))
+    keep_all(study, tmp_path / "out")
+    figures = {path.name for path in write_report(study, tmp_path / "out") if path.suffix == ".png"}
+    assert "results-shapes-ms-detr-c-everywhere.png" in figures and len(figures) == 1 + 2 * 3
+    report = (tmp_path / "out" / "results.md").read_text()
+    assert report.index("everywhere.png") < report.index("## one") < report.index("## two")
+
+
 def test_a_report_needs_no_data(tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     study, command = load_study(written(tmp_path, data=["mine"])), ["sweep", str(tmp_path / "study.yaml"), "--out"]

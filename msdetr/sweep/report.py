@@ -9,7 +9,7 @@ from typing import Any
 from .. import files
 from ..analysis.cells import Cell
 from ..analysis.study import Rows, markdown_table, summary
-from ..viz.study import CURVES, curve_figure, difference_figure, study_figure
+from ..viz.study import CURVES, curve_figure, difference_figure, sets_figure, study_figure
 from .study import Study, kept
 
 
@@ -40,12 +40,28 @@ def sections(study: Study, out: str | Path) -> list[Section]:
     return [Section(title, rows, study.reference if study.reference in rows else None) for title, rows in found.items()]
 
 
+def compared_twice(found: list[Section]) -> dict[str, dict[str, Rows]]:
+    """The sections' rows by their titles, for every row that is compared with the reference in more than one of them."""
+    compared: dict[str, dict[str, Rows]] = {}
+    for section in found:
+        for name in section.rows if section.reference is not None else ():
+            if name != section.reference:
+                compared.setdefault(name, {})[section.title] = section.rows
+    return {name: rows for name, rows in compared.items() if len(rows) > 1}
+
+
 def write_report(study: Study, out: str | Path) -> list[Path]:
     """Writes results.md, results.json and figures into the sweep's folder; nothing where no cell is finished. Raises WriteError."""
     out, written = Path(out), []
     text, content = [f"# {study.title}\n"], []
-    for section in sections(study, out):
-        stem = "-".join(filter(None, ("results", "".join(c if c.isalnum() else "-" for c in section.title))))
+    found = sections(study, out)
+    for name, sets in compared_twice(found).items():
+        figure = out / f"{_stem(name)}-everywhere.png"
+        files.save_figure(sets_figure(sets, name, study.reference, study.measures[:4]), figure, dpi=110)
+        written.append(figure)
+        text += [f"![{name} in all sections]({figure.name})\n"]
+    for section in found:
+        stem = _stem(section.title)
         figure = out / f"{stem}.png"
         files.save_figure(study_figure(section.rows, study.measures[:4]), figure, dpi=110)
         written.append(figure)
@@ -68,3 +84,7 @@ def write_report(study: Study, out: str | Path) -> list[Path]:
     files.write_atomically(out / "results.md", "\n".join(text))
     files.write_json(out / "results.json", {"title": study.title, "sections": content})
     return [out / "results.md", out / "results.json", *written]
+
+
+def _stem(title: str) -> str:
+    return "-".join(filter(None, ("results", "".join(c if c.isalnum() else "-" for c in title))))
