@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import inspect
+import logging
 import os
 import signal
 import socket
@@ -143,7 +144,7 @@ def run_notebook(
         if name not in known:
             raise ConfigError(f"parameter '{name}': {notebook.name} does not have it; {nearest(name, known)}")
     failure = None
-    with _holding(output), passing_signals_to_kernels() as received, _private_transport() as config:
+    with _holding(output), _told_once(), passing_signals_to_kernels() as received, _private_transport() as config:
         try:
             papermill.execute_notebook(
                 str(notebook),
@@ -232,6 +233,21 @@ def _private_transport():
             hasattr(socket, "AF_UNIX") and len(os.fsencode(folder)) < 90
         )  # a socket's name has at most 103 bytes on macOS
         yield Config(settings | ({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}} if fits else {}))
+
+
+@contextlib.contextmanager
+def _told_once() -> Iterator[None]:
+    """Keeps papermill's log from saying that a kernel died: the error that follows says it, and why."""
+    logger = logging.getLogger("papermill")
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return "Kernel died" not in record.getMessage()
+
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)
 
 
 @contextlib.contextmanager
