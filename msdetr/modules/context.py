@@ -50,11 +50,10 @@ class Layout:
             raise InputError(f"query groups: a name is given twice among {[group.name for group in groups]}")
         blocks: list[Block] = []
         for group in groups:
-            where, (size, rest) = slices[group.name], divmod(group.contents.shape[1], max(group.parts, 1))
-            if group.parts < 1 or rest:
-                raise InputError(
-                    f"query group {group.name}: {group.contents.shape[1]} queries are not {group.parts} equal parts"
-                )
+            where, queries = slices[group.name], group.contents.shape[1]
+            if group.parts < 1 or queries % group.parts:
+                raise InputError(f"query group {group.name}: {queries} queries are not {group.parts} equal parts")
+            size = queries // group.parts
             if unknown := [name for name in group.reads if name not in slices or name == group.name]:
                 raise InputError(
                     f"query group {group.name}: reads {unknown[0]}, which is not another group of this pass"

@@ -1,4 +1,3 @@
-import functools
 import json
 import multiprocessing
 import os
@@ -12,8 +11,6 @@ import tiny
 import torch
 from torch import nn
 
-import msdetr
-from msdetr.analysis.stability import MatchRecorder
 from msdetr.config import TrainConfig
 from msdetr.data import ImageError, build_dataset, collate
 from msdetr.engine import (
@@ -369,40 +366,6 @@ def test_training_works_outside_the_main_thread(tmp_path, shapes):
     thread.start()
     thread.join(60)
     assert results[0]["steps"] == 1
-
-
-@pytest.fixture
-def interpreted(monkeypatch):
-    """torch.compile without its C++: what it makes of the layers is run by PyTorch."""
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
-    )
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.slow
-def test_compiled_layers_learn_the_same_from_images_of_all_sizes_and_keep_their_names(tmp_path, shapes, interpreted):
-    changes = {
-        "data__augment": "detr",
-        "data__train_sizes": (64, 80, 96),
-        "model__dropout": 0.0,
-    }
-    for name, compiled in (("plain", False), ("compiled", True)):
-        config = tiny.config(shapes, train__epochs=2, train__compile=compiled, **changes)
-        recorder = MatchRecorder.of_run(tmp_path / name, build_dataset(config, "val"), config, 4)
-        with torch._dynamo.config.patch(error_on_recompile=True):  # once for all sizes and layers
-            train(config, tmp_path / name, device="cpu", progress=False, on_step=recorder)
-    names = [msdetr.load(tmp_path / name).detector.state_dict().keys() for name in ("plain", "compiled")]
-    assert names[0] == names[1]
-    losses = [[line["loss"] for line in tiny.lines(tmp_path / name, "train")] for name in ("plain", "compiled")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-@pytest.mark.fault("F138")
-def test_without_a_compiler_compiling_says_what_it_needs(tmp_path, shapes, no_compiler):
-    with pytest.raises(ConfigError, match=r"train\.compile: .*no-compiler.* needs a C\+\+ compiler"):
-        train(tiny.config(shapes, train__compile=True), tmp_path / "run", device="cpu", progress=False)
 
 
 def test_gradient_checkpointing_and_bf16_are_used(tmp_path, shapes):
