@@ -23,17 +23,20 @@ METHODS = ("baseline", "h-detr-ms-c", "group-detr-ms-c", "dn-detr", "dino-ms-c",
 
 
 @pytest.fixture
-def interpreted(monkeypatch):
-    """torch.compile without its C++: what it makes of the layers is run by PyTorch."""
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
-    )
-    yield
+def compile_with(monkeypatch):
+    """``compile_with(backend="aot_eager")``: modules are compiled like that, without torch.compile's C++."""
+    torch._dynamo.reset()
+
+    def choose(**options) -> None:
+        monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, **options))
+
+    yield choose
     torch._dynamo.reset()
 
 
 @pytest.mark.slow
-def test_compiled_layers_learn_the_same_from_images_of_all_sizes_and_keep_their_names(tmp_path, shapes, interpreted):
+def test_compiled_layers_learn_the_same_from_images_of_all_sizes_and_keep_their_names(tmp_path, shapes, compile_with):
+    compile_with(backend="aot_eager")
     changes = {
         "data__augment": "detr",
         "data__train_sizes": (64, 80, 96),
@@ -58,11 +61,9 @@ def test_without_a_compiler_compiling_says_what_it_needs(tmp_path, shapes, no_co
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_layers_of_every_method_are_compiled_as_one_graph_for_all_sizes(method, monkeypatch):
+def test_layers_of_every_method_are_compiled_as_one_graph_for_all_sizes(method, compile_with):
     """An image of 64 x 64 pixels, whose equal sides are chance, and others; one object, and several."""
-    options = {"backend": "eager", "fullgraph": True}
-    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, **options))
-    torch._dynamo.reset()
+    compile_with(backend="eager", fullgraph=True)
     torch._dynamo.utils.counters.clear()
     detector = build_detector(recipes.get(f"shapes/{method}").override(small.SMALL | {"model.num_queries": 12}))
     detector.compile_layers()
@@ -76,7 +77,6 @@ def test_layers_of_every_method_are_compiled_as_one_graph_for_all_sizes(method, 
             found = detector(batch, targets).one_to_one
         assert torch.allclose(found.logits, expected.logits, atol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3  # backbone, encoder's layer, decoder's layer
-    torch._dynamo.reset()
 
 
 def batch_of(count: int, height: int, width: int) -> tuple[ImageBatch, Targets]:
