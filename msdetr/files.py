@@ -398,6 +398,21 @@ def append_json_line(path: str | Path, values: Any) -> None:
         raise write_error(path, problem) from problem
 
 
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Raises WriteError about ``path`` where the block raises an OSError."""
+    try:
+        yield
+    except OSError as problem:
+        raise write_error(path, problem) from problem
+
+
+def make_folder(path: str | Path) -> None:
+    """A folder, with those it is in, where it is not there yet. Raises WriteError."""
+    with writing(path):
+        Path(path).mkdir(parents=True, exist_ok=True)
+
+
 def write_error(path: str | Path, problem: OSError) -> WriteError:
     """The error for a file that cannot be written, with what to do about it."""
     if isinstance(problem, WriteError):

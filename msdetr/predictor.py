@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from torchvision import tv_tensors
 from .checks import count, fraction
 from .config import RunConfig, parse_overrides
 from .data import ImageLike, build_dataset, eval_transform, image_files, to_pixels
+from .data.parts import AUTO
+from .data.settings import splits_without_validation
 from .engine import checkpoint as checkpoints
 from .engine import location
 from .engine.distributed import pick_device
@@ -27,7 +30,7 @@ from .engine.metric import EvalResult
 from .engine.postprocess import postprocess, require_finite
 from .engine.train import train as train_run
 from .engine.transformers_folder import is_transformers_folder, read_transformers
-from .errors import ConfigError, InputTypeError
+from .errors import ConfigError, DataError, InputTypeError
 from .methods import build_detector, build_postprocess
 from .recipes import requested, resolve
 from .structures import Detections, ImageBatch
@@ -255,13 +258,30 @@ def evaluation_config(
 ) -> RunConfig:
     """The configuration that evaluates on a folder of a person's choice, or on the run's own data set wherever that is now.
 
-    source: the run or checkpoint that the configuration came with. Raises DataError where its data set is not found, and
-    InputError for a ``limit`` below 1.
+    source: the run or checkpoint that the configuration came with. Raises DataError where its data set is not found,
+    ConfigError for another folder of which no split is for validation, unless ``split`` names one ("auto": the images that
+    training there would hold out), and InputError for a ``limit`` below 1.
     """
     settings: dict[str, Any] = {"data.root": location.root(source, config) if data is None else str(data)}
     settings |= {} if data is None else {"data.generate": "none"}
     settings |= {} if split is None else {"data.val_split": split}
-    return config.override(settings | ({} if limit is None else {"data.num_val": count(limit, "limit")}))
+    found = config.override(settings | ({} if limit is None else {"data.num_val": count(limit, "limit")}))
+    if data is not None and split is None and not _same_folder(config, source, data):
+        splits = splits_without_validation(found.data)
+        if splits:
+            raise ConfigError(
+                f"{data}: no split of it is for validation; name the one to evaluate on, e.g. --split {splits[0]} (there "
+                f"{'is' if len(splits) == 1 else 'are'} {', '.join(splits)}); --split {AUTO} takes the images that training "
+                "there would hold out"
+            )
+    return found
+
+
+def _same_folder(config: RunConfig, source: Path | None, data: str | Path) -> bool:
+    """Whether a folder is the run's own."""
+    with contextlib.suppress(DataError, OSError):
+        return os.path.samefile(location.root(source, config), data)
+    return False
 
 
 def check_classes(predictor: Predictor, dataset) -> None:

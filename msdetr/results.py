@@ -13,7 +13,7 @@ from . import __version__
 from .data import to_pixels
 from .engine.metric import EvalResult
 from .errors import AnnotationError
-from .files import read_json
+from .files import read_json, stream_json
 from .predictor import NamedDetections, Predictor
 
 
@@ -29,9 +29,13 @@ def category_ids(predictor: Predictor) -> list[int]:
 
 def image_ids(annotations: str | Path) -> dict[str, int]:
     """The ids of the images in a COCO annotation file, by file name. Raises AnnotationError for any other file."""
-    content = read_json(annotations, AnnotationError)
+    named = {"images": lambda image: (str(image["file_name"]), int(image["id"])), "annotations": lambda _: None}
     try:
-        return {str(image["file_name"]): int(image["id"]) for image in content["images"]}
+        content = stream_json(annotations, named)
+        if content is None:  # no JSON, or not in this form: the reader of small files says why
+            content = read_json(annotations, AnnotationError)
+            content = {"images": map(named["images"], content["images"])}
+        return dict(content["images"])
     except (TypeError, KeyError, ValueError) as error:
         raise AnnotationError(
             f"{annotations}: is no COCO annotation file: its images need a file_name and an id"
@@ -43,14 +47,17 @@ def coco_results(
 ) -> list[dict[str, Any]]:
     """COCO's results format, for its evaluation: one entry per detection, bbox (left, top, width, height) in pixels.
 
-    ids: image ids by file name (see ``image_ids``). Raises AnnotationError for an image that has none.
+    ids: image ids by file name (see ``image_ids``), with as many of the folders that a file is in as a name has. Raises
+    AnnotationError for an image that has none.
     """
     rows = []
     for detections in found:
-        name = detections.path.name if detections.path else "an image without a file"
-        if name not in ids:
+        parts = detections.path.absolute().parts if detections.path else ()
+        name = next((name for i in range(len(parts)) if (name := "/".join(parts[i:])) in ids), None)
+        if name is None:
             raise AnnotationError(
-                f"{name}: is not among the images of the annotations; predict on the images they list"
+                f"{detections.path or 'an image without a file'}: is not among the images of the annotations; predict on the "
+                "images they list"
             )
         rows += _entries(detections, ids[name], categories)
     return rows

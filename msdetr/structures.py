@@ -136,11 +136,9 @@ class Targets(_Movable):
         return len(self.labels)
 
     def to(self, *args, **kwargs) -> Targets:
-        moved = {name: getattr(self, name).to(*args, **kwargs) for name in ("labels", "boxes", "image")}
-        moved["labels"], moved["image"] = moved["labels"].long(), moved["image"].long()
-        non_blocking = kwargs.get("non_blocking", False)
-        device = moved["boxes"].device
-        for name in ("sizes", "original"):
+        moved = {"boxes": self.boxes.to(*args, **kwargs)}  # the others are numbers, and stay it
+        device, non_blocking = moved["boxes"].device, kwargs.get("non_blocking", False)
+        for name in ("labels", "image", "sizes", "original"):
             value = getattr(self, name)
             moved[name] = None if value is None else value.to(device, non_blocking=non_blocking)
         host = self if self.labels.device.type == "cpu" else self.host

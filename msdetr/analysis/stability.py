@@ -66,7 +66,7 @@ class MatchRecorder:
         self.directory, self.batch, self.targets, self.every = Path(directory), batch, targets, int(every)
         self.criterion, self.states = build_criterion(config), min(int(states), len(batch))
         self.budget, self.seconds, self._began = budget, 0.0, None
-        self.directory.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self.directory)
         pictures = {f"picture_{i}": picture for i, picture in enumerate(_pictures(batch, self.states))}
         objects = {name: getattr(targets, name).cpu().numpy() for name in ("labels", "boxes", "image")}
         with files.replacing(self.directory / "objects.npz") as staging:

@@ -39,7 +39,7 @@ def check_data(
 
         for split in report.splits:
             if split.suspicions:
-                target = thumbnails / f"{split.file.stem}.png"
+                target = thumbnails / f"{split.split or split.file.stem}.png"
                 save_figure(suspicion_figure(split), target, dpi=120)
                 print(f"pictures of what is suspicious: {target}")
     if not report.ok:

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..files import write_atomically
+from ..files import make_folder, write_atomically
 
 
 def show_metrics(metrics: dict[str, float | None]) -> None:
@@ -19,7 +19,7 @@ def number(value: float | None) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomically(path, text)
 
 

@@ -147,7 +147,14 @@ def check(value: Any, kind: type, path: str = "") -> None:
             if not isinstance(given, section):
                 raise ConfigError(f"{where}: expected {section.__name__}, got {given!r}")
             check(given, section, f"{where}.")
-        elif coerce(given, declared, where) != given or isinstance(given, list):
+        else:
+            fits = coerce(given, declared, where)
+            if (
+                fits == given
+                and not isinstance(given, list)
+                and not (isinstance(fits, int) and isinstance(given, float))
+            ):
+                continue
             raise ConfigError(f"{where}: expected {_kind_name(declared)}, got {given!r}")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import http.client
+import lzma
 import shutil
 import stat
 import tarfile
@@ -12,15 +14,26 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from .. import files
-from ..errors import DataError, DownloadError
+from ..errors import DataError, DownloadError, WriteError
 
 LIMIT = 4 * 2**30  # bytes of an archive, and of what it holds
 MEMBERS = 200_000  # files in an archive
 _CHUNK = 2**18
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    gzip.BadGzipFile,
+    EOFError,
+    NotImplementedError,  # a way of compression that Python does not know
+    RuntimeError,  # encrypted
+)
 
 
 def sha256_of(path: str | Path) -> str:
@@ -46,7 +59,8 @@ def download(
     beside ``target`` for the next call, and used only if the server says that its file is still the same.
     on_bytes: called as ``on_bytes(done, total or None)``.
 
-    Raises DownloadError: where it cannot be had, is larger than ``limit``, or does not have ``sha256``.
+    Raises DownloadError: where it cannot be had, is larger than ``limit``, or does not have ``sha256``; WriteError where what
+    comes cannot be written.
     """
     part = target.with_name(target.name + ".part")
     failures = 0
@@ -55,6 +69,8 @@ def download(
         try:
             _go_on(url, part, limit, timeout, on_bytes)
             break
+        except WriteError:
+            raise
         except (urllib.error.URLError, http.client.HTTPException, OSError) as problem:
             if isinstance(problem, urllib.error.HTTPError) and problem.code < 500:
                 raise DownloadError(
@@ -113,9 +129,12 @@ def _go_on(
         tag = response.headers.get("ETag", "")
         validator = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
         files.write_json(_state_file(part), {"url": url, "validator": validator})
-        with open(part, "ab" if partial else "wb") as file:
+        with contextlib.ExitStack() as stack:
+            with files.writing(part):
+                file = stack.enter_context(open(part, "ab" if partial else "wb"))
             while chunk := response.read(_CHUNK):
-                file.write(chunk)
+                with files.writing(part):
+                    file.write(chunk)
                 done += len(chunk)
                 if done > limit:
                     raise DownloadError(f"{url}: has more than {limit:,} bytes; is it another file?")
@@ -153,7 +172,8 @@ def unpack(archive: Path, folder: Path, limit: int = LIMIT) -> None:
     """Unpacks a .zip or tar archive into a folder.
 
     Raises DataError, before anything is written, for a member that would lie outside of the folder, for links and devices,
-    and for more than ``limit`` bytes or MEMBERS files; also for a file that is no archive or is damaged.
+    and for more than ``limit`` bytes or MEMBERS files; also for a file that is no archive or is damaged. Raises WriteError
+    where there is no room.
     """
     try:
         if zipfile.is_zipfile(archive):
@@ -164,15 +184,19 @@ def unpack(archive: Path, folder: Path, limit: int = LIMIT) -> None:
                     [(m.filename, m.file_size, stat.S_ISLNK(m.external_attr >> 16)) for m in members],
                     limit,
                 )
-                source.extractall(folder)
+                with files.writing(folder):
+                    source.extractall(folder)
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as source:
                 tar_members = source.getmembers()
                 _check(archive, [(m.name, m.size, not (m.isfile() or m.isdir())) for m in tar_members], limit)
-                source.extractall(folder, filter="data")
+                while source.fileobj.read(_CHUNK):  # to the end, where the checksum of what was compressed is
+                    pass
+                with files.writing(folder):
+                    source.extractall(folder, filter="data")
         else:
             raise DataError(f"{archive}: is no .zip or tar archive, or is cut short; fetch it again")
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError) as problem:
+    except _DAMAGED as problem:
         raise DataError(f"{archive}: cannot be unpacked: {problem}; fetch it again") from problem
 
 

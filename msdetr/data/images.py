@@ -279,7 +279,13 @@ def check_files(folder: str | Path, names: Sequence[str], image_ids: Sequence[in
         path = os.path.join(root, name)
         if is_link is None or (is_link and not os.path.exists(path)):
             missing.append(f"{name} (image {image_id})")
-        elif escaping[parent] or (is_link and not _within(os.path.realpath(path), root)):
+        elif escaping[parent]:
+            linked = _first_link(root, parent)
+            raise AnnotationError(
+                f"{annotation_file}: image {image_id}: {name}: the folder {linked} is a link to {os.path.realpath(linked)}, "
+                f"outside {root}; put the folder itself in its place (copied, or mounted)"
+            )
+        elif is_link and not _within(os.path.realpath(path), root):
             raise AnnotationError(
                 f"{annotation_file}: image {image_id}: {name} is a link to {os.path.realpath(path)}, outside {root}; "
                 "copy the file into the image folder, or name the folder it lies in"
@@ -291,6 +297,16 @@ def check_files(folder: str | Path, names: Sequence[str], image_ids: Sequence[in
             f"{len(missing)} of the {len(names)} images of {annotation_file} are not in {folder}; "
             f"fetch them or take them out of the annotations:\n  {listed}{more}"
         )
+
+
+def _first_link(root: str, inner: str) -> str:
+    """The outermost folder on the way from ``root`` to ``inner`` in it that is a link; else the way's end."""
+    place = root
+    for part in inner.split(os.sep):
+        place = os.path.join(place, part)
+        if os.path.islink(place):
+            break
+    return place
 
 
 def _within(path: str, root: str) -> bool:

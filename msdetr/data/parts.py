@@ -77,7 +77,8 @@ def usual_split(splits: Sequence[str], role: Role) -> str | None:
     for split in splits:
         if words[0] in split.lower() and (role == "train" or "train" not in split.lower()):
             return split
-    return splits[0] if role == "train" and len(splits) == 1 else None
+    alone = role == "train" and len(splits) == 1 and "test" not in splits[0].lower()
+    return splits[0] if alone else None
 
 
 def choose(layout: Layout, names: dict[Role, str], role: Role) -> Part | None:

@@ -131,7 +131,7 @@ def get(
 
     source: a folder or an archive at hand to take it from, instead of its address.
 
-    Raises ConfigError for an unknown name, DownloadError, and DataError where what came is not the data set.
+    Raises ConfigError for an unknown name, DownloadError, DataError where what came is not the data set, and WriteError.
     """
     wanted = known(name)
     root, target = Path(root), Path(root, wanted.name)
@@ -143,10 +143,11 @@ def get(
         )
     staging, archive = root / f".{wanted.name}.partial", root / f".{wanted.name}.archive"
     shutil.rmtree(staging, ignore_errors=True)
-    root.mkdir(parents=True, exist_ok=True)
+    files.make_folder(root)
     try:
         if source is not None and Path(source).is_dir():
-            copy_folder(Path(source), staging)
+            with files.writing(staging):
+                copy_folder(Path(source), staging)
             came, digest = str(Path(source).resolve()), ""
         else:
             if source is not None:
@@ -223,7 +224,13 @@ def _check(folder: Path, wanted: PublicSet) -> str:
     layout = find_layout(folder)
     assert layout is not None
     if layout.title == "COCO":
-        for part, digest in part_digests(layout).items():
+        found = part_digests(layout)
+        if missing := [part for part in wanted.copies if part not in found]:
+            raise DataError(
+                f"{wanted.name}: {', '.join(missing)} of the copy is not there; take a whole copy, or train on that folder "
+                "itself with --data"
+            )
+        for part, digest in found.items():
             if wanted.copies.get(part) != digest:
                 raise DataError(
                     f"{wanted.name}: {part} of the copy is not the one that is known (SHA-256 {digest} instead of "

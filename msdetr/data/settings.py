@@ -55,6 +55,16 @@ def _part(data: DataConfig, role: Role) -> Part | Problem:
     )
 
 
+def splits_without_validation(data: DataConfig) -> list[str]:
+    """The splits of a folder where the validation images are to be found by themselves and no split is called so; else none.
+    Raises DataError where the folder has a fault."""
+    layout = find_layout(data.root) if data.val_split == AUTO else None
+    if layout is None:
+        return []
+    found = choose(layout, {"train": data.train_split, "val": AUTO}, "val")
+    return layout.splits if found is None or found.held_out else []
+
+
 def available_splits(root: str | Path) -> list[str]:
     """Splits of a folder in a layout that is known."""
     layout = find_layout(root)

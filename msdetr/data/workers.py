@@ -182,7 +182,8 @@ def _as_raised_in_worker(error: MSDETRError) -> MSDETRError:
     text = str(error)
     if "Original Traceback" not in text:
         return error
-    return type(error)(text.rpartition(f"{type(error).__name__}: ")[2].strip())
+    name = f"{type(error).__module__}.{type(error).__qualname__}: "  # as the traceback has it, at the start of a line
+    return type(error)(text.rpartition(f"\n{name}")[2].strip())
 
 
 def _last_line(text: str) -> str:

@@ -17,6 +17,7 @@ import torch
 
 from ..config import RunConfig
 from ..errors import TrainingError
+from ..files import make_folder
 from ..processes import end_with_parent
 from ..streams import Forgiving
 from .run import read_results
@@ -44,7 +45,7 @@ def launch(
     """
     nproc = nproc or max(torch.cuda.device_count(), 1)
     run_dir = Path(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)]
     command += ["--max-restarts", str(max_restarts), "-m", "msdetr", "train"]
     options = ["--run-dir", str(run_dir), "--device", device, "--resume", resume, *arguments]

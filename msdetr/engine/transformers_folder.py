@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..config import RunConfig, flatten
 from ..data.settings import settings_line
 from ..errors import CheckpointError
-from ..files import write_atomically
+from ..files import make_folder, write_atomically
 from ..methods import build_detector
 from ..model.convert_transformers import (
     CONFIG,
@@ -130,7 +130,7 @@ def save_transformers(predictor: Named, folder: str | Path) -> Path:
     fields = config_to_transformers(config, predictor.class_names)
     state = to_transformers(predictor.detector.state_dict(), config)
     weights = save({name: t.detach().cpu().contiguous() for name, t in state.items()}, metadata={"format": "pt"})
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_atomically(folder / WEIGHTS, weights)
     write_atomically(folder / CONFIG, (json.dumps(fields, indent=2) + "\n").encode())
     return folder

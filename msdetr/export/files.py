@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from .. import __version__
 from ..checks import count
 from ..engine import checkpoint as checkpoints
 from ..errors import ConfigError, FileError
-from ..files import json_text, parse_json, read_json, replacing
+from ..files import json_text, make_folder, parse_json, read_json, replacing
 from ..ops import backend
 from ..predictor import Predictor, load
 from .graph import Graph
@@ -53,7 +54,7 @@ def export(
     if to == "onnx":
         require_onnx(opset)
     require_finished(Path(model))
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     if to == "weights":
         return _export_weights(model, output)
     if to not in ("onnx", "pt2"):
@@ -128,8 +129,13 @@ def describe(predictor: Predictor, graph: Graph, operator: str) -> dict[str, Any
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What ``describe`` said of an exported file. Raises FileError for one that was not written here."""
+    """What ``describe`` said of an exported file. Raises FileError for one that is not there or was not written here, and
+    ConfigError where ONNX is asked for and not installed."""
     path = Path(path)
+    if not path.is_file():
+        raise FileError(f"{path}: there is no such file")
+    if path.suffix == ".onnx" and importlib.util.find_spec("onnx") is None:
+        raise ConfigError('reading ONNX needs onnx; pip install "msdetr[onnx]"')
     found: str | None = None
     with contextlib.suppress(Exception):  # whatever the file is, it was not written here
         found = _READERS[path.suffix](path)

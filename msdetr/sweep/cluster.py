@@ -11,7 +11,7 @@ from typing import Any
 from ..config import parse_overrides
 from ..engine.signals import StopRequest
 from ..errors import ConfigError, RunError
-from ..files import parse_scalar, write_atomically
+from ..files import make_folder, parse_scalar, write_atomically
 from .run import TELL_SECONDS, CellInUse, SweepStatus, finished_cells, run_cell
 from .study import Study, kept, load_study
 
@@ -67,7 +67,7 @@ def submit_study(
     say = say or (lambda text: None)
     out, planned = Path(out).absolute(), study.cells()
     folder = out / "jobs"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     given = {name: parse_scalar(v) if isinstance(v, str) else v for name, v in parse_overrides(settings).items()}
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)

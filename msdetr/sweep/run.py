@@ -65,7 +65,7 @@ def run_cell(study: Study, cell: PlannedCell, out: str | Path, device: str = "au
     out = Path(out).absolute()
     folder, cells = out / "runs" / cell.name, out / "cells"
     for place in (folder, cells):
-        place.mkdir(parents=True, exist_ok=True)
+        files.make_folder(place)
     try:
         lock = FileLock(folder / CELL_LOCK)
     except InUse as error:
@@ -119,7 +119,7 @@ def run_study(
     """
     say = say or (lambda text: None)
     out, planned = Path(out).absolute(), study.cells()
-    (out / "cells").mkdir(parents=True, exist_ok=True)
+    files.make_folder(out / "cells")
     waiting = [cell for cell in planned if kept(cell, out / "cells") is None]
     say(f"{study.title}: {len(planned) - len(waiting)} of {len(planned)} cells are finished")
     jobs = min(jobs or default_jobs(device), max(len(waiting), 1))
@@ -189,7 +189,7 @@ class _Process:
 
     def __init__(self, study: Study, cell: PlannedCell, out: Path, device: str, slot: int, jobs: int):
         self.cell, self.folder = cell, out / "runs" / cell.name
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self.folder)
         threads = max(1, (os.cpu_count() or 1) // jobs)
         environment = {"OMP_NUM_THREADS": str(threads), "MSDETR_PROGRESS": "lines"} | os.environ
         if device in ("auto", "cuda") and torch.cuda.is_available():

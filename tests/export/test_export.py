@@ -1,5 +1,6 @@
 """Exported detectors: the same predictions from files, for any batch and image size; errors that say what to do."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -129,7 +130,13 @@ def test_nothing_is_overwritten_unasked(run, tmp_path):
 @pytest.mark.fault("F132")
 @pytest.mark.parametrize("name", ["a.onnx", "a.pt2", "a.txt"])
 def test_metadata_of_a_foreign_file(name, tmp_path):
+    with pytest.raises(FileError, match="there is no such file"):
+        read_metadata(tmp_path / name)
     (tmp_path / name).write_bytes(b"no such thing")
+    if name == "a.onnx" and importlib.util.find_spec("onnx") is None:
+        with pytest.raises(ConfigError, match="needs onnx; pip install"):
+            read_metadata(tmp_path / name)
+        return
     with pytest.raises(FileError, match="no file that `msdetr export` wrote"):
         read_metadata(tmp_path / name)
 

@@ -39,12 +39,22 @@ def open_layout(root: str | Path) -> Layout:
 
 def unknown_layout(root: Path) -> str:
     """What to say about a folder without a known layout, and where in it there is one."""
-    inner = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    for folder in [*inner, *(deeper for path in inner[:20] for deeper in sorted(path.iterdir()) if deeper.is_dir())]:
+    inner = _folders_in(root)
+    for folder in [*inner, *(deeper for path in inner[:20] for deeper in _folders_in(path))]:
         try:
             if find_layout(folder) is not None:
                 return f"holds no data set itself, but {folder} does; name that folder"
         except DataError:
             return f"holds no data set itself, but {folder} looks like one; name that folder"
+        except OSError:  # not ours to read
+            continue
     wanted = "; ".join(f"{kind.title}: {kind.looks_like}" for kind in LAYOUTS)
     return f"holds no data set in a layout that is known. {wanted}"
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """The folders in one by name, without hidden ones; none where it may not be read."""
+    try:
+        return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    except OSError:
+        return []

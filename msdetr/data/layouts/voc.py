@@ -48,7 +48,7 @@ class VocLayout(Layout):
     """Annotations/*.xml with JPEGImages/ and ImageSets/Main/SPLIT.txt; or SPLIT/*.xml beside the images."""
 
     title = "Pascal VOC"
-    looks_like = "Annotations/NAME.xml with JPEGImages/NAME.jpg and perhaps ImageSets/Main/SPLIT.txt, or SPLIT/NAME.xml beside the images"
+    looks_like = "Annotations/NAME.xml with JPEGImages/NAME.jpg or images/NAME.jpg and perhaps ImageSets/Main/SPLIT.txt, or SPLIT/NAME.xml beside the images"
     root: Path
 
     @classmethod
@@ -65,23 +65,27 @@ class VocLayout(Layout):
 
     @cached_property
     def _labels_dir(self) -> Path | None:
-        folder = self.root / "Annotations"
-        return folder if folder.is_dir() else None
+        for folder in (self.root / "Annotations", self.root / "annotations"):
+            if folder.is_dir() and (folder.name == "Annotations" or _labels_in(folder)):
+                return folder
+        return None
 
     @cached_property
     def _folders(self) -> dict[str, Path]:
         """Split -> the folder with its images and XML files together; the whole is called "all"."""
         inner = {
-            p.name: p for p in sorted(self.root.iterdir()) if p.is_dir() and _is_label(next(p.glob("*.xml"), None))
+            p.name: p for p in sorted(self.root.iterdir()) if p.is_dir() and _is_label(next(iter(_labels_in(p)), None))
         }
-        return inner or ({"all": self.root} if _is_label(next(self.root.glob("*.xml"), None)) else {})
+        return inner or ({"all": self.root} if _is_label(next(iter(_labels_in(self.root)), None)) else {})
 
     @cached_property
     def _image_dir(self) -> Path:
         for name in ("JPEGImages", "images", "Images"):
             if (self.root / name).is_dir():
                 return self.root / name
-        raise DataError(f"{self.root}: has Annotations/, but no JPEGImages/ with the images; put them there")
+        raise DataError(
+            f"{self.root}: has labels in {self.file.name}/, but no JPEGImages/ with the images; put them there"
+        )
 
     @cached_property
     def _lists(self) -> dict[str, list[str]]:
@@ -115,16 +119,21 @@ class VocLayout(Layout):
         """The images of a split. Raises ImageError that lists those which are missing."""
         labels = self.annotation_file(split)
         image_dir = self._image_dir if self._labels_dir else labels
-        known = {p.stem: p for p in sorted(image_dir.iterdir()) if p.suffix.lower() in SUFFIXES}
+        known = {
+            p.stem: p
+            for p in sorted(image_dir.iterdir())
+            if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+        }
         wanted = self._lists.get(split) if self._labels_dir else None
         if wanted is None:
-            wanted = sorted({p.stem for p in labels.glob("*.xml")} | (set() if self._labels_dir else set(known)))
+            wanted = sorted({p.stem for p in _labels_in(labels)} | (set() if self._labels_dir else set(known)))
         items, missing = [], []
         for stem in dict.fromkeys(wanted):
             label = labels / f"{stem}.xml"
             image = known.get(stem) or _image_named_by(label, image_dir)
             if image is None:
-                missing.append(f"{stem} ({label.relative_to(self.root)})")
+                inside = label.is_relative_to(self.root)  # a list may have whole paths instead of names
+                missing.append(f"{stem} ({label.relative_to(self.root) if inside else label})")
             else:
                 items.append(Item(image.relative_to(self.root).as_posix(), label))
         refuse_missing(labels, missing, str(image_dir))
@@ -134,7 +143,7 @@ class VocLayout(Layout):
     def _marked(self) -> dict[Path, Marked]:
         """All XML files of the folder: the classes, and where boxes count from, are those of all splits."""
         folders = [self._labels_dir] if self._labels_dir else self._folders.values()
-        return {path: read_xml(path) for folder in folders for path in sorted(folder.glob("*.xml"))}
+        return {path: read_xml(path) for folder in folders for path in _labels_in(folder)}
 
     @cached_property
     def categories(self) -> dict[int, str]:
@@ -205,6 +214,11 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) and abs(value) < 2**31 else None
+
+
+def _labels_in(folder: Path) -> list[Path]:
+    """The XML files of a folder by name, without hidden ones, which macOS puts beside every file of an archive."""
+    return sorted(path for path in folder.glob("*.xml") if not path.name.startswith("."))
 
 
 def _is_label(path: Path | None) -> bool:

@@ -1,7 +1,7 @@
 """YOLO's layout, as Ultralytics documents it and Roboflow exports it: data.yaml, and a text file of boxes per image.
 
 A line is ``class x y width height``, the center and size as fractions of the image's; ``class x1 y1 x2 y2 x3 y3 ...`` is a
-polygon, of which the box is taken. The labels of ``…/images/…/a.jpg`` are in ``…/labels/…/a.txt``, else beside the image.
+polygon, of which the box is taken; where data.yaml has ``kpt_shape``, keypoints follow the box and are passed over. The labels of ``…/images/…/a.jpg`` are in ``…/labels/…/a.txt``, else beside the image.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ TEXT = "text or NaN where a number belongs"
 _REMEDIES = {
     PIXELS: "x, y, width and height are fractions of the image's size: divide by its width and height",
     CLASS: "name the class in data.yaml, or correct the number; classes count from 0",
-    COUNT: "a line is 'class x y width height', or 'class' and three or more points of a polygon",
+    COUNT: "a line is 'class x y width height', or 'class' and three or more points of a polygon; with keypoints, as many as "
+    "kpt_shape in data.yaml says",
     TEXT: "write class and numbers, separated by spaces",
 }
 
 
 @dataclass(frozen=True)
 class YoloLayout(Layout):
-    """names: class number -> name. entries: split -> where its images are, as data.yaml says."""
+    """names: class number -> name. entries: split -> where its images are, as data.yaml says. keypoints: how many numbers of
+    them follow a box; 0 where labels are boxes and polygons."""
 
     title = "YOLO"
     looks_like = "data.yaml with train, val and names, and a labels/…/NAME.txt for each images/…/NAME.jpg"
@@ -48,6 +50,7 @@ class YoloLayout(Layout):
     names: dict[int, str]
     entries: dict[str, list[str]]
     base: str
+    keypoints: int = 0
 
     @classmethod
     def find(cls, root: Path) -> Self | None:
@@ -87,7 +90,8 @@ class YoloLayout(Layout):
                 f"{file}: 'train' is missing; say where the training images are, e.g. train: images/train"
             )
         base = values.get("path", "")
-        return cls(root, file, _names(values, file), entries, base if isinstance(base, str) else "")
+        names, keypoints = _names(values, file), _keypoints(values, file)
+        return cls(root, file, names, entries, base if isinstance(base, str) else "", keypoints)
 
     @cached_property
     def splits(self) -> list[str]:  # type: ignore[override]
@@ -128,7 +132,13 @@ class YoloLayout(Layout):
                     "(seen from data.yaml), or fetch the images"
                 )
             if place.is_dir():
-                found |= {p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")}
+                inside = list(place.rglob("*"))
+                if linked := next((path for path in inside if path.is_symlink() and path.is_dir()), None):
+                    raise AnnotationError(
+                        f"{self.file}: {split}: {linked} is a linked folder, into which nobody looks; put the folder itself in "
+                        "its place (copied, or mounted), or take the link away"
+                    )
+                found |= {p for p in inside if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")}
             else:
                 found |= self._listed(place)
         return sorted(found)
@@ -182,12 +192,14 @@ class YoloLayout(Layout):
             category, *numbers = map(float, row.split())
         except ValueError:
             return found.problems[TEXT].append(f"{place}: {row[:80]!r}")
+        if self.keypoints and len(numbers) == 4 + self.keypoints:
+            numbers = numbers[:4]
         problem = None
         if not all(map(math.isfinite, (category, *numbers))):
             problem = TEXT
         elif category not in self.names:
             problem = CLASS
-        elif len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
+        elif len(numbers) != 4 and (self.keypoints or len(numbers) < 6 or len(numbers) % 2):
             problem = COUNT
         elif min(numbers) < -OVER or max(numbers) > 1 + OVER:
             problem = PIXELS
@@ -212,6 +224,16 @@ class YoloLayout(Layout):
                 if label.stem not in stems and label.stem != "classes" and not beside:
                     orphans.append(str(label.relative_to(self.root)))
         refuse_missing(self.file, orphans, "the folder of their images")
+
+
+def _keypoints(values: dict[str, Any], file: Path) -> int:
+    """Numbers of keypoints on a line, from ``kpt_shape``: how many keypoints, and numbers of each. YAML is read as text."""
+    given = values.get("kpt_shape")
+    if given is None:
+        return 0
+    if not isinstance(given, list) or len(given) != 2 or not all(str(value).isdecimal() for value in given):
+        raise AnnotationError(f"{file}: kpt_shape is {given!r}; expected two numbers, e.g. kpt_shape: [17, 3]")
+    return int(given[0]) * int(given[1])
 
 
 def _names(values: dict[str, Any], file: Path) -> dict[int, str]:

@@ -50,7 +50,7 @@ def generate(
     if _occupied(root):
         _verify(root, wanted)
         return root
-    root.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(root.parent)
     needed, free = (num_train + num_val) * _BYTES_PER_IMAGE, shutil.disk_usage(root.parent).free
     if needed > free:
         raise ShapesError(
