@@ -11,6 +11,7 @@ import msdetr.config as config_module
 from msdetr import recipes
 from msdetr.config import (
     MatchingConfig,
+    ModelConfig,
     Range,
     RunConfig,
     TrainConfig,
@@ -184,6 +185,9 @@ def test_a_configuration_made_in_python_is_checked_as_well():
         RunConfig(methods={"ms_detr": MSDETRConfig(k=0)})
     with pytest.raises(ConfigError, match="model: expected ModelConfig"):
         RunConfig(model={})
+    with pytest.raises(ConfigError, match=r"model.num_queries: expected int, got 300\.0"):
+        RunConfig(model=ModelConfig(num_queries=300.0))
+    assert RunConfig(train=TrainConfig(epochs=12)).train.epochs == 12
 
 
 def test_large_whole_numbers_are_exact():

@@ -219,6 +219,21 @@ def test_evaluate_gives_what_training_gave(run_dir, predictor, data):
     assert other.num_images == 3
 
 
+@pytest.mark.parametrize("split", ["test", "all"])
+def test_evaluation_on_another_folder_asks_which_split(run_dir, data, tmp_path, split):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / f"instances_{split}.json").symlink_to(data / "annotations" / "instances_val.json")
+    (tmp_path / split).symlink_to(data / "val")
+    predictor = msdetr.load(run_dir, device="cpu")
+    predictor.config = predictor.config.override({"data.train_split": "auto", "data.val_split": "auto"})
+    with pytest.raises(ConfigError, match=f"no split of it is for validation; name the one.*--split {split}"):
+        msdetr.evaluate(predictor, tmp_path, progress=False)
+    whole = msdetr.evaluate(predictor, tmp_path, split, progress=False).num_images
+    assert whole == msdetr.evaluate(predictor, data, "val", progress=False).num_images
+    if split == "all":  # what training there would hold out
+        assert msdetr.evaluate(predictor, tmp_path, "auto", progress=False).num_images < whole
+
+
 def test_other_classes_are_an_error(predictor, data, tmp_path):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "val").symlink_to(data / "val")

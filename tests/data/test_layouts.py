@@ -105,6 +105,7 @@ def test_one_image_cannot_be_divided(tmp_path, config):
         (["test", "trainval"], "trainval", None),
         (["train", "valid"], "train", "valid"),
         (["all"], "all", None),
+        (["test"], None, None),
         (["a", "b"], None, None),
     ],
 )
@@ -298,7 +299,51 @@ def test_links_out_of_the_folder(yolo, tmp_path, config):
         build_datasets(config(yolo))
 
 
+@pytest.mark.fault("F31")
+def test_linked_folders(yolo, tmp_path, config):
+    (yolo / "images" / "train").rename(tmp_path / "elsewhere")
+    (yolo / "images" / "train").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(AnnotationError, match="the folder .*images/train is a link to .*elsewhere, outside .*own"):
+        build_datasets(config(yolo))
+    (yolo / "images" / "train").unlink()
+    (yolo / "images" / "train").mkdir()
+    (yolo / "images" / "train" / "more").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(AnnotationError, match="train: .*more is a linked folder, into which nobody looks"):
+        build_datasets(config(yolo))
+
+
+@pytest.mark.parametrize(("points", "row"), [("[12, 2]", "0.1 0.2 " * 12), ("[17, 3]", "0.1 0.2 2 " * 17)])
+def test_of_keypoints_the_box_is_taken(yolo, points, row):
+    file = yolo / "data.yaml"
+    file.write_text(f"{file.read_text()}\nkpt_shape: {points}\n")
+    label = yolo / "labels" / "train" / "photo 0.txt"
+    label.write_text(f"1 0.5 0.5 0.25 0.5 {row}\n1 0.5 0.5 0.25 0.5\n")
+    table, report = open_layout(yolo).read("train")
+    assert table.boxes[table.image == 0].tolist() == [[15, 7.5, 10, 15]] * 2 and not report
+    label.write_text(f"1 0.5 0.5 0.25 0.5 {row}0.5 0.5\n")
+    with pytest.raises(AnnotationError, match="another count of numbers.*kpt_shape in data.yaml"):
+        open_layout(yolo).read("train")
+    file.write_text(file.read_text().replace(points, "17"))
+    with pytest.raises(AnnotationError, match="kpt_shape is '17'; expected two numbers"):
+        open_layout(yolo)
+
+
 # ---------------------------------------------------------------- Pascal VOC
+
+
+def test_lower_case_annotations_beside_images_and_hidden_files(voc, tmp_path, config):
+    (voc / "Annotations").rename(voc / "annotations")
+    (voc / "JPEGImages").rename(voc / "images")
+    (voc / "annotations" / "._hidden.xml").write_bytes(b"macOS")
+    (voc / "images" / "._hidden.png").write_bytes(b"macOS")
+    train_set, val_set = build_datasets(config(voc))
+    assert (len(train_set), len(val_set)) == (6, 3) and check(voc).ok
+
+
+def test_a_list_with_whole_paths_is_told(voc):
+    (voc / "ImageSets" / "Main" / "train.txt").write_text("/home/me/JPEGImages/1\n")
+    with pytest.raises(ImageError, match=r"/home/me/JPEGImages/1 \(/home/me/JPEGImages/1.xml\)"):
+        open_layout(voc).read("train")
 
 
 @pytest.mark.fault("F119")

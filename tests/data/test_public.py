@@ -17,7 +17,7 @@ import pytest
 from msdetr.cli import main
 from msdetr.data import check, download, public
 from msdetr.data.layouts import open_layout
-from msdetr.errors import ConfigError, DataError, DownloadError
+from msdetr.errors import ConfigError, DataError, DownloadError, WriteError
 
 CONTENT = bytes(range(256)) * 400
 NAMES = ["ant", "bee"]
@@ -193,7 +193,54 @@ def test_links_bombs_and_what_is_no_archive(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.xz"])
+def test_any_damage_is_told(tmp_path, kind):
+    """A bit of the compressed content is another one, or the end is missing."""
+    path, content = tmp_path / f"a.{kind}", os.urandom(3000) * 2
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a", content)
+    else:
+        with tarfile.open(path, f"w:{kind[4:]}") as archive:
+            info = tarfile.TarInfo("a")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    whole = path.read_bytes()
+    for at in range(100, 3000, 97):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(DataError, match="fetch it again"):
+            download.unpack(path, tmp_path / "out")
+    path.write_bytes(whole[:-5])
+    with pytest.raises(DataError, match="fetch it again"):
+        download.unpack(path, tmp_path / "out")
+
+
+@pytest.mark.fault("F95")
+def test_no_room_is_no_fault_of_the_network(server, tmp_path, monkeypatch):
+    (tmp_path / "full.part").symlink_to("/dev/full")
+    with pytest.raises(WriteError, match="full.part: cannot be written: No space left"):
+        fetch(server, tmp_path / "full")
+    assert len(server.asked) == 1, "it is not tried again"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match="cannot be written"):
+        public.get("bccd", tmp_path / "file" / "data", tmp_path)
+
+
 # ---------------------------------------------------------------- data sets
+
+
+@pytest.mark.fault("F121")
+def test_a_copy_without_a_split_is_not_the_data_set(tmp_path, monkeypatch):
+    root = own.coco(tmp_path / "whole", NAMES, {"train": own.objects(3, 2), "val": own.objects(2, 2)})
+    digests = public.part_digests(open_layout(root))
+    monkeypatch.setitem(public.SETS, "bccd", dataclasses.replace(public.SETS["bccd"], copies=digests))
+    assert check(public.get("bccd", tmp_path / "data", root)).ok
+    (root / "annotations" / "instances_val.json").unlink()
+    with pytest.raises(
+        DataError, match="annotations of val, images of val of the copy is not there; take a whole copy"
+    ):
+        public.get("bccd", tmp_path / "more", root)
+    assert not (tmp_path / "more" / "bccd").exists()
 
 
 @pytest.fixture

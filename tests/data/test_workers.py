@@ -1,6 +1,7 @@
 """Data workers that die, do not answer, or outlive the process that trains."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,6 +114,9 @@ def test_an_error_of_a_worker_says_what_it_would_say_without():
         pytest.raises(ImageError, match="^image 3: no picture$"),
         reader(raises(ImageError("image 3: no picture"))) as batches,
     ):
+        list(batches)
+    text = "a.png: not readable (UnidentifiedImageError: cannot identify it); supported: PNG"
+    with pytest.raises(ImageError, match=f"^{re.escape(text)}$"), reader(raises(ImageError(text))) as batches:
         list(batches)
 
 

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import msdetr
 from msdetr.ops import backend
-from msdetr.structures import ImageBatch
+from msdetr.structures import ImageBatch, Targets
 
 # New tensors from numbers of the host; numbers read from the device; results whose size the host must learn.
 _WAITS = ("lift_fresh", "_local_scalar_dense", "nonzero", "masked_select", "_unique", "aten.equal.")
@@ -39,6 +39,11 @@ def test_forward_and_backward_of_a_detector():
                 (output.logits.sum() + output.boxes.sum()).backward()
         assert len(record.calls) > 100
         assert not [name for name, _ in record.calls if any(wait in name for wait in _WAITS)]
+
+
+def test_labels_stay_what_they_are_whatever_the_dtype_of_boxes():
+    targets = Targets.from_list([torch.tensor([300, 1201])], [torch.rand(2, 4)]).to(torch.bfloat16)
+    assert targets.labels.tolist() == [300, 1201] and targets.boxes.dtype == torch.bfloat16
 
 
 def test_batches_move_without_blocking():
