@@ -6,6 +6,8 @@ The same seed means the same images in the same order and, as far as the models 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,11 +27,17 @@ PERCENT = ("AP", "AP50", "AP75")  # given in percent points
 LEVEL, RESAMPLES = 0.95, 10_000
 
 
-def read_rows(folder: str | Path, row: Callable[[Cell, str], str]) -> dict[str, list[Cell]]:
-    """The cells of a study (see ``load_cells``) by the row that ``row(cell, name)`` puts each in, name being the cell's."""
+def read_rows(folder: str | Path, row: Callable[[Cell, str], str] | None = None) -> dict[str, list[Cell]]:
+    """The cells of a study (see ``load_cells``) by the row that ``row(cell, name)`` puts each in, name being the cell's; by
+    default what is left of the name without the seed and the words that all cells begin with, hyphens being spaces."""
+    cells = load_cells(folder)
+    words = {name: tuple(re.sub(r"-s\d+$", "", name).split("-")) for name in cells}
+    different = set(words.values())
+    shared = len(os.path.commonprefix([own[:-1] for own in different])) if len(different) > 1 else 0
     rows: dict[str, list[Cell]] = {}
-    for name, cell in load_cells(folder).items():
-        rows.setdefault(row(cell, name), []).append(cell)
+    for name, cell in cells.items():
+        key = " ".join(words[name][shared:]) if row is None else row(cell, name)
+        rows.setdefault(key, []).append(cell)
     return rows
 
 

@@ -19,14 +19,19 @@ from .style import DARK, PALETTE, finish, safe, subplots
 
 _COLOR = dict(zip(Cause, PALETTE))
 _HATCH = dict(zip(Cause, ("", "//", "", "..", "", "xx", "\\\\", "--", "++")))
+_MOST = 20  # classes that have a bar
 _OBJECT, _DETECTION, _PAIR = PALETTE[9], PALETTE[3], PALETTE[2]
 
 
 def budget_figure(budget: Budget) -> Figure:
-    """What each cause costs, alone and as its share, and the shares by class and size. Raises InputError without any AP."""
+    """What each cause costs, alone and as its share, and the shares by class (of many those of the lowest AP) and size. Raises
+    InputError without any AP."""
     if budget.ap is None:
         raise InputError("the budget has no object that counts, so there is nothing to draw")
-    figure, (left, right) = subplots(2, height=4.4, width=10)
+    classes, sizes = ([part for part in parts if part.ap is not None] for parts in (budget.classes, budget.sizes))
+    worst = set(sorted(range(len(classes)), key=lambda i: classes[i].ap)[:_MOST])
+    parts = [budget.whole, *(part for i, part in enumerate(classes) if i in worst), *sizes]
+    figure, (left, right) = subplots(2, height=max(4.4, 1.6 + 0.22 * len(parts)), width=10)
     shown = sorted((one for one in budget.whole.causes if one.errors), key=lambda one: one.share)
     rows = np.arange(len(shown))
     left.barh(rows, [one.share for one in shown], color=[_COLOR[one.cause] for one in shown], edgecolor=DARK, linewidth=0.5,
@@ -38,15 +43,15 @@ def budget_figure(budget: Budget) -> Figure:
     finish(left, f"AP {budget.ap:.1f}: where {budget.whole.lost:.1f} points went", "AP points", "", legend=False)
     handles = [Patch(facecolor="white", edgecolor=DARK, label="its share (all add up)"), *left.get_lines()]
     left.legend(handles=handles, loc="lower right", fontsize=9)
-    parts = [budget.whole, *(part for part in (*budget.classes, *budget.sizes) if part.ap is not None)]
-    _stacked(right, parts, [one.cause for one in reversed(shown)])
+    _stacked(right, parts, [one.cause for one in reversed(shown)], len(classes) - len(worst))
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
     for ax in (left, right):
         ax.set_axisbelow(True)
     return figure
 
 
-def _stacked(ax: Axes, parts: Sequence[Part], causes: Sequence[Cause]) -> None:
+def _stacked(ax: Axes, parts: Sequence[Part], causes: Sequence[Cause], more: int) -> None:
+    """A bar per part. more: how many classes have none."""
     rows, start = np.arange(len(parts))[::-1], np.array([part.ap for part in parts])
     ax.barh(rows, start, color="#e6e6e6", edgecolor=DARK, linewidth=0.5, label="AP")
     for cause in causes:
@@ -64,7 +69,8 @@ def _stacked(ax: Axes, parts: Sequence[Part], causes: Sequence[Cause]) -> None:
         start = start + width
     ax.set_yticks(rows, [f"{safe(part.name, 18)} ({part.objects:,})" for part in parts])
     ax.set_xlim(0, 100)
-    finish(ax, "AP and shares, by class and size (objects)", "AP points", "", legend=False)
+    left_out = f"\nand {more} more classes, with higher AP" if more else ""
+    finish(ax, "AP and shares, by class and size (objects)", f"AP points{left_out}", "", legend=False)
 
 
 def comparison_figure(compared: Comparison) -> Figure:

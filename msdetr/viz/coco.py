@@ -70,7 +70,8 @@ def thumbnail_figure(
         for box, label in zip(cxcywh_to_xyxy(sample.boxes).numpy() * [w, h, w, h], sample.labels.tolist(), strict=True):
             draw_box(ax, box, PALETTE[label % len(PALETTE)], width=1.0)
         image_id = dataset.image_ids[index]
-        ax.set_title(f"image {image_id}\n{safe((notes or {}).get(image_id, ''))}".strip(), fontsize=8)
+        note = (notes or {}).get(image_id)
+        ax.set_title(f"image {image_id}\n{safe(note)}" if note else f"image {image_id}", fontsize=8)
     return figure
 
 

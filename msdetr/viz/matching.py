@@ -31,9 +31,10 @@ from msdetr.viz.style import DARK, MARKERS, PALETTE, finish, safe, subplots
 
 Picture = np.ndarray | None
 OBJECTS = tuple(PALETTE[i] for i in (0, 1, 2, 4, 9, 3, 7, 8, 5, 6))
+LEVELS = tuple(PALETTE[i] for i in (1, 4, 9, 8, 2, 3, 0, 6, 5, 7))  # of the pyramid
 
 NUMBERED = 6  # best candidates of an object whose boxes are numbered
-MOST = 8  # objects whose queries are listed below a panel
+MOST = 8  # objects that are named in a legend, and whose queries are listed below a panel
 
 SHORT = {
     Status.MATCHED: "matched",
@@ -336,11 +337,14 @@ def safe_lines(text: str) -> str:
 
 
 def _object_handles(explanation: Explanation) -> list[Line2D]:
-    return [
+    """An entry of the legend per object, of as many as there is room for."""
+    count = len(explanation.targets)
+    handles = [
         Line2D([], [], color=object_color(t), linewidth=2.2,
                label=safe(object_name(t, explanation.targets, explanation.class_names), 34))
-        for t in range(len(explanation.targets))
+        for t in range(min(count, MOST))
     ]  # fmt: skip
+    return handles + [Line2D([], [], linestyle="", label=f"and {count - MOST} more objects")] * (count > MOST)
 
 
 def _scaled(point: np.ndarray, picture: Picture) -> tuple[float, float]:
@@ -357,11 +361,8 @@ def _sampled(ax: Axes, points: SamplingPoints, query: int, picture: Picture) -> 
     """Draws the sampling points of a query's heads, a mark and color per level; returns the legend's entries."""
     locations, weights = points.locations[query], points.weights[query]  # [M, L, P, 2], [M, L, P]
     handles = []
-    for level, (marker, color) in enumerate(
-        zip(MARKERS, (PALETTE[1], PALETTE[4], PALETTE[9], PALETTE[8]), strict=False)
-    ):
-        if level >= locations.shape[1]:
-            break
+    for level in range(locations.shape[1]):
+        marker, color = MARKERS[level % len(MARKERS)], LEVELS[level % len(LEVELS)]
         places, size = locations[:, level].reshape(-1, 2), weights[:, level].reshape(-1)
         x, y = zip(*(_scaled(place, picture) for place in places), strict=True)
         ax.scatter(

@@ -107,3 +107,12 @@ def test_rows_are_read_from_a_folder_of_a_sweep_or_its_cells(tmp_path):
     (tmp_path / "cells" / "other.json").write_text("{}")
     with pytest.raises(RunError, match="other.json: not a cell"):
         read_rows(tmp_path, lambda cell, name: name)
+
+
+def test_rows_have_the_words_in_which_the_names_of_cells_differ(tmp_path):
+    assert read_rows(tmp_path) == {}
+    for name in ("baseline-as-it-is-s1", "baseline-as-it-is-s0", "baseline-k-0.5-s10"):
+        cell(0, 0.3).save(tmp_path / f"{name}.json")
+    assert {row: len(found) for row, found in read_rows(tmp_path).items()} == {"as it is": 2, "k 0.5": 1}
+    (tmp_path / "baseline-k-0.5-s10.json").unlink()
+    assert list(read_rows(tmp_path)) == ["baseline as it is"], "a row alone differs in no word"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from budget_scenes import NAMES, random_data
+from drawing import overlapping_texts
 
 from msdetr.analysis.budget import Cause, Scene, budget, compare_budgets, diagnose
 from msdetr.errors import InputError
@@ -73,3 +74,13 @@ def test_the_pictures_show_causes_parts_and_failures():
         failure_figure(dataset, [])
     with pytest.raises(InputError, match="no object that counts"):
         budget_figure(budget([], NAMES))
+
+
+def test_of_many_classes_the_costliest_are_drawn_and_can_be_read():
+    boxes = [[10 * i, 0, 10 * i + 9, 20] for i in range(30)]
+    scene = Scene.of_detections(1, boxes, range(30), boxes[:5], [0.9] * 5, range(5))
+    figure = budget_figure(budget([scene], [f"class {i}" for i in range(30)]))
+    right = figure.axes[1]
+    names = [label.get_text() for label in right.get_yticklabels()]
+    assert names[1:21] == [f"class {i} (1)" for i in range(5, 25)] and "and 10 more classes" in right.get_xlabel()
+    assert not overlapping_texts(figure)

@@ -37,6 +37,7 @@ def test_thumbnails_are_small_and_carry_their_note(samples):
     assert all(max(shape[:2]) == 40 for shape in shapes)
     assert [len(ax.patches) for ax in figure.axes] == [len(samples[i].labels) for i in (0, 2)]
     assert "CC BY" in figure.axes[0].get_title() and drawn(figure).std() > 0
+    assert figure.axes[1].get_title() == f"image {samples.image_ids[2]}"
     with pytest.raises(ValueError, match="no image"):
         thumbnail_figure(samples, [])
 

@@ -81,6 +81,23 @@ def test_the_legend_of_a_path_names_what_is_drawn(specimen):
     assert "reference point" in query_figure(point.explain(), 0).legends[0].get_texts()[0].get_text()
 
 
+def test_the_legend_names_every_level_of_the_pyramid(specimen):
+    points = [SamplingPoints(np.random.rand(10, 2, 5, 2, 2), np.full((10, 2, 5, 2), 0.1)) for _ in range(2)]
+    texts = [text.get_text() for text in query_figure(specimen.explain(), 0, None, points).legends[0].get_texts()]
+    assert [text for text in texts if "level" in text] == [f"looks at level {level}" for level in range(5)]
+
+
+def test_many_objects_leave_room_for_the_picture():
+    rng = np.random.default_rng(0)
+    objects = np.concatenate([rng.uniform(0.1, 0.9, (60, 2)), np.full((60, 2), 0.05)], 1)
+    many = Specimen.from_arrays(objects, rng.uniform(0, 1, (60, 2)), objects, [0] * 60)
+    figure = assignment_figure(many.explain())
+    figure.draw_without_rendering()
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(texts) == 11 and texts[8] == "and 52 more objects"
+    assert figure.axes[0].get_position().width > 0.8
+
+
 @pytest.mark.fault("F83")
 def test_text_says_the_same_and_is_inert(specimen):
     found = specimen.explain()

@@ -6,10 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from javascript import AVAILABLE, answer
 from scenes import HOSTILE, specimen
 
+from msdetr import recipes
+from msdetr.analysis.stability import MatchHistory
 from msdetr.errors import ConfigError, InputError
-from msdetr.viz.page import About, View, page_content, page_html
+from msdetr.methods import build_postprocess
+from msdetr.structures import DetectorOutput
+from msdetr.viz.page import About, View, films_of, page_content, page_html
 from msdetr.viz.page.content import DETAILS, Detail
 from msdetr.viz.page.modules import FOLDER, joined, source
 from msdetr.viz.page.packing import packed, unpacked
@@ -94,6 +100,62 @@ def test_films_and_two_runs_are_kept_apart():
     assert content["images"][1]["views"][0] is None, "the first run did not look at this image"
     other = View("first", {3: specimen(3)}, {3: [(0, specimen(4))]})
     assert page_content([other], [3], Detail())["images"][0]["views"][0]["film"] == [], "of another image"
+
+
+def test_the_answer_is_that_of_the_run(tmp_path):
+    """DETA suppresses detections, at every step of its training as in the end."""
+    config, plain = recipes.get("shapes/deta"), specimen(5, queries=40, objects=3)
+    look, predictions = replace(plain, config=config), plain.output.one_to_one
+    history = MatchHistory(
+        np.array([10]), np.array([1.0]), plain.targets, plain.matching, {},
+        [DetectorOutput(predictions, references=plain.output.references)], [plain.picture], plain.class_names,
+    )  # fmt: skip
+    content = page_content([View("run", {5: look}, films_of(history, config))], [5], Detail())
+    [wanted] = build_postprocess(config)(predictions, torch.ones(1, 2), 100)
+    sure = wanted.scores >= 0.02
+    [view] = content["images"][0]["views"]
+    for frame in (view["frame"], *view["film"]):
+        assert frame["detections"]["queries"] == wanted.query[sure].tolist()
+        assert frame["detections"]["labels"] == wanted.labels[sure].tolist()
+        np.testing.assert_array_equal(unpacked(frame["detections"]["scores"]), wanted.scores[sure])
+    [usual] = content_of({5: plain})["images"][0]["views"]
+    assert usual["frame"]["detections"]["queries"] != wanted.query[sure].tolist()
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="neither node nor Chromium")
+def test_images_with_huge_ids_are_kept_apart(tmp_path):
+    ids = [2**60, 2**60 + 1]
+    one = specimen(1)
+    looks = {own: replace(one, targets=replace(one.targets, image_ids=(own,))) for own in ids}
+    budget = {
+        "images": [{"image_id": own, "lost_ap": 1.0} for own in ids],
+        "failures": [{"image_id": own, "sentence": f"of {own}"} for own in ids],
+    }
+    comparison = {"objects": [{"image_id": own} for own in ids]}
+    content = page_content([View("run", looks, {}, budget)], ids, Detail(), comparison=comparison)
+    read = """(content) => {
+      const page = readContent(content);
+      return page.images.map(({ id }) => ({ sentences: page.failuresIn(0, id).map((own) => own.sentence),
+        lost: page.runs[0].budget.images.filter((own) => own.image_id === id).length,
+        compared: page.comparison.objects.filter((own) => own.image_id === id).length }));
+    }"""
+    found = answer(tmp_path, "scene.js", read, content)
+    assert found == [{"sentences": [f"of {own}"], "lost": 1, "compared": 1} for own in ids]
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="neither node nor Chromium")
+def test_arrow_keys_do_nothing_where_the_filter_leaves_no_image(tmp_path):
+    content = content_of({1: specimen(1), 2: specimen(2)})
+    press = """({ content, search }) => {
+      const state = { screen: "image", image: 0, run: 0, cause: null, label: null, size: null, search, step: "end" };
+      const changes = [];
+      const actions = { get: () => state, set: (change) => changes.push(change) };
+      shortcuts(readContent(content), actions, () => 1).ArrowRight();
+      return changes;
+    }"""
+    pressed = lambda search: answer(tmp_path, "app.js", press, {"content": content, "search": search})
+    assert pressed("no such file") == []
+    assert pressed("") == [{"image": 1, "object": None, "query": None}]
 
 
 def test_what_cannot_be_shown_is_named(tmp_path):

@@ -397,9 +397,9 @@ def test_a_slider_answers_within_50_ms_on_a_large_page(opening):
     big = specimen(1, layers=6, queries=300, objects=7)
     content = page_content([View("large", {1: big}, {}, budget("placed"))], [1], DETAILS[3])
     [image], run = content["images"], content["runs"][0]
-    content["images"] = [image | {"id": number, "name": str(number)} for number in range(50)]
+    content["images"] = [image | {"id": str(number), "name": str(number)} for number in range(50)]
     [failure] = run["budget"]["failures"]
-    run["budget"]["failures"] = [failure | {"image_id": number % 50} for number in range(5_000)]
+    run["budget"]["failures"] = [failure | {"image_id": str(number % 50)} for number in range(5_000)]
     page = opening(content, "#image=0&object=0&query=7")
     session = page.context.new_cdp_session(page)
     session.send("Performance.enable", {"timeDomain": "threadTicks"})

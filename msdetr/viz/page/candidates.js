@@ -108,19 +108,23 @@ export function candidates(content, actions) {
     const costs = Array.from({ length: queries }, (_, query) => oneToOneCost(content, scene, state.object, query));
     const order = ranking(costs.map((terms) => -terms.total));
     const weights = content.runs[scene.run].weights.map(plain);
+    const { classCosts, fates } = scene.frame.one;
+    const rule = fates
+      ? "This run does not match by cost: the fates are those of its own rule, the cost is what Hungarian matching would go by."
+      : "Hungarian matching makes the total cost of the image least, so an object need not get its cheapest query.";
     return {
       heads: [
         ["#", "rank by cost"],
         ["query"],
         ["s", "probability of the object's class"],
         ["IoU", "of the query's box with the object's"],
-        ["class", `${weights[0]} · (focal loss of a positive minus that of a negative)`],
+        ["class", `${weights[0]} · ${classCosts ? "the class cost of this run's own" : "(focal loss of a positive minus that of a negative)"}`],
         ["L1", `${weights[1]} · distance of center and size`],
         ["GIoU", `${weights[2]} · negative generalized IoU`],
         ["cost", "their sum"],
         ["fate", "what one-to-one matching made of the pair"],
       ],
-      note: "The boxes are those of the one-to-one branch. Hungarian matching makes the total cost of the image least, so an object need not get its cheapest query.",
+      note: `The boxes are those of the one-to-one branch. ${rule}`,
       order,
       row(query, place) {
         const at = state.object * queries + query;

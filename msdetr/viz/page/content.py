@@ -10,15 +10,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from msdetr.analysis.look import SamplingPoints
 from msdetr.analysis.matching import BranchExplanation, Explanation
+from msdetr.analysis.reasons import innermost
 from msdetr.analysis.specimen import Specimen
 from msdetr.matching import HungarianMatcher, ReleasedMrDETR, class_probability
+from msdetr.matching.score import focal_cost
+from msdetr.methods import build_postprocess
 from msdetr.structures import Predictions
 from msdetr.viz.page.packing import packed, picture_text
 
-FORMAT = 1
+FORMAT = 2
 LEAST = 0.02  # probability of a detection that the page still lists
 
 
@@ -49,7 +53,7 @@ def image_content(specimen: Specimen, detail: Detail) -> dict[str, Any]:
     picture, targets = specimen.picture, specimen.targets
     height, width = (1, 1) if picture is None else picture.shape[:2]
     return {
-        "id": None if not targets.image_ids else int(targets.image_ids[0]),
+        "id": None if not targets.image_ids else id_text(targets.image_ids[0]),
         "name": specimen.name,
         "width": int(width),
         "height": int(height),
@@ -59,15 +63,20 @@ def image_content(specimen: Specimen, detail: Detail) -> dict[str, Any]:
     }
 
 
+def id_text(image_id: int) -> str:
+    """An image id as it travels: JavaScript's numbers would make one of ids beyond 2^53 that differ."""
+    return str(int(image_id))
+
+
 def frame_content(specimen: Specimen, detail: Detail, max_detections: int = 100) -> dict[str, Any]:
     """What a detector predicts on an image at one moment: both branches, one-to-one pairs, detections and sampling points."""
     found = specimen.explain()
     one, many = found.one_to_one, found.one_to_many
     layer, target, query = (getattr(one.matches, name).numpy() for name in ("layer", "target", "query"))
     probability = one.predictions.logits[:, 0].float().sigmoid().numpy()  # [K, Q, C]
-    detections = _detections(probability[-1], max_detections)
+    detections = _detections(specimen, probability[-1], max_detections)
     return {
-        "one_to_one": _branch(one, detail),
+        "one_to_one": _branch(one, detail) | {"class_costs": _class_costs(one, detail), "fates": _fates(one)},
         "one_to_many": None if many.hypothetical else _branch(many, detail),
         "pairs": packed(np.stack([layer, target, query], -1), "u2"),
         "top": {
@@ -85,19 +94,14 @@ def frame_content(specimen: Specimen, detail: Detail, max_detections: int = 100)
 
 
 def rules_content(specimen: Specimen) -> dict[str, Any]:
-    """How a run was matched in training: settings, weights of the cost, and whether one-to-many matching was Algorithm 1."""
+    """How a run was matched in training: settings, weights of the cost, and whether it had a one-to-many branch."""
     found = specimen.explain()
     many, one = found.one_to_many, found.one_to_one
     rules = asdict(many.matching)
     weights = [rules.pop(f"cost_{name}") for name in ("class", "l1", "giou")]
-    if isinstance(one.matcher, HungarianMatcher):
-        weights = [float(one.matcher.costs.get(name, (0.0, None))[0]) for name in ("class", "l1", "giou")]
-    return {
-        "rules": rules,
-        "weights": weights,
-        "hypothetical": many.hypothetical,
-        "one_to_one_is_hungarian": isinstance(one.matcher, HungarianMatcher),
-    }
+    if (matcher := _hungarian(one)) is not None:
+        weights = [_weight(matcher, name) for name in ("class", "l1", "giou")]
+    return {"rules": rules, "weights": weights, "hypothetical": many.hypothetical}
 
 
 def _branch(branch: BranchExplanation, detail: Detail) -> dict[str, Any]:
@@ -116,6 +120,34 @@ def _branch(branch: BranchExplanation, detail: Detail) -> dict[str, Any]:
     return content | ({"limit": 225} if isinstance(branch.matcher, ReleasedMrDETR) else {})
 
 
+def _hungarian(branch: BranchExplanation) -> HungarianMatcher | None:
+    """The matcher of a branch if it goes by cost."""
+    matcher = None if branch.matcher is None else innermost(branch.matcher)
+    return matcher if isinstance(matcher, HungarianMatcher) else None
+
+
+def _weight(matcher: HungarianMatcher, name: str) -> float:
+    return float(matcher.costs.get(name, (0.0, None))[0])
+
+
+def _class_costs(branch: BranchExplanation, detail: Detail) -> dict[str, Any] | None:
+    """[K, T, Q] weighted class terms of the cost where a run has others than the focal ones of Deformable DETR, which the page
+    works out itself."""
+    matcher = _hungarian(branch)
+    if matcher is None:
+        return None
+    usual = _weight(matcher, "class") * focal_cost(branch.predictions, branch.targets)
+    if np.allclose(branch.cost_class, usual.numpy(), rtol=1e-5, atol=1e-6):
+        return None
+    return packed(branch.cost_class, "f4" if detail.exact else "f2")
+
+
+def _fates(branch: BranchExplanation) -> dict[str, Any] | None:
+    """[K, T, Q] statuses (indices into ``STATUSES``) of a matcher that does not go by cost; of one that does, the page tells
+    them from the pairs."""
+    return None if _hungarian(branch) is not None else packed(branch.status, "u1")
+
+
 def _references(found: Explanation) -> dict[str, Any] | None:
     """Where the queries start from in every layer; of the first layer alone where the others start from the boxes before."""
     references = found.references
@@ -126,12 +158,19 @@ def _references(found: Explanation) -> dict[str, Any] | None:
     return packed(references[:1] if refined else references, "q2")
 
 
-def _detections(probability: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Queries and classes of the best pairs, best first; ties as in the detector's answer: the lower index first."""
-    best = np.argsort(-probability, axis=None, kind="stable")[:most]
-    best = best[probability.ravel()[best] >= LEAST]
-    query, label = np.unravel_index(best, probability.shape)
-    return query, label
+def _detections(specimen: Specimen, probability: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and classes of the detector's answer, best first: the best pairs (ties: the lower index first), or what the
+    run's own post-processing leaves of them. probability: [Q, C] of the last layer."""
+    answers = None if specimen.config is None else build_postprocess(specimen.config)
+    if answers is None:
+        best = np.argsort(-probability, axis=None, kind="stable")[:most]
+        query, label = np.unravel_index(best, probability.shape)
+    else:
+        sizes = specimen.targets.sizes
+        [answer] = answers(specimen.output.one_to_one, torch.ones(1, 2) if sizes is None else sizes, most)
+        query, label = answer.query.numpy(), answer.labels.numpy()
+    sure = probability[query, label] >= LEAST
+    return query[sure], label[sure]
 
 
 def _sampling(

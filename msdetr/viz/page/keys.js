@@ -37,7 +37,10 @@ export function shortcuts(content, actions, depth) {
   const settings = () => settingsOf(content, get().run, get());
   const turn = (name, by, least, most) => () => change({ [name]: rounded(within(settings()[name] + by, least, most)) });
   const leastBy = (by) => () => set({ least: rounded(within(get().least + by, 0.02, 0.99)) });
-  const imageBy = (by) => () => set({ image: next(chosenImages(content, get()).map((entry) => entry.index), get().image, by), object: null, query: null });
+  const imageBy = (by) => () => {
+    const chosen = chosenImages(content, get()).map((entry) => entry.index);
+    if (chosen.length) set({ image: next(chosen, get().image, by), object: null, query: null });
+  };
   const layerBy = (by) => () => set({ layer: within(Math.min(get().layer, depth() - 1) + by, 0, depth() - 1) });
   const stepBy = (by) => () => set({ step: next(stepsOf(content, get().image), get().step, by), playing: false });
   const objectBy = (by) => () => {

@@ -8,6 +8,7 @@ import { permutations } from "./random.js";
 
 const f = Math.fround;
 
+/** What became of a pair, in few words; in the order of msdetr.matching.STATUSES. */
 export const STATUS = {
   matched: "matched",
   merged: "merged",
@@ -194,17 +195,26 @@ function merge(found, count, oneToOne) {
 /** Whether a status means that the query serves the object. */
 export const serves = (status) => status === "matched" || status === "merged";
 
+/** Where a pair of a layer is in a table [K × T × Q]. */
+export const pairAt = (branch, objects, layer, target, query) => (layer * objects.count + target) * branch.queries + query;
+
 /** Weighted terms of the Hungarian cost of a pair: {class, l1, giou, total}. weights: [class, L1, GIoU]. */
 export function cost(branch, objects, layer, target, query, probability, weights) {
   const at = layer * branch.queries + query;
-  const positive = -0.25 * (1 - probability) ** 2 * Math.log(probability + 1e-8);
-  const negative = -0.75 * probability ** 2 * Math.log(1 - probability + 1e-8);
+  const own = branch.classCosts?.[pairAt(branch, objects, layer, target, query)];
   let distance = 0;
   for (let i = 0; i < 4; i++) distance += Math.abs(branch.boxes[4 * at + i] - objects.boxes[4 * target + i]);
   const terms = {
-    class: weights[0] * (positive - negative),
+    class: own ?? weights[0] * focalCost(probability),
     l1: weights[1] * distance,
     giou: -weights[2] * giou(corners(branch.boxes, at), corners(objects.boxes, target)),
   };
   return { ...terms, total: terms.class + terms.l1 + terms.giou };
+}
+
+/** The class cost of Deformable DETR: focal loss of a positive minus that of a negative. */
+function focalCost(p) {
+  const positive = -0.25 * (1 - p) ** 2 * Math.log(p + 1e-8);
+  const negative = -0.75 * p ** 2 * Math.log(1 - p + 1e-8);
+  return positive - negative;
 }

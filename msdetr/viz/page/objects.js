@@ -71,7 +71,9 @@ function missedBecause(scene, target, least) {
   const closest = ranking(overlap)[0];
   if (!fitting.length) return closest === undefined ? "no queries" : `no box fits: IoU ${number(overlap[closest])} at best`;
   const [best] = fitting;
-  return probability[best] < least ? `only ${number(probability[best])} at best (query ${best})` : `query ${best} (${number(probability[best])}) counts elsewhere`;
+  if (probability[best] < least) return `only ${number(probability[best])} at best (query ${best})`;
+  const detected = scene.frame.detections.some((own) => own.query === best && own.label === scene.objects.labels[target]);
+  return `query ${best} (${number(probability[best])}) ${detected ? "counts elsewhere" : "is not among the detections kept"}`;
 }
 
 /** The failures of the image that is open. Returns {element, update(scene, state)}. */

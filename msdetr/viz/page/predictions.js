@@ -7,10 +7,12 @@ export function objectsOf(image) {
   return { count: image.labels.length, labels: image.labels, boxes: unpack(image.boxes) };
 }
 
-/** A branch: {layers, queries, boxes [K × Q × 4], scores [K × Q × S], columns: label → column of scores}. */
+/** A branch: {layers, queries, boxes [K × Q × 4], scores [K × Q × S], columns: label → column of scores}. Of one-to-one matching
+ * also classCosts [K × T × Q], null where they are the usual ones, and fates [K × T × Q], null where matching goes by cost. */
 export function branchOf(content) {
   const columns = new Map(content.columns.map((label, i) => [label, i]));
-  return { ...content, columns, boxes: unpack(content.boxes), scores: unpack(content.scores) };
+  const [classCosts, fates] = [unpack(content.class_costs), unpack(content.fates)];
+  return { ...content, columns, boxes: unpack(content.boxes), scores: unpack(content.scores), classCosts, fates };
 }
 
 /** One-to-one pairs [object, query] of every layer. */

@@ -1,6 +1,6 @@
 // Why a query serves an object, or does not, in words: the sentences of msdetr.analysis.reasons.
 
-import { cost } from "./matching.js";
+import { cost, serves, STATUS } from "./matching.js";
 import { number, plain } from "./numbers.js";
 import { oneToOneStatus } from "./scene.js";
 
@@ -41,17 +41,20 @@ export function oneToOneCost(content, scene, target, query) {
   return cost(scene.frame.one, scene.objects, scene.layer, target, query, probability, weights);
 }
 
-/** Of one-to-one matching. */
+const OBSTACLES = { below: "dropped by τ", lost: "lost to another object", beyond: "beyond k", unvoted: "beyond its votes" };
+
+/** Of one-to-one matching: by cost, or by a rule that goes by something else. */
 export function oneToOneReason(content, scene, target, query) {
   const name = content.objectName(scene.image, target);
   const status = oneToOneStatus(scene, target, query);
+  const start = `Query ${query} does not serve ${name}: `;
+  if (scene.frame.one.fates) return serves(status) ? `Query ${query} serves ${name}.` : `${start}${OBSTACLES[status] ?? STATUS[status]}.`;
   const own = oneToOneCost(content, scene, target, query);
   const split = (terms, sign = "") =>
     [["class", "class"], ["L1", "l1"], ["GIoU", "giou"]]
       .map(([label, key]) => `${label} ${sign && terms[key] >= 0 ? sign : ""}${number(terms[key])}`)
       .join(", ");
   if (status === "matched") return `Query ${query} serves ${name} at a cost of ${number(own.total)} (${split(own)}).`;
-  const start = `Query ${query} does not serve ${name}: `;
   if (status === "taken") return `${start}it serves ${content.objectName(scene.image, scene.one.served.get(query)[0])}.`;
   const winner = scene.one.serving[target][0];
   if (winner === undefined) return `${start}the object has no query.`;

@@ -1,6 +1,6 @@
 // What is on the screen, computed: an image as a run sees it at one step, in one layer, under some matching settings.
 
-import { match, pairs, serves } from "./matching.js";
+import { match, pairAt, pairs, serves, STATUS } from "./matching.js";
 import { unpack } from "./numbers.js";
 import { branchOf, objectsOf, pairsOf } from "./predictions.js";
 
@@ -123,6 +123,8 @@ function both(list, count) {
 
 /** What became of a pair in one-to-one matching. */
 export function oneToOneStatus(scene, target, query) {
+  const { one } = scene.frame;
+  if (one.fates) return Object.keys(STATUS)[one.fates[pairAt(one, scene.objects, scene.layer, target, query)]];
   if (scene.one.serving[target].includes(query)) return "matched";
   return scene.one.served.has(query) ? "taken" : "costlier";
 }

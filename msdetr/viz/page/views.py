@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from msdetr.analysis.specimen import Specimen, recorded
 from msdetr.analysis.stability import MatchHistory
+from msdetr.config import RunConfig
 from msdetr.errors import InputError
-from msdetr.viz.page.content import FORMAT, Detail, frame_content, image_content, rules_content
+from msdetr.viz.page.content import FORMAT, Detail, frame_content, id_text, image_content, rules_content
 
 Key = int | str  # what tells images apart: an image id, or a name
 
@@ -39,13 +40,16 @@ class View:
         raise InputError(f"page: {self.title} has no image to show")
 
 
-def films_of(history: MatchHistory) -> dict[Key, list[tuple[int, Specimen]]]:
-    """The images that a recorded training keeps predictions of, as films."""
+def films_of(history: MatchHistory, config: RunConfig | None = None) -> dict[Key, list[tuple[int, Specimen]]]:
+    """The images that a recorded training keeps predictions of, as films. config: the run's, by whose matchers and
+    post-processing they are explained; by default one-to-one and one-to-many matching by the recorded rules."""
     ids = history.targets.image_ids or tuple(range(history.targets.num_images))
-    return {
-        ids[image]: [(int(history.steps[i]), recorded(history, i, image)) for i in range(len(history.states))]
-        for image in range(len(history.pictures))
-    }
+
+    def film(image: int) -> list[tuple[int, Specimen]]:
+        moments = [recorded(history, i, image) for i in range(len(history.states))]
+        return [(int(step), replace(one, config=config)) for step, one in zip(history.steps, moments)]
+
+    return {ids[image]: film(image) for image in range(len(history.pictures))}
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def page_content(
         "format": FORMAT,
         "classes": list(names),
         "about": {"text": list(about.text), "data": about.data, "images": max(about.images, len(shown))},
-        "comparison": comparison,
+        "comparison": comparison and _ids_as_text(comparison, "objects"),
         "runs": [_run(view) for view in views],
         "images": shown,
     }
@@ -90,8 +94,15 @@ def _run(view: View) -> dict[str, Any]:
         "title": view.title,
         "layers": len(some.output.one_to_one.logits),
         "least": round(min(0.5, max(float(np.median(best)) / 2, 0.02)), 2),
-        "budget": view.budget,
+        "budget": view.budget and _ids_as_text(view.budget, "images", "failures"),
         **rules_content(some),
+    }
+
+
+def _ids_as_text(report: Mapping[str, Any], *lists: str) -> dict[str, Any]:
+    """A report with the image ids of some of its lists as ``id_text``."""
+    return {**report} | {
+        name: [entry | {"image_id": id_text(entry["image_id"])} for entry in report[name]] for name in lists
     }
 
 

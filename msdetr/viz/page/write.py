@@ -14,6 +14,7 @@ from msdetr.analysis.budget.run import measure_budget
 from msdetr.analysis.runs import title
 from msdetr.analysis.specimen import Microscope, Specimen
 from msdetr.analysis.stability import load_history
+from msdetr.config import RunConfig
 from msdetr.errors import ConfigError, RecordsError
 from msdetr.viz.page.content import DETAILS, Detail
 from msdetr.viz.page.html import page_html
@@ -72,7 +73,7 @@ def write_page(
     if measured is None:
         measured = [measure_budget(run, data, split, limit, device) for run in runs]
     budgets = [budget for budget, _ in measured]
-    films = [_films(Path(run)) for run in runs]
+    films = [_films(Path(run), scope.config) for run, scope in zip(runs, scopes, strict=True)]
     order = _worst(budgets, images, films) if isinstance(images, int) else [_id(scopes[0], own) for own in images]
     titles = _titles(runs, scopes)
     views = [
@@ -138,13 +139,13 @@ def _comparison(budgets: Sequence[Budget], titles: Sequence[str], order: Sequenc
     return found | {"objects": [one for one in found["objects"] if one["image_id"] in set(order)]}
 
 
-def _films(run: Path) -> Films:
+def _films(run: Path, config: RunConfig) -> Films:
     """The recorded training of a run directory; nothing where none was recorded."""
     try:
         history = load_history(run)
     except RecordsError:
         return {}
-    return films_of(history) if history.states else {}
+    return films_of(history, config) if history.states else {}
 
 
 def _titles(runs: Sequence[str | Path], scopes: Sequence[Microscope]) -> list[str]:
