@@ -136,13 +136,22 @@ class Targets(_Movable):
         return len(self.labels)
 
     def to(self, *args, **kwargs) -> Targets:
-        moved = {"boxes": self.boxes.to(*args, **kwargs)}  # the others are numbers, and stay it
-        device, non_blocking = moved["boxes"].device, kwargs.get("non_blocking", False)
-        for name in ("labels", "image", "sizes", "original"):
-            value = getattr(self, name)
-            moved[name] = None if value is None else value.to(device, non_blocking=non_blocking)
+        boxes, non_blocking = self.boxes.to(*args, **kwargs), kwargs.get("non_blocking", False)
+
+        def moved(numbers: Tensor) -> Tensor:
+            """Whole numbers, which no dtype of the boxes may change."""
+            return numbers.to(boxes.device, non_blocking=non_blocking)
+
         host = self if self.labels.device.type == "cpu" else self.host
-        return replace(self, **moved, host=None if moved["labels"].device.type == "cpu" else host)
+        return replace(
+            self,
+            labels=moved(self.labels),
+            boxes=boxes,
+            image=moved(self.image),
+            sizes=None if self.sizes is None else moved(self.sizes),
+            original=None if self.original is None else moved(self.original),
+            host=None if boxes.device.type == "cpu" else host,
+        )
 
     @property
     def on_host(self) -> Targets:
