@@ -183,7 +183,7 @@ def measure_costs(
         for name, detector in detectors.items():
             detector.train()
             with _timed(times[name][0]):
-                criteria[name](detector(batch), targets).total.backward()
+                criteria[name](detector(batch, targets), targets).total.backward()
             detector.zero_grad()
             with evaluating(detector), _timed(times[name][1]):
                 detector(batch)

@@ -23,7 +23,7 @@ from msdetr.errors import RunError
 from msdetr.predictor import load
 
 from .candidates import measure_run
-from .runs import read_run
+from .runs import experiment, read_run
 
 MEASURES = {
     "AP": "AP",
@@ -105,11 +105,10 @@ class Cell:
         return configuration.from_dict(self.config)
 
     def differs_from(self, config: RunConfig) -> dict[str, tuple[Any, Any]]:
-        """Settings in which it was trained otherwise: dotted path -> (its value, the value of ``config``). The place of
-        the data and what else repetitions may differ in does not count, the seed does."""
-        harmless = configuration.harmless_in_comparison() - {"seed"}
-        ours, theirs = configuration.flatten(self.run_config()), configuration.flatten(config)
-        return {p: (ours[p], theirs[p]) for p in theirs if p not in harmless and ours[p] != theirs[p]}
+        """Settings in which it was trained otherwise: dotted path -> (its value, the value of ``config``). What repetitions
+        may differ in does not count, the seed does; of the data's place the folder's name does."""
+        ours, theirs = (experiment(one) | {"seed": one.seed} for one in (self.run_config(), config))
+        return {path: (ours[path], theirs[path]) for path in theirs if ours[path] != theirs[path]}
 
     def value(self, measure: str) -> float | None:
         """One of ``MEASURES``, None where it is undefined."""

@@ -5,17 +5,19 @@ Shape legend: K layers, T objects of the image, Q queries.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from msdetr.analysis.outcomes import ObjectOutcome, explain_output
 from msdetr.analysis.reasons import Reason, object_name, reason_of
 from msdetr.errors import InputLookupError
 from msdetr.matching import STATUSES, Matcher, MatchingRules, Status
-from msdetr.structures import Matches, Predictions, Targets
+from msdetr.structures import Detections, Matches, Predictions, Targets
 
 
 @dataclass(frozen=True)
@@ -164,12 +166,14 @@ class BranchExplanation:
 @dataclass(frozen=True)
 class Explanation:
     """Matching of one image in every decoder layer; see ``explain``. branches: by name, ``one_to_one`` and ``one_to_many``
-    among them. unexplained: branches whose matchers do not define ``decisions``."""
+    among them. unexplained: branches whose matchers do not define ``decisions``. postprocess: of the detector's own; None: its
+    answer are the best pairs of query and class."""
 
     branches: Mapping[str, BranchExplanation]
     references: np.ndarray | None = None  # [K, Q, 4] cxcywh
     class_names: tuple[str, ...] = ()
     unexplained: tuple[str, ...] = ()
+    postprocess: Callable[[Predictions, Tensor, int], list[Detections]] | None = None
 
     @property
     def one_to_one(self) -> BranchExplanation:
@@ -231,6 +235,11 @@ class Explanation:
     def outcomes(
         self, score_threshold: float = 0.5, iou_threshold: float = 0.5, max_detections: int = 100
     ) -> list[ObjectOutcome]:
-        """Each object's fate in the output of the last layer; see ``explain_output``."""
-        last = self.one_to_one.predictions.layer(-1)
-        return explain_output(last, self.targets, score_threshold, iou_threshold, max_detections, self.class_names)
+        """Each object's fate in the detector's output; see ``explain_output``."""
+        predictions, answer = self.one_to_one.predictions, None
+        if self.postprocess is not None:
+            sizes = self.targets.sizes  # only IoUs are computed, so any will do where they are not known
+            sizes = torch.ones(1, 2) if sizes is None else sizes
+            [answer] = self.postprocess(predictions, sizes, max_detections)
+        found = predictions.layer(-1), self.targets, score_threshold, iou_threshold, max_detections, self.class_names
+        return explain_output(*found, answer)

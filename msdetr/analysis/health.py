@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,12 @@ class Finding:
 
 
 def health(run: Run | str | Path) -> list[Finding]:
-    """All checks on a run (finished or still going), the worst first."""
+    """All checks on a run (finished or still going), the worst first. Steps with a number that is not finite are told by the
+    first check; the others look at the steps without."""
     if not isinstance(run, Run):
         run = read_run(run, finished=False)
-    found = [finding for check in CHECKS for finding in check(run)]
+    sound = replace(run, steps=[line for line in run.steps if _all_finite(line)])
+    found = [*_finite(run), *(finding for check in CHECKS for finding in check(sound))]
     order = {Level.BAD: 0, Level.WARN: 1, Level.UNKNOWN: 2, Level.FINE: 3}
     return sorted(found, key=lambda finding: order[finding.level])
 
@@ -101,16 +103,19 @@ def _loss_falls(run: Run) -> Iterator[Finding]:
 
 
 def branch_losses(run: Run) -> dict[str, list[float]]:
-    """Branch -> what it adds to the loss at each logged step: its weighted terms, summed over layers. Without branches that
-    some step has not logged."""
+    """Branch -> what it adds to the loss at each logged step: its weighted terms, summed over layers; NaN where a term is not
+    finite. Without branches that some step has not logged."""
     losses = {branch.name: _weighted(run, branch) for branch in _branches(run)}
     return {name: values for name, values in losses.items() if len(values) == len(run.steps)}
 
 
 def _weighted(run: Run, branch: Branch) -> list[float]:
     def weighted(line: dict[str, Any]) -> float:
-        terms = sum(weight * sum(line["terms"][f"{branch.name}/{term}"]) for term, weight in branch.weights.items())
-        return terms * branch.factor(line["epoch"] / run.config.train.epochs)
+        terms = {term: line["terms"][f"{branch.name}/{term}"] for term in branch.weights}
+        sums = {term: sum(math.nan if x is None else x for x in layers) for term, layers in terms.items()}
+        return sum(weight * sums[term] for term, weight in branch.weights.items()) * branch.factor(
+            line["epoch"] / run.config.train.epochs
+        )
 
     return [
         weighted(line) for line in run.steps if all(f"{branch.name}/{term}" in line["terms"] for term in branch.weights)
@@ -314,7 +319,7 @@ def _data_keeps_up(run: Run) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Run], Iterator[Finding]], ...] = (
-    _finite, _loss_falls, _loss_scale, _gradients, _boxes_move, _objects_have_queries, _positives,
+    _loss_falls, _loss_scale, _gradients, _boxes_move, _objects_have_queries, _positives,
     _layers_refine, _classes, _holds_its_best, _data_keeps_up,
 )  # fmt: skip
 

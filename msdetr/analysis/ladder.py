@@ -22,28 +22,30 @@ from msdetr.modules import Layout
 from msdetr.structures import DetectorOutput, ImageBatch, Predictions, Targets
 
 from .cells import Cell, load_cells
+from .runs import title
 
 WITH_MS_DETR = " + MS-DETR (c)"
 RUNGS = {
-    "Deformable DETR++": ("baseline", "ms-detr-c"),
-    "H-DETR": ("h-detr", "h-detr-ms-c"),
-    "Group DETR": ("group-detr", "group-detr-ms-c"),
-    "DN-DETR": ("dn-detr", "dn-detr-ms-c"),
-    "DINO": ("dino", "dino-ms-c"),
-    "DETA": ("deta", "deta-ms-c"),
-    "Stable-DINO": ("stable-dino", "stable-dino-ms-c"),
-    "Mr.DETR": ("mr-detr", "mr-detr-ms-c"),
-}  # title -> recipes on the embedded set, without and with MS-DETR (c)
+    "baseline": "ms-detr-c",
+    "h-detr": "h-detr-ms-c",
+    "group-detr": "group-detr-ms-c",
+    "dn-detr": "dn-detr-ms-c",
+    "dino": "dino-ms-c",
+    "deta": "deta-ms-c",
+    "stable-dino": "stable-dino-ms-c",
+    "mr-detr": "mr-detr-ms-c",
+}  # recipes on the embedded set, without and with MS-DETR (c)
 
 
 def ladder_recipes() -> dict[str, str]:
     """Title -> recipe of every rung, each without and with MS-DETR (c), as far as the package has them."""
-    named = {
-        title + (WITH_MS_DETR if number else ""): f"shapes/{name}"
-        for title, names in RUNGS.items()
-        for number, name in enumerate(names)
-    }
-    return {title: name for title, name in named.items() if name in recipes.names()}
+    found, known = {}, recipes.names()
+    for rung in RUNGS.items():
+        without, with_it = (f"shapes/{name}" for name in rung)
+        if without in known:
+            name = title(recipes.get(without))
+            found |= {name: without} | ({name + WITH_MS_DETR: with_it} if with_it in known else {})
+    return found
 
 
 @dataclass(frozen=True)
@@ -139,5 +141,5 @@ def _source(output: DetectorOutput, predictions: Predictions) -> tuple[str, bool
 def ladder_results(folder: str | Path) -> dict[str, list[Cell]]:
     """Title -> finished cells in a folder (see ``benchmarks/studies/family.yaml``), without the rungs that have none."""
     cells = load_cells(folder).values()
-    found = {title: [c for c in cells if c.config["recipe"] == name] for title, name in ladder_recipes().items()}
-    return {title: members for title, members in found.items() if members}
+    found = {rung: [c for c in cells if c.config["recipe"] == name] for rung, name in ladder_recipes().items()}
+    return {rung: members for rung, members in found.items() if members}

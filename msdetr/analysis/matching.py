@@ -14,10 +14,11 @@ Shape legend: K layers, T objects of the image, Q queries, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from msdetr.analysis.explanation import BranchExplanation, Candidate, Explanation, QueryStep
 from msdetr.analysis.outcomes import ObjectOutcome, Outcome, explain_output
@@ -37,7 +38,7 @@ from msdetr.matching import (
     places,
     score,
 )
-from msdetr.structures import DetectorOutput, GroupOutput, Predictions, Targets
+from msdetr.structures import Detections, DetectorOutput, GroupOutput, Predictions, Targets
 
 __all__ = [
     "STATUSES",
@@ -62,6 +63,7 @@ def explain(
     image: int = 0,
     class_names: Sequence[str] = (),
     criterion: Criterion | None = None,
+    postprocess: Callable[[Predictions, Tensor, int], list[Detections]] | None = None,
 ) -> Explanation:
     """Runs the matchers of a configuration on one image of a batch and keeps what they decided on.
 
@@ -70,6 +72,7 @@ def explain(
     as it would be on the one-to-one predictions. matching: default the released alpha, tau and k with the exclusive rule.
     criterion: the run's, all of whose branches are explained; by default one-to-one and one-to-many matching by the rules of
     ``matching``. A branch whose matcher does not explain itself is in ``unexplained``; one-to-one matching must.
+    postprocess: the run's, where it has one of its own (``build_postprocess``), for what is in the detector's output.
 
     Raises InputError for a NaN or infinite prediction, a label outside the predicted classes, or batches that differ, and
     InputLookupError for an image that the batch does not have.
@@ -102,7 +105,7 @@ def explain(
         given = Supervised(output.one_to_one, objects)
         found["one_to_many"] = _branch(branch, given, objects, matching, found, class_names, hypothetical=True)
     references = None if output.references is None else output.references[:, 0].detach().numpy()
-    return Explanation(found, references, class_names, tuple(unexplained))
+    return Explanation(found, references, class_names, tuple(unexplained), postprocess)
 
 
 def _both_branches(matching: MatchingRules, predictions: Predictions) -> Criterion:

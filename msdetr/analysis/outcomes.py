@@ -15,7 +15,7 @@ from msdetr.analysis.reasons import object_name
 from msdetr.boxes import pairwise_iou, predicted_corners
 from msdetr.errors import InputError
 from msdetr.matching import pair_iou
-from msdetr.structures import Predictions, Targets
+from msdetr.structures import Detections, Predictions, Targets
 
 
 class Outcome(StrEnum):
@@ -49,11 +49,13 @@ def explain_output(
     iou_threshold: float = 0.5,
     max_detections: int = 100,
     class_names: Sequence[str] = (),
+    answer: Detections | None = None,
 ) -> list[ObjectOutcome]:
     """Which objects of one image are found, missed or doubled in a detector's output, and why.
 
-    predictions: one layer (the last), one image. Detections are the ``max_detections`` best pairs of query and class
-    with probability of at least ``score_threshold``, no suppression. As in COCO's evaluation, detections in
+    predictions: one layer (the last), one image. Detections are the ``max_detections`` best pairs of query and class, no
+    suppression, or those of ``answer``, what post-processing of the detector's own made of the predictions; of these the ones
+    with a score of at least ``score_threshold``. As in COCO's evaluation, detections in
     descending score each take the object of their class with the highest IoU, at least ``iou_threshold``, that is not
     taken yet. A detection left over that overlaps an object taken by another one is a duplicate of the object it
     overlaps most.
@@ -66,8 +68,15 @@ def explain_output(
     probability = predictions.logits[0, 0].sigmoid().numpy()  # [Q, C]
     overlap = pair_iou(predictions, targets)[0].numpy()  # [T, Q]
     labels = targets.labels.numpy()
-    kept = np.argsort(-probability, axis=None, kind="stable")[:max_detections]
-    kept = [(int(q), int(c)) for q, c in zip(*np.unravel_index(kept, probability.shape), strict=True)]
+    if answer is None:
+        best = np.argsort(-probability, axis=None, kind="stable")[:max_detections]
+        query, label = np.unravel_index(best, probability.shape)
+        beyond = f"{max_detections} pairs of query and class score higher"
+    else:
+        query, label = answer.query.cpu().numpy(), answer.labels.cpu().numpy()
+        probability[query, label] = answer.scores.cpu().numpy()  # may be others than the last layer's
+        beyond = "the detector's post-processing does not keep it"
+    kept = [(int(q), int(c)) for q, c in zip(query, label, strict=True)]
     detections = [(q, c) for q, c in kept if probability[q, c] >= score_threshold]
     owner, copies = _assign_detections(detections, labels, overlap, iou_threshold)
     boxes = predicted_corners(predictions.boxes[0, 0])
@@ -80,7 +89,7 @@ def explain_output(
         name = object_name(target, targets, class_names)
         if not found:
             shown = (detections, kept, probability, overlap[target], label, owner)
-            outcome, text, numbers = _why_missed(*shown, score_threshold, iou_threshold, max_detections, class_names)
+            outcome, text, numbers = _why_missed(*shown, score_threshold, iou_threshold, beyond, class_names)
         elif len(found) == 1:
             (query, s, value), outcome = found[0], Outcome.FOUND
             text, numbers = f"query {query} finds it with probability {s:.2f} at IoU {value:.2f}", {}
@@ -122,7 +131,7 @@ def _why_missed(
     owner: dict[tuple[int, int], int],
     score_threshold: float,
     iou_threshold: float,
-    max_detections: int,
+    beyond: str,
     class_names: Sequence[str],
 ) -> tuple[Outcome, str, dict[str, float | int]]:
     placed = np.flatnonzero(overlap >= iou_threshold)
@@ -141,8 +150,7 @@ def _why_missed(
     numbers = {"query": best, "probability": own, "iou": float(overlap[best])}
     if own >= score_threshold:
         if (best, label) not in kept:
-            text = f"query {best} sees it ({own:.2f}), but {max_detections} pairs of query and class score higher"
-            return Outcome.CROWDED_OUT, text, numbers
+            return Outcome.CROWDED_OUT, f"query {best} sees it ({own:.2f}), but {beyond}", numbers
         other = owner[best, label]
         numbers |= {"rival": other}
         text = f"query {best} ({own:.2f}, IoU {overlap[best]:.2f}) counts for object {other}, which it overlaps no less"

@@ -27,7 +27,8 @@ from msdetr.structures import ImageBatch, Predictions, Targets
 class Rivals:
     """What a detector answers on a data set, and what becomes of the rivals of an object's best query.
 
-    ap, ap_nms: COCO AP in [0, 1], as it answers and after class-wise non-maximum suppression. found: objects that a query
+    ap, ap_nms: COCO AP in [0, 1], as it answers (with post-processing of its own, where the run has that), and of the pairs of
+    query and class after class-wise non-maximum suppression. found: objects that a query
     overlaps with IoU >= 0.5 (the best of these by the probability of the object's class is the *winner*, the others are its
     *rivals*). duplicates: rivals per found object that have at least half the winner's probability. to_rivals, to_others:
     [K] the winner's attention to a rival and to any other query, as multiples of 1 / Q, what each would get if all got
@@ -101,7 +102,7 @@ def measure_rivals(
     """
     from msdetr.data import build_dataset, build_eval_loader
     from msdetr.engine.metric import coco_metrics, coco_rows
-    from msdetr.model.postprocess import nms_postprocess, postprocess
+    from msdetr.model.postprocess import nms_postprocess
     from msdetr.predictor import check_classes, evaluation_config, load
 
     predictor = load(path, device)
@@ -117,7 +118,7 @@ def measure_rivals(
             output = detector(batch).to("cpu")
         maps = None if cut else torch.stack(recorded).cpu()
         for name, detections in (
-            ("as it is", postprocess(output.one_to_one, targets.sizes, config.train.max_detections)),
+            ("as it is", predictor.postprocess(output.one_to_one, targets.sizes, config.train.max_detections)),
             ("nms", nms_postprocess(output.one_to_one, targets.sizes, config.train.max_detections, nms_iou)),
         ):
             kept[name] += [coco_rows(i, d, category_ids) for i, d in zip(targets.image_ids, detections, strict=True)]

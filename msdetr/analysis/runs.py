@@ -1,15 +1,16 @@
 """Run directories as data: reading them, grouping seeds, and comparing groups.
 
-A run directory holds config.yaml, metrics.jsonl and results.json (see ``msdetr.engine``). Runs that differ in nothing but
-the seed, and in settings that do not change what is computed, are one group.
+A run directory holds config.yaml, metrics.jsonl and results.json (see ``msdetr.engine``). Runs on one data set that differ in
+nothing but the seed, and in settings that do not change what is computed, are one group.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +19,38 @@ import numpy as np
 from msdetr import config as configuration
 from msdetr import files
 from msdetr.config import RunConfig
+from msdetr.engine import location
 from msdetr.engine.run import read_results
 from msdetr.errors import CheckpointError, RunError
 from msdetr.methods import variant_of
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+FIELD = {
+    "dab": "DAB-DETR",
+    "hybrid": "H-DETR",
+    "group": "Group DETR",
+    "lw_detr": "LW-DETR",
+    "deta": "DETA",
+    "stable": "Stable-DINO",
+    "mr_detr": "Mr.DETR",
+}  # what methods are called in the literature, by their sections; denoising is DN-DETR's or DINO's
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run. steps: the "train" lines of metrics.jsonl; evaluations: its "eval" lines; results: results.json."""
+    """One run. steps: the "train" lines of metrics.jsonl; evaluations: its "eval" lines; results: results.json. label: what it
+    is called where the name of its directory does not tell it from others (see ``read_runs``)."""
 
     path: Path
     config: RunConfig
     results: dict[str, Any]
     steps: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
+    label: str = ""
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return self.label or self.path.name
 
     @property
     def finished(self) -> bool:
@@ -179,7 +192,11 @@ def _line(value: Any, where: str) -> dict[str, Any]:
 
 
 def read_runs(paths: Sequence[str | Path], finished: bool = True) -> list[Run]:
-    """Several run directories; a directory twice is an error, and so is no directory at all."""
+    """Several run directories; a directory twice is an error, and so is no directory at all.
+
+    Their names are those of the directories, or, where these are not all different, the shortest ends of their paths that are:
+    "base-seed0" and "ms-seed0".
+    """
     if isinstance(paths, str | Path):
         paths = [paths]
     if not paths:
@@ -188,7 +205,16 @@ def read_runs(paths: Sequence[str | Path], finished: bool = True) -> list[Run]:
     for i, path in enumerate(resolved):
         if path in resolved[:i]:
             raise RunError(f"{paths[i]}: given twice; each run counts once")
-    return [read_run(path, finished) for path in paths]
+    return [replace(read_run(path, finished), label=label) for path, label in zip(paths, _labels(paths), strict=True)]
+
+
+def _labels(paths: Sequence[str | Path]) -> list[str]:
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    for length in range(1, max(map(len, parts))):
+        labels = ["-".join(own[-length:]) for own in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return ["-".join(own[1:]) for own in parts]
 
 
 def find_runs(runs: str | Path | Sequence[str | Path] = "runs", finished: bool = True) -> list[Path]:
@@ -237,32 +263,43 @@ def open_folder(path: str | Path) -> Path:
 
 
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by configuration, seeds together, in order of appearance; the names say what differs.
+    """Runs by configuration and data set, seeds together, in order of appearance; the names say what differs. Data sets are
+    told apart by their folders' names, and by the labels that runs validated on.
 
     Raises RunError where two runs of a group have the same seed: they are one result, not two.
     """
     groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(json.dumps(_settings(run.config), sort_keys=True, default=str), []).append(run)
+    for run, settings in zip(runs, _settings(runs), strict=True):
+        groups.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(run)
     for members in groups.values():
         for i, run in enumerate(members):
             for other in members[:i]:
                 if run.config.seed == other.config.seed:
                     raise RunError(f"{other.path} and {run.path}: same configuration and seed; give one of them")
-    return dict(zip(_names([members[0].config for members in groups.values()]), groups.values(), strict=True))
+    return dict(zip(_names([members[0] for members in groups.values()]), groups.values(), strict=True))
 
 
 def title(config: RunConfig) -> str:
-    """'MS-DETR (c)', 'Deformable DETR++' or 'Deformable DETR'."""
+    """The methods that are on, as the literature calls them: 'DETA', 'MS-DETR (c)', 'DINO + MS-DETR (c)'; without any,
+    'Deformable DETR++' or 'Deformable DETR'."""
     variant, two_stage = variant_of(config), config.two_stage
+    base = {"two_stage", "ms_detr"}
+    names = {s: FIELD.get(s, s) for s in configuration.registered_sections() if s in config.methods and s not in base}
+    if "denoising" in names:
+        names["denoising"] = "DINO" if config.methods["denoising"].contrastive else "DN-DETR"
+    for method, part in (("stable", "denoising"), ("denoising", "dab")):  # which the one is published with
+        if method in names and part in names:
+            del names[part]
+    if variant != "baseline":
+        names["ms_detr"] = f"MS-DETR ({variant})"
     plus = two_stage is not None and two_stage.mixed_selection and config.model.look_forward_twice
-    return f"MS-DETR ({variant})" if variant != "baseline" else f"Deformable DETR{'++' if plus else ''}"
+    return " + ".join(names.values()) or f"Deformable DETR{'++' if plus else ''}"
 
 
 def differences(groups: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
     """Settings in which groups differ: dotted path -> {group name: value}, or a section that is on
     in some of them -> {group name: whether it is}. What a fair comparison must show."""
-    settings = {name: _settings(members[0].config) for name, members in groups.items()}
+    settings = dict(zip(groups, _settings([members[0] for members in groups.values()]), strict=True))
     paths = next(iter(settings.values()), {})
     switched = {
         section: on
@@ -337,20 +374,45 @@ def _cell(value: Statistic, factor: float, digits: int) -> str:
     return text if value.std is None else f"{text} ± {value.std * factor:.{digits}f}"
 
 
-def _settings(config: RunConfig) -> dict[str, Any]:
-    """Dotted path -> value, without what repetitions of one experiment may differ in."""
+def experiment(config: RunConfig) -> dict[str, Any]:
+    """Dotted path -> value, without what repetitions of one experiment may differ in. Of the data's place the folder's name:
+    the same data may lie elsewhere, other data is another experiment."""
     harmless = configuration.harmless_in_comparison()
-    return {path: value for path, value in configuration.flatten(config).items() if path not in harmless}
+    values = {path: value for path, value in configuration.flatten(config).items() if path not in harmless}
+    return values | {"data.root": Path(config.data.root).name}
 
 
-def _names(configs: Sequence[RunConfig]) -> list[str]:
-    """A title for each, told apart by the settings in which configurations of the same title differ; a value that most of
-    all the configurations have goes without saying."""
-    titles, settings = [title(config) for config in configs], [_settings(config) for config in configs]
+def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """``experiment`` of each run; where data sets with different labels have the same name, with the first digits of their
+    digest behind it."""
+    settings = [experiment(run.config) for run in runs]
+    data = [(own["data.root"], location.val_digest(run.path)) for run, own in zip(runs, settings, strict=True)]
+    for own, (name, digest) in zip(settings, data, strict=True):
+        if len({other for other in data if other[0] == name}) > 1 and digest:
+            own["data.root"] = f"{name} ({digest[:8]})"
+    return settings
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """A title for each, told apart by the methods and settings in which runs of the same title differ; a value that most of all
+    the runs have goes without saying."""
+    titles = [title(run.config) for run in runs]
+    settings = [_told(run.config, own) for run, own in zip(runs, _settings(runs), strict=True)]
     names = []
     for own, mine in zip(titles, settings, strict=True):
         alike = [other for other, name in zip(settings, titles, strict=True) if name == own]
-        differs = [path for path in mine if any(other[path] != mine[path] for other in alike)]
-        told = [p for p in differs if 2 * sum(other[p] == mine[p] for other in settings) <= len(settings)]
-        names.append(", ".join([own, *(f"{path.split('.')[-1]} {mine[path]}" for path in told)]))
+        differs = [p for p in mine if any(p in other and other[p] != mine[p] for other in alike)]
+        told = [
+            p for p in differs if 2 * sum(p in other and other[p] == mine[p] for other in settings) <= len(settings)
+        ]
+        names.append(", ".join([own, *(mine[path] for path in told)]))
     return names
+
+
+def _told(config: RunConfig, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings in words, by their paths; of a section that is off, that it is."""
+    sections = configuration.registered_sections()
+    off = [section for section in sections if section not in config.methods]
+    words = {section: f"no {section}" if section in off else section for section in sections}
+    names = {path: "data" if path == "data.root" else path.split(".")[-1] for path in settings}
+    return words | {path: f"{names[path]} {value}" for path, value in settings.items() if path.split(".")[0] not in off}

@@ -18,7 +18,7 @@ from msdetr.analysis.stability import MatchHistory
 from msdetr.config import RunConfig
 from msdetr.errors import ConfigError, InputError
 from msdetr.matching import MatchingRules
-from msdetr.methods import build_criterion, matching_rules
+from msdetr.methods import build_criterion, build_postprocess, matching_rules
 from msdetr.structures import DetectorOutput, Predictions, Targets
 
 
@@ -42,11 +42,13 @@ class Specimen:
 
         Raises ConfigError for an unknown setting or a value out of range.
         """
-        rules, criterion = self.matching.changed(**changes), None
+        rules, criterion, postprocess = self.matching.changed(**changes), None, None
         if self.config is not None:
             most = max(self.output.one_to_one.logits.shape[2], 1)
             criterion = build_criterion(replace(rules, k=min(rules.k, most)).applied(self.config))
-        return explain(self.output, self.targets, rules, class_names=self.class_names, criterion=criterion)
+            postprocess = build_postprocess(self.config)
+        known = {"class_names": self.class_names, "criterion": criterion, "postprocess": postprocess}
+        return explain(self.output, self.targets, rules, **known)
 
     @classmethod
     def from_arrays(

@@ -47,7 +47,8 @@ class MatchRecorder:
 
     batch, targets: the images to watch. config: the run's. every: steps between records. states: of how many images the
     predictions are kept in full, to look at them step by step afterwards. budget: the share of the time since the first
-    record that recording may take; a record that comes too early for it is left out. Raises InputError for ``every`` < 1.
+    record that recording may take; a record that comes too early for it is left out. Raises InputError for ``every`` < 1, and
+    where ``directory`` has records of other images.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class MatchRecorder:
         files.make_folder(self.directory)
         pictures = {f"picture_{i}": picture for i, picture in enumerate(_pictures(batch, self.states))}
         objects = {name: getattr(targets, name).cpu().numpy() for name in ("labels", "boxes", "image")}
+        self._require_same(objects)
         with files.replacing(self.directory / "objects.npz") as staging:
             np.savez_compressed(staging, **objects, **pictures)
         about = {
@@ -77,6 +79,18 @@ class MatchRecorder:
             "class_names": list(class_names),
         }
         files.write_json(self.directory / "about.json", about | {"matching": vars(matching_rules(config))})
+
+    def _require_same(self, objects: Mapping[str, np.ndarray]) -> None:
+        path = self.directory / "objects.npz"
+        if not path.exists() or not any(self.directory.glob("step_*.npz")):
+            return
+        before = _arrays(path)
+        if not all(np.array_equal(before.get(name), table) for name, table in objects.items()):
+            number = files.read_json(self.directory / "about.json", RunError).get("num_images", "other")
+            raise InputError(
+                f"{self.directory}: has records of {number} images and their objects, not of the {self.targets.num_images} images "
+                f"that are to be recorded now; go on with the same (--record-matching {number}), or move this folder away"
+            )
 
     @classmethod
     def of_run(
@@ -233,7 +247,7 @@ def load_history(directory: str | Path) -> MatchHistory:
     """Reads the records of a run, of its directory or the folder with the records themselves; also those of version 0.1.
 
     Raises RecordsError (a FileNotFoundError) where there are none, naming how to get them, and RunError where they are
-    damaged.
+    damaged, or not of the same objects.
     """
     directory = Path(directory)
     if (directory / "matching").is_dir():
@@ -243,6 +257,8 @@ def load_history(directory: str | Path) -> MatchHistory:
         raise RecordsError(f"{directory}: no recorded matches; train with recording on (MatchRecorder)")
     about = files.read_json(directory / "about.json", RunError)
     objects, *records = [_arrays(path) for path in (directory / "objects.npz", *paths)]
+    for path, found in zip(paths, records, strict=True):
+        _check(path, found, records[0], len(objects["labels"]), about["num_images"])
     return MatchHistory(
         steps=np.array([int(r["step"]) for r in records]),
         epochs=np.array([float(r["epoch"]) for r in records]),
@@ -267,21 +283,47 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         raise RunError(f"{path}: is damaged: {error}; remove it, the other records can be read without it") from error
 
 
+def _check(
+    path: Path, found: Mapping[str, np.ndarray], first: Mapping[str, np.ndarray], objects: int, images: int
+) -> None:
+    """Raises RunError where a record is not of the same branches as the first, or of other objects and images."""
+    if _names(found) != _names(first) or not all(name in found for name in _names(first)):
+        raise RunError(
+            f"{path}: has other branches than the first record; remove it, the others can be read without it"
+        )
+    for name in _names(first):
+        pairs, noised = found[name], found.get(f"{name}.noised", np.zeros((0, 5), np.int32))
+        limits = ((pairs, (_layers(first, name), objects, np.inf)), (noised, (images, np.inf, objects, np.inf, 2)))
+        for table, below in limits:
+            if table.ndim != 2 or table.shape[1] != len(below) or ((table < 0) | (table >= below)).any():
+                raise RunError(
+                    f"{path}: {name}: is not of the {objects} objects of {images} images in objects.npz; move this folder away "
+                    "and record again"
+                )
+
+
+def _names(record: Mapping[str, np.ndarray]) -> list[str]:
+    # version 0.1 recorded two branches, without saying so
+    return record["branches"].tolist() if "branches" in record else [name for name in KEPT if name in record]
+
+
+def _layers(record: Mapping[str, np.ndarray], name: str) -> int:
+    return int(record[f"{name}.layers"] if f"{name}.layers" in record else record["layers"])
+
+
 def _branches(records: Sequence[Mapping[str, np.ndarray]]) -> dict[str, BranchHistory]:
     first = records[0]
-    # version 0.1 recorded two branches, without saying so
-    names = first["branches"].tolist() if "branches" in first else [name for name in KEPT if name in first]
     return {
         name: BranchHistory(
             [record[name] for record in records],
-            int(first[f"{name}.layers"] if f"{name}.layers" in first else first["layers"]),
+            _layers(first, name),
             bool(first.get(f"{name}.known", False)),
             {
                 (image, query): NoisedObject(target, copy, bool(positive))
                 for image, query, target, copy, positive in first.get(f"{name}.noised", np.zeros((0, 5))).tolist()
             },
         )
-        for name in names
+        for name in _names(first)
     }
 
 

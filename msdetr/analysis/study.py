@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
-from msdetr.config import flatten, harmless_in_comparison
 from msdetr.errors import RunError
 
 from .cells import MEASURES, Cell, load_cells
-from .runs import Statistic
+from .runs import Statistic, experiment
 
 Rows = Mapping[str, Sequence[Cell]]
 PERCENT = ("AP", "AP50", "AP75")  # given in percent points
@@ -43,18 +42,26 @@ def read_rows(folder: str | Path, row: Callable[[Cell, str], str] | None = None)
 
 def varied(cells: Iterable[Cell], setting: str) -> list[dict[float, list[Cell]]]:
     """Cells that differ in nothing but a setting and the seed, together: for each such group its cells by the setting's value,
-    a number, lowest first. Groups in the order of their first cells; cells without the setting are left out."""
+    a number, lowest first. Groups in the order of their first cells; cells without the setting are left out, and so are those of
+    a seed with several results, as it is not known which of them is right."""
     groups: dict[str, dict[float, list[Cell]]] = {}
-    harmless = harmless_in_comparison()
     for cell in cells:
-        values = flatten(cell.run_config())
-        if values.get(setting) is None:
+        rest = experiment(cell.run_config())
+        if rest.get(setting) is None:
             continue
-        own = float(values.pop(setting))
-        rest = {path: value for path, value in values.items() if path not in harmless}
-        group = groups.setdefault(json.dumps(rest, sort_keys=True, default=str), {})
-        group.setdefault(own, []).append(cell)
-    return [dict(sorted(group.items())) for group in groups.values()]
+        own = float(rest.pop(setting))
+        found = groups.setdefault(json.dumps(rest, sort_keys=True, default=str), {}).setdefault(own, [])
+        if cell not in found:  # the same result may be in two folders
+            found.append(cell)
+    kept = [{own: _once(found) for own, found in sorted(group.items())} for group in groups.values()]
+    kept = [{own: found for own, found in group.items() if found} for group in kept]
+    return [group for group in kept if group]
+
+
+def _once(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells whose seed no other has."""
+    seeds = [cell.seed for cell in cells]
+    return [cell for cell in cells if seeds.count(cell.seed) == 1]
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,12 @@ def find(source: str | Path) -> Path | None:
     return None
 
 
+def val_digest(run_dir: str | Path) -> str:
+    """The digest of the labels that a run validates on; "" where none was written down. Raises DataError for a damaged record."""
+    path = Path(run_dir) / RECORD
+    return _read(path)["val_digest"] if path.is_file() else ""
+
+
 def root(source: str | Path | None, config: RunConfig) -> str:
     """Where to read the data of a configuration that came with ``source``, a run or checkpoint: as written down, else as the
     configuration says. Raises DataError where it is at neither place."""

@@ -151,6 +151,26 @@ def test_a_failure_says_what_it_is_of_and_what_it_costs():
     assert (low.object, low.detection, low.cause) == (0, 1, Cause.OUTRANKED)
 
 
+def test_every_failure_is_listed_however_many_there_are():
+    number = 20_001
+    boxes = np.vstack([[[10, 10, 50, 50]], np.tile([100, 100, 150, 150], (number, 1))])
+    scores = np.linspace(0.9, 0.1, number + 1)
+    scene = Scene.of_detections(1, boxes[:1], [0], boxes, scores, np.zeros(number + 1, int))
+    found = budget([scene], NAMES, max_detections=number + 1)
+    assert found.whole["background"].errors == 10 * number and len(found.failures) == number
+    last = found.failures_of(image_id=1, kind="false")[-1]
+    assert last.detection == number and last.sentence.startswith(f"Detection {number} (circle 0.10) is false")
+
+
+def test_an_object_whose_box_counts_for_its_neighbour_is_told_so():
+    boxes = [[0, 0, 100, 100], [20, 0, 120, 100]]  # IoU 0.67
+    plain = Scene.of_detections(1, boxes, [0, 0], boxes[:1], [0.9], [0])
+    queries = Scene.of_predictions(2, boxes, [0, 0], [[[0, 0, 9, 9]], boxes[:1]], [[[0.1]], [[0.9]]])
+    for scene in (plain, queries):
+        [one] = budget([scene], NAMES).failures_of(cause="never")
+        assert one.sentence.endswith("a box reaches it (IoU 0.67), but counts for another object.")
+
+
 @pytest.mark.fault("F80", "F75")
 def test_nothing_to_score_is_undefined_and_no_detections_are_all_lost():
     none = np.zeros((0, 4))
@@ -165,6 +185,7 @@ def test_nothing_to_score_is_undefined_and_no_detections_are_all_lost():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"boxes": 5.0}, "the last dimension must be 4"),
         ({"boxes": [[0, 0, 5]]}, "the last dimension must be 4"),
         ({"boxes": [[9, 0, 5, 5]]}, "number 0 has a negative width or height"),
         ({"boxes": [[0, 0, np.nan, 5]]}, "boxes: has a NaN or infinite value"),
@@ -199,3 +220,14 @@ def test_images_that_do_not_go_together_are_named():
         budget([scenes[0], Scene.of_detections(99, np.zeros((0, 4)), [], np.zeros((0, 4)), [], [])], NAMES)
     with pytest.raises(InputError, match=r"boxes \[2, 4\] and scores \[3, 2\]"):
         Scene.of_predictions(4, [[0, 0, 5, 5]], [0], np.zeros((2, 4)), np.zeros((3, 2)))
+
+
+@pytest.mark.fault("F150")
+def test_predictions_of_other_classes_or_of_no_query():
+    boxes, none = [[0, 0, 10, 10], [50, 50, 60, 60]], np.zeros((0, 4))
+    with pytest.raises(InputError, match="image 1: object 1 is of class 2, but scores are of 2 classes"):
+        Scene.of_predictions(1, boxes, [0, 2], boxes, [[0.9, 0.1], [0.1, 0.8]])
+    with pytest.raises(InputError, match=r"expected \[Q, 4\]"):
+        Scene.of_predictions(1, boxes, [0, 1], np.zeros((0, 2, 4)), np.zeros((0, 2, 3)))
+    found = budget([Scene.of_predictions(1, boxes, [0, 1], none, np.zeros((0, 3)))], NAMES)
+    assert found.ap == 0 and found.num_detections == 0 and found.whole[Cause.NEVER].share == pytest.approx(100)

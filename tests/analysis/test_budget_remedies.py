@@ -58,6 +58,16 @@ def test_the_effect_of_suppression_is_that_of_doing_it():
         Suppression(1.5)
 
 
+def test_suppression_of_plain_detections_keeps_as_many_of_each_class_as_count():
+    objects = np.array([[30 * x, 30 * y, 30 * x + 20, 30 * y + 20] for x in range(16) for y in range(10)])
+    labels = np.arange(160) % 2
+    scene = Scene.of_detections(1, objects, labels, objects, np.linspace(0.9, 0.5, 160), labels)
+    for pairs in (False, True):
+        suppression = Suppression(0.5, 100, pairs)
+        suppression.add(scene)
+        assert suppression.ap(2) == pytest.approx(budget([scene], ("a", "b")).ap) == pytest.approx(100)
+
+
 def test_other_training_has_the_effect_that_studies_measured_or_none_is_claimed():
     found = budget(random_data(1), NAMES)
     unknown = diagnose(found, config=recipes.get("shapes/baseline")).remedies
@@ -126,6 +136,14 @@ def test_budgets_of_other_data_are_not_compared():
     moved = [replace(one, objects=replace(one.objects, boxes=one.objects.boxes + 5)) for one in scenes]
     with pytest.raises(InputError, match=r"image \d: its objects are not the same"):
         compare_budgets(ours, budget(moved, NAMES))
+    for name, change in (("crowd", np.logical_not), ("areas", lambda areas: 2 * areas)):
+        other = [
+            replace(one, objects=replace(one.objects, **{name: change(getattr(one.objects, name))})) for one in scenes
+        ]
+        with pytest.raises(InputError, match=r"image \d: its objects are not the same"):
+            compare_budgets(ours, budget(other, NAMES))
+    with pytest.raises(InputError, match="count 100 and 300 detections of an image and class"):
+        compare_budgets(ours, budget(scenes, NAMES, max_detections=300))
     with pytest.raises(InputError, match=r"iou: 0.3 is none of the thresholds"):
         compare_budgets(ours, ours, iou=0.3)
 

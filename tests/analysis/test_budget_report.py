@@ -5,6 +5,7 @@ import json
 import pytest
 
 from msdetr.analysis.budget import Budget, Cause, CauseShare, Failure, ImageLoss, Kind, Part
+from msdetr.analysis.budget.report import Failures
 from msdetr.errors import InputLookupError
 
 
@@ -41,7 +42,7 @@ BUDGET = Budget(
     layers=(),
     lost_in={2: 1.5},
     images=(ImageLoss(5, "a.png", 12.0, 4, 2, 1),),
-    failures=(failure(5, Cause.NEVER, 4.0), failure(9, Cause.BACKGROUND, 1.0, kind=Kind.FALSE, object=None)),
+    failures=Failures([failure(5, Cause.NEVER, 4.0), failure(9, Cause.BACKGROUND, 1.0, kind=Kind.FALSE, object=None)]),
 )
 
 
@@ -57,7 +58,8 @@ def test_a_budget_is_plain_json_with_every_cause_explained():
 
 def test_failures_are_found_by_cause_class_kind_and_image():
     assert [one.image_id for one in BUDGET.failures_of(cause="background", kind="false")] == [9]
-    assert BUDGET.failures_of(image_id=5, cause=Cause.BACKGROUND) == []
+    assert list(BUDGET.failures_of(image_id=5, cause=Cause.BACKGROUND)) == []
+    assert [one.image_id for one in BUDGET.failures[1:]] == [9] and BUDGET.failures[-1].cause is Cause.BACKGROUND
     assert BUDGET.whole[Cause.NEVER].share == 35 and BUDGET.whole.lost == 60
     with pytest.raises(InputLookupError, match="'weather' is none of never"):
         BUDGET.whole["weather"]

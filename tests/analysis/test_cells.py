@@ -12,7 +12,7 @@ from msdetr.errors import RunError
 
 @pytest.fixture
 def cell() -> Cell:
-    config = recipes.get("shapes/dino-ms-c").override({"seed": 3, "data.root": "elsewhere"})
+    config = recipes.get("shapes/dino-ms-c").override({"seed": 3, "data.root": "elsewhere/shapes"})
     return Cell(
         json.loads(json.dumps(config.to_dict())),
         seed=3,
@@ -41,6 +41,7 @@ def test_settings_other_than_its_own_are_named_and_the_place_of_the_data_is_none
     assert cell.differs_from(own) == {}
     assert cell.differs_from(own.override({"ms_detr.k": 6})) == {"ms_detr.k": (4, 6)}
     assert cell.differs_from(own.override({"seed": 4})) == {"seed": (3, 4)}
+    assert cell.differs_from(own.override({"data.root": "data/other"})) == {"data.root": ("shapes", "other")}
     assert "denoising.queries" in cell.differs_from(own.override({"denoising": None}))
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from msdetr.boxes import cxcywh_to_xyxy, iou
 from msdetr.losses import Branch, Criterion, answer
 from msdetr.matching import HungarianMatcher, Matcher, MatchingRules, OneToManyMatcher
 from msdetr.methods import build_criterion, build_detector, matching_rules
+from msdetr.model.postprocess import nms_postprocess
 from msdetr.structures import DetectorOutput, ImageBatch, Predictions, Targets
 from msdetr.viz.text import assignment_text
 
@@ -247,6 +249,18 @@ def test_in_words():
     assert "query 0 costs" in found.one_to_one.why_not(1, 0).text
     assert [o.outcome for o in found.outcomes(score_threshold=0.75)] == [Outcome.DOUBLED]
     assert "query 0 finds it (0.90), and so does query 1 (0.80)" in found.outcomes(score_threshold=0.75)[0].text
+
+
+def test_what_post_processing_drops_is_in_no_outcome():
+    boxes, near = [[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.4, 0.3]], [[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.4, 0.3]]
+    predictions, targets = predictions_from_arrays(boxes, [[0.9], [0.8]]), targets_from_arrays(near, [0, 0])
+    plain = explain(predictions, targets).outcomes()
+    assert [one.outcome for one in plain] == [Outcome.FOUND, Outcome.FOUND]
+    own = explain(predictions, targets, postprocess=partial(nms_postprocess, iou_threshold=0.7)).outcomes(
+        iou_threshold=0.9
+    )
+    assert [one.outcome for one in own] == [Outcome.FOUND, Outcome.CROWDED_OUT]
+    assert "query 1 sees it (0.80), but the detector's post-processing does not keep it" in own[1].text
 
 
 def test_path_of_a_query_and_both_branches():

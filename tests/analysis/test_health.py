@@ -3,10 +3,12 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from run_directories import make_run, train_line
 
-from msdetr.analysis.health import Level, health
+from msdetr.analysis.health import Level, branch_losses, health
+from msdetr.analysis.runs import read_run
 
 
 def report(path):
@@ -124,3 +126,19 @@ def test_every_branch_of_the_criterion_is_looked_at(tmp_path):
     assert left.level is Level.WARN and "0.700 of the hybrid pairs" in left.text
     few = found("few", positives=0.2)["one-to-many positives"]
     assert few.level is Level.WARN and "one-to-many (hybrid): 0.20 positives" in few.text
+
+
+def test_steps_that_are_not_finite_are_told_and_the_others_looked_at(tmp_path):
+    def steps(broken):  # as a run logs them: null
+        sound = {step: train_line(step, 20 - step / 3) for step in range(1, 41)}
+        null = {"loss": None, "grad_norm": None, "terms": {name: [None, None] for name in sound[1]["terms"]}}
+        return [line | (null if broken(step) else {}) for step, line in sound.items()]
+
+    some = make_run(tmp_path / "some", lines=steps(lambda step: step > 30))
+    found = report(some)
+    assert found["finite numbers"].level is Level.BAD and "from step 31 on" in found["finite numbers"].text
+    assert found["loss falls"].level is Level.FINE and found["gradient norm"].level is Level.FINE
+    losses = branch_losses(read_run(some))["one_to_one"]
+    assert np.isnan(losses).tolist() == [False] * 30 + [True] * 10
+    every = report(make_run(tmp_path / "every", lines=steps(lambda step: True)))
+    assert every["finite numbers"].level is Level.BAD and every["loss falls"].level is Level.UNKNOWN

@@ -90,5 +90,7 @@ def test_the_table_is_what_attention_does(parts):
 def test_every_rung_has_a_recipe_and_a_figure_two_panels_each():
     named = ladder_recipes()
     assert named["Deformable DETR++" + WITH_MS_DETR] == "shapes/ms-detr-c" and len(set(named.values())) == len(named)
+    assert named["DINO"] == "shapes/dino" and named["DN-DETR" + WITH_MS_DETR] == "shapes/dn-detr-ms-c"
+    assert len(named) == 16
     figure = ladder_figure({"a": look("shapes/baseline"), "b": look("shapes/dino-ms-c")}, columns=2)
     assert len(figure.axes) == 4

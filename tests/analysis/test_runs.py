@@ -19,7 +19,10 @@ from msdetr.analysis.runs import (
     open_folder,
     read_run,
     read_runs,
+    title,
 )
+from msdetr.config import RunConfig
+from msdetr.engine import location
 
 
 def test_groups_compares_and_says_what_differs(tmp_path):
@@ -50,6 +53,60 @@ def test_what_most_configurations_have_goes_without_saying(tmp_path):
     runs = [make_run(tmp_path / "c", **common), make_run(tmp_path / "d", **common, **{"ms_detr.variant": "d"})]
     runs.append(make_run(tmp_path / "released", **other))
     assert list(group_runs(read_runs(runs))) == ["MS-DETR (c)", "MS-DETR (d)", "MS-DETR (c), class_weight 1.0"]
+
+
+def test_runs_on_other_data_are_other_experiments(tmp_path):
+    cats = make_run(tmp_path / "cats", ap=0.3, **{"data.root": "data/cats"})
+    more = make_run(tmp_path / "more", seed=1, ap=0.5, **{"data.root": "elsewhere/cats"})
+    dogs = make_run(tmp_path / "dogs", ap=0.8, **{"data.root": "data/dogs"})
+    groups = group_runs(read_runs([cats, more, dogs]))
+    assert {name: len(runs) for name, runs in groups.items()} == {
+        "MS-DETR (c), data cats": 2,
+        "MS-DETR (c), data dogs": 1,
+    }
+    assert differences(groups)["data.root"] == dict(zip(groups, ("cats", "dogs")))
+
+
+def test_data_of_one_name_is_told_apart_by_its_labels(tmp_path):
+    runs = []
+    for name, digest in (("a", "a" * 64), ("b", "b" * 64), ("c", "a" * 64)):
+        runs.append(make_run(tmp_path / name, seed=int(name == "c"), **{"data.root": f"{name}/cats"}))
+        record = location.record(runs[-1], RunConfig(), tmp_path) | {"val_digest": digest}
+        (runs[-1] / location.RECORD).write_text(json.dumps(record))
+    groups = group_runs(read_runs(runs))
+    assert {name: [run.name for run in members] for name, members in groups.items()} == {
+        "MS-DETR (c), data cats (aaaaaaaa)": ["a", "c"],
+        "MS-DETR (c), data cats (bbbbbbbb)": ["b"],
+    }
+
+
+def test_methods_have_the_names_of_the_literature(tmp_path):
+    methods = {
+        "H-DETR + MS-DETR (c)": {"hybrid": True},
+        "DINO + MS-DETR (c)": {"denoising": True},
+        "DN-DETR + MS-DETR (c)": {"denoising.contrastive": False},
+        "Stable-DINO + MS-DETR (c)": {"stable": True, "denoising": True},
+        "DETA": {"deta": True, "ms_detr": None},
+        "MS-DETR (c)": {},
+        "Deformable DETR": {"ms_detr": None, "two_stage": None},
+    }
+    for name, changes in methods.items():
+        assert title(RunConfig().override(changes)) == name
+    baseline = make_run(tmp_path / "base", variant="baseline")
+    hybrid = make_run(tmp_path / "hybrid", variant="baseline", hybrid=True)
+    assert list(group_runs(read_runs([baseline, hybrid]))) == ["Deformable DETR++", "H-DETR"]
+    alone = make_run(tmp_path / "alone", stable=True)
+    noised = make_run(tmp_path / "noised", stable=True, denoising=True)
+    assert list(group_runs(read_runs([alone, noised]))) == [
+        "Stable-DINO + MS-DETR (c), no denoising",
+        "Stable-DINO + MS-DETR (c), denoising",
+    ]
+
+
+def test_runs_in_folders_of_one_name_have_names_of_their_own(tmp_path):
+    base, ours = make_run(tmp_path / "base" / "seed0", variant="baseline"), make_run(tmp_path / "ms" / "seed0")
+    assert [run.name for run in read_runs([base, ours])] == ["base-seed0", "ms-seed0"]
+    assert [run.name for run in read_runs([base])] == ["seed0"]
 
 
 def test_rows_are_read_back_as_they_were_written(tmp_path):

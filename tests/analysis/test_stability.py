@@ -20,7 +20,7 @@ from msdetr.analysis.stability import (
 )
 from msdetr.config import RunConfig
 from msdetr.data import Sample
-from msdetr.errors import RunError
+from msdetr.errors import InputError, RunError
 from msdetr.matching import MatchingRules
 from msdetr.methods import build_detector
 from msdetr.structures import ImageBatch, Targets
@@ -217,6 +217,29 @@ def test_no_records_or_damaged_ones_are_errors(tmp_path, detector, images):
     path = tmp_path / "step_00000000.npz"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(RunError, match="step_00000000.npz: is damaged"):
+        load_history(tmp_path)
+
+
+def test_records_of_other_images_are_not_gone_on_with(tmp_path, detector, images):
+    batch, targets = images
+    MatchRecorder(tmp_path, batch, targets, config(), every=1)(detector, 0, 0)
+    MatchRecorder(tmp_path, batch, targets, config(), every=1)(detector, 1, 1)
+    one = ImageBatch.from_images([batch.images[0]])
+    with pytest.raises(InputError, match=f"{tmp_path}: has records of 2 images .*--record-matching 2"):
+        MatchRecorder(tmp_path, one, targets.of_image(0), config(), every=1)
+    assert len(load_history(tmp_path).targets) == 3, "and nothing is lost"
+
+
+@pytest.mark.parametrize(
+    "change", [lambda rows: rows + [0, 3, 0], lambda rows: rows - [1, 0, 0], lambda rows: rows[:, :2]]
+)
+def test_a_record_of_other_objects_is_an_error(tmp_path, detector, images, change):
+    MatchRecorder(tmp_path, *images, config(), every=1)(detector, 0, 0)
+    [path] = tmp_path.glob("step_*.npz")
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez_compressed(path, **arrays | {"one_to_one": change(arrays["one_to_one"])})
+    with pytest.raises(RunError, match="step_00000000.npz: one_to_one: is not of the 3 objects of 2 images"):
         load_history(tmp_path)
 
 

@@ -96,6 +96,21 @@ def test_cells_that_differ_in_one_setting_are_put_together_by_its_value():
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["2", "4", "8"]
 
 
+def test_other_data_is_another_experiment_and_a_seed_with_two_results_says_nothing():
+    def on(data, seed, k, ap):
+        config = recipes.get("shapes/ms-detr-c").override({"seed": seed, "ms_detr.k": k, "data.root": data})
+        return cells.made_up(config, ap)
+
+    cats = [on("data/cats", 0, 4, 0.3), on("cats", 0, 8, 0.31)]  # where the folder lies does not matter
+    dogs = [on("dogs", 0, 4, 0.8)]
+    kept = [
+        {k: [c.value("AP") for c in found] for k, found in group.items()} for group in varied(cats + dogs, "ms_detr.k")
+    ]
+    assert kept == [{4: [0.3], 8: [0.31]}, {4: [0.8]}]
+    twice = varied([*cats, cats[0], on("cats", 0, 8, 0.5), on("cats", 1, 8, 0.4)], "ms_detr.k")
+    assert twice == [{4: [cats[0]], 8: [on("cats", 1, 8, 0.4)]}], "the same result twice is one, two results are none"
+
+
 def test_rows_are_read_from_a_folder_of_a_sweep_or_its_cells(tmp_path):
     assert read_rows(tmp_path, lambda cell, name: name) == {}
     (tmp_path / "cells").mkdir()

@@ -91,3 +91,9 @@ def test_measuring_keeps_gradients_clean(batch):
     cost = measure_costs({"c": model}, {"c": build_criterion(config("c"))}, batch, targets, repeats=1)["c"]
     assert cost.training > 0 and cost.inference > 0
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_methods_with_queries_that_only_training_has_are_measured(batch):
+    own, targets = config("c", hybrid=True), Targets.from_list([torch.tensor([0])], [torch.full((1, 4), 0.5)])
+    cost = measure_costs({"h": build_detector(own)}, {"h": build_criterion(own)}, batch, targets, repeats=1)["h"]
+    assert cost.training > 0 and cost.inference > 0

@@ -13,7 +13,7 @@ from msdetr.analysis.budget.failures import failures, image_losses, losses
 from msdetr.analysis.budget.history import recorded_causes, told
 from msdetr.analysis.budget.ledger import Ledger
 from msdetr.analysis.budget.report import Budget, CauseShare, Part
-from msdetr.analysis.budget.scene import Found, Scene
+from msdetr.analysis.budget.scene import Scene, best_pairs
 from msdetr.analysis.budget.scoring import EVERY_AREA, IOU_THRESHOLDS, SIZES
 from msdetr.analysis.budget.shapley import shapley
 from msdetr.analysis.stability import MatchHistory
@@ -55,8 +55,8 @@ class Accounts:
             answer = answer_of(scene, i, self.max_detections)
             errors.append(attribute(answer, thresholds, self.max_detections, outranked=outranked))
 
-    def budget(self, most: int | None = 20_000) -> Budget:
-        """The budget of the images so far; ``most`` failures are put into words."""
+    def budget(self) -> Budget:
+        """The budget of the images so far."""
         names = self.class_names
         layers = [*self._layers, self._whole] if any(self._seen.values()) else []
         known = _known(len(layers), told(self.history))
@@ -76,7 +76,7 @@ class Accounts:
             layers=tuple(_part(str(i), errors, names, known) for i, errors in enumerate(layers, start=1)),
             lost_in=lost_in,
             images=image_losses(ledger, lost),
-            failures=failures(ledger, lost, names, most),
+            failures=failures(ledger, lost, names),
             ledger=ledger,
         )
 
@@ -100,23 +100,24 @@ def budget(
     class_names: Sequence[str],
     max_detections: int = 100,
     history: MatchHistory | None = None,
-    most: int | None = 20_000,
 ) -> Budget:
     """Where every lost point of AP went, for the images of a data set, of any detector; see ``Accounts`` and ``Budget``."""
     accounts = Accounts(class_names, max_detections, history)
     for scene in scenes:
         accounts.add(scene)
-    return accounts.budget(most)
+    return accounts.budget()
 
 
 def answer_of(scene: Scene, layer: int, max_detections: int) -> Scene:
-    """The scene as if a decoder layer had been the last: its ``max_detections`` best pairs of query and class."""
-    boxes, scores = scene.layers.boxes[layer], scene.layers.scores[layer]
-    pairs = np.argsort(-scores, axis=None, kind="stable")[:max_detections]
-    query, label = np.unravel_index(pairs, scores.shape)
-    found = Found(boxes[query], scores[query, label], label, query)
-    return replace(scene, found=found, layers=replace(scene.layers, boxes=scene.layers.boxes[: layer + 1],
-                                                      scores=scene.layers.scores[: layer + 1]))  # fmt: skip
+    """The scene as if a decoder layer had been the last: its ``max_detections`` best pairs of query and class, or what was
+    answered where that is known."""
+    layers = scene.layers
+    if layers.answers is None:
+        found = best_pairs(layers.boxes[layer], layers.scores[layer], max_detections)
+    else:
+        found = layers.answers[layer]
+    cut = replace(layers, boxes=layers.boxes[: layer + 1], scores=layers.scores[: layer + 1])
+    return replace(scene, found=found, layers=cut)
 
 
 def _of_objects(scene: Scene, recorded: Mapping[int, np.ndarray]) -> np.ndarray:

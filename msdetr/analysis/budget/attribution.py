@@ -75,7 +75,7 @@ class MissedObjects:
 @dataclass(frozen=True)
 class SceneErrors:
     """All errors of a scene but those of rank. scene: without its layers; num_layers: how many there were, 0 where they are not
-    known. outranked [T]: what an object that is outranked is called."""
+    known. outranked [T]: what an object that is outranked is called. by_score: the answer are the pairs with the best scores."""
 
     scene: Scene
     num_layers: int
@@ -83,6 +83,7 @@ class SceneErrors:
     false: FalseDetections
     missed: MissedObjects
     outranked: np.ndarray
+    by_score: bool = True
 
 
 class SceneOverlaps:
@@ -120,7 +121,8 @@ def attribute(
     false = _false(scene, matched, overlap.detections, thresholds)
     missed = _missed(scene, matched, overlap, false, thresholds, outranked)
     number = 0 if scene.layers is None else len(scene.layers)
-    return SceneErrors(replace(scene, layers=None), number, matched, false, missed, outranked)
+    by_score = scene.layers is None or scene.layers.answers is None
+    return SceneErrors(replace(scene, layers=None), number, matched, false, missed, outranked, by_score)
 
 
 def only_matched(scene: Scene, thresholds: np.ndarray, max_detections: int = 100) -> SceneErrors:

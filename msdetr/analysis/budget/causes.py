@@ -61,7 +61,7 @@ _FIRST = "the object is detected, ahead of everything else of its class"
 ABOUT = {
     Cause.NEVER: About(
         "never a candidate",
-        "No query of any decoder layer reaches the IoU with the object, and no detection is on it.",
+        "No query of any decoder layer reaches the IoU with the object, unless it counts for another, and no detection is on it.",
         _FIRST,
     ),
     Cause.LOST: About(

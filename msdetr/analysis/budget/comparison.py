@@ -89,8 +89,8 @@ def compare_budgets(
 ) -> Comparison:
     """What the second run wins and loses against the first, by cause.
 
-    iou: one of the budget's thresholds. Raises InputError where the budgets are of different images, objects or classes, and for
-    another threshold (F152).
+    iou: one of the budget's thresholds. Raises InputError where the budgets are of different images, objects or classes, or count
+    another number of detections, and for another threshold (F152).
     """
     one, other = first.ledger, second.ledger
     _require_same(first, second)
@@ -144,6 +144,11 @@ def _object(ledger: Ledger, budget: Budget, at: int, target: int, found_by: int)
 def _require_same(first: Budget, second: Budget) -> None:
     if first.class_names != second.class_names:
         raise InputError("the two budgets are of different classes; compare runs on one data set")
+    if first.max_detections != second.max_detections:
+        raise InputError(
+            f"the two budgets count {first.max_detections} and {second.max_detections} detections of an image and class, so their "
+            "APs cannot be compared; measure both with the same max_detections"
+        )
     ids = [[one.scene.image_id for one in budget.ledger.scenes] for budget in (first, second)]
     if ids[0] != ids[1]:
         differ = sorted(set(ids[0]) ^ set(ids[1]))
@@ -153,7 +158,10 @@ def _require_same(first: Budget, second: Budget) -> None:
     for a, b in zip(first.ledger.scenes, second.ledger.scenes):
         ours, theirs = a.scene.objects, b.scene.objects
         if len(ours) != len(theirs) or not (
-            np.array_equal(ours.labels, theirs.labels) and np.allclose(ours.boxes, theirs.boxes, atol=1e-6)
+            np.array_equal(ours.labels, theirs.labels)
+            and np.array_equal(ours.crowd, theirs.crowd)
+            and np.allclose(ours.boxes, theirs.boxes, atol=1e-6)
+            and np.allclose(ours.areas, theirs.areas)
         ):
             raise InputError(
                 f"image {a.scene.image_id}: its objects are not the same in the two budgets; compare the same data"

@@ -22,7 +22,7 @@ from msdetr.analysis.budget.attribution import only_matched
 from msdetr.analysis.budget.causes import Cause
 from msdetr.analysis.budget.ledger import Ledger
 from msdetr.analysis.budget.report import Budget
-from msdetr.analysis.budget.scene import Found, Scene, corners
+from msdetr.analysis.budget.scene import Found, Scene, best_pairs, corners
 from msdetr.analysis.budget.scoring import IOU_THRESHOLDS
 from msdetr.analysis.cells import Cell
 from msdetr.analysis.study import Difference, paired_difference, varied
@@ -76,7 +76,8 @@ class Suppression:
     """AP with class-wise non-maximum suppression, from the images one by one.
 
     iou: of two detections of one class whose boxes overlap more the weaker is dropped. pairs: it is done among the pairs of query
-    and class of the last layer, as ``nms_postprocess`` does, so that others move up; else among the detections as they are.
+    and class of the last layer, as ``nms_postprocess`` does, so that others move up, and the ``max_detections`` best are the answer;
+    else, and where layers are not known, among the detections as they are, so many of which count in each class.
     Raises InputError for an ``iou`` outside [0, 1].
     """
 
@@ -102,14 +103,11 @@ class Suppression:
 
 def suppressed(scene: Scene, iou: float, max_detections: int = 100, pairs: bool = True) -> Scene:
     """The scene with class-wise non-maximum suppression; see ``Suppression``."""
-    found = scene.found
+    found, most = scene.found, None  # of plain detections, so many count in each class
     if pairs and scene.layers is not None:
-        boxes, scores = scene.layers.boxes[-1], scene.layers.scores[-1]
-        best = np.argsort(-scores, axis=None, kind="stable")[:PRE_NMS]
-        query, label = np.unravel_index(best, scores.shape)
-        found = Found(boxes[query], scores[query, label], label, query)
+        found, most = best_pairs(scene.layers.boxes[-1], scene.layers.scores[-1], PRE_NMS), max_detections
     arrays = (torch.from_numpy(np.ascontiguousarray(one)) for one in (corners(found.boxes), found.scores, found.labels))
-    keep = batched_nms(*arrays, iou).numpy()[:max_detections]
+    keep = batched_nms(*arrays, iou).numpy()[:most]
     return replace(scene, found=Found(*(getattr(found, name)[keep] for name in ("boxes", "scores", "labels", "query"))))
 
 

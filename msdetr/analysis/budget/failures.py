@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from msdetr.analysis.budget.causes import Cause, Kind
 from msdetr.analysis.budget.ledger import Ledger
 from msdetr.analysis.budget.marginal import Marginal, marginal
 from msdetr.analysis.budget.ranking import MISSED, TOP
-from msdetr.analysis.budget.report import Failure, ImageLoss
+from msdetr.analysis.budget.report import Failure, Failures, ImageLoss
 from msdetr.analysis.budget.scoring import SIZES
 from msdetr.analysis.budget.words import Words
 
@@ -127,30 +128,31 @@ def image_losses(ledger: Ledger, lost: Losses) -> tuple[ImageLoss, ...]:
     return tuple(sorted(found, key=lambda one: -one.lost_ap))
 
 
-def failures(ledger: Ledger, lost: Losses, class_names: Sequence[str], most: int | None = None) -> tuple[Failure, ...]:
-    """Every error, those of one thing with one cause together, by lost AP; ``most`` of them at most."""
-    entries = sorted(_entries(ledger, lost), key=lambda one: (-one.lost_ap, one.image, one.kind, one.item))[:most]
-    words: dict[int, Words] = {}
-    return tuple(
-        _failure(ledger, one, words.setdefault(one.image, Words(ledger.scenes[one.image], class_names)))
-        for one in entries
-    )
+def failures(ledger: Ledger, lost: Losses, class_names: Sequence[str]) -> Failures:
+    """Every error, those of one thing with one cause together, by lost AP."""
+    entries = sorted(_entries(ledger, lost), key=lambda one: (-one.lost_ap, one.image, one.kind, one.item))
+    return Failures(entries, partial(_failure, ledger, tuple(class_names)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Entry:
     """An object or detection of an image, with one cause at some thresholds."""
 
     lost_ap: float
     image: int
+    image_id: int
     kind: Kind
     item: int
-    cause: int
+    cause: Cause
+    label: int
+    size: str
     rows: tuple[int, ...]
 
 
 def _entries(ledger: Ledger, lost: Losses) -> Iterator[_Entry]:
     low = np.where(ledger.low, ledger.outranked, NONE)
+    areas = np.concatenate([np.zeros(0), *(one.scene.objects.areas for one in ledger.scenes)])
+    boxes = np.concatenate([np.zeros((0, 4)), *(one.scene.found.boxes for one in ledger.scenes)])
     tables = (
         (
             Kind.MISSED,
@@ -158,33 +160,46 @@ def _entries(ledger: Ledger, lost: Losses) -> Iterator[_Entry]:
             lost.objects,
             ledger.object_image,
             ledger.first_object,
+            ledger.object_label,
             None,
         ),
-        (Kind.LOW, low, lost.objects, ledger.object_image, ledger.first_object, ledger.by),
-        (Kind.FALSE, ledger.cause, lost.false, ledger.image, ledger.first_detection, ledger.object),
+        (Kind.LOW, low, lost.objects, ledger.object_image, ledger.first_object, ledger.object_label, ledger.by),
+        (Kind.FALSE, ledger.cause, lost.false, ledger.image, ledger.first_detection, ledger.labels, ledger.object),
     )
-    for kind, causes, values, image, first, refers in tables:
+    for kind, causes, values, image, first, labels, refers in tables:
         for column in np.flatnonzero((causes >= 0).any(axis=0)):
             rows = np.flatnonzero(causes[:, column] >= 0)
             keys = [(int(causes[i, column]), NONE if refers is None else int(refers[i, column])) for i in rows]
             for key in dict.fromkeys(keys):
+                cause, target = key
                 mine = [int(i) for i, own in zip(rows, keys) if own == key]
                 place = int(image[column])
-                loss = float(values[mine, column].sum())
-                yield _Entry(loss, place, kind, int(column - first[place]), key[0], tuple(mine))
+                area = areas[column] if kind is not Kind.FALSE else boxes[column, 2] * boxes[column, 3]
+                yield _Entry(
+                    float(values[mine, column].sum()),
+                    place,
+                    ledger.scenes[place].scene.image_id,
+                    kind,
+                    int(column - first[place]),
+                    CAUSES[cause],
+                    int(labels[column]),
+                    _size(areas[target] if kind is Kind.FALSE and target >= 0 else area),
+                    tuple(mine),
+                )
 
 
-def _failure(ledger: Ledger, entry: _Entry, words: Words) -> Failure:
+def _failure(ledger: Ledger, class_names: Sequence[str], entry: _Entry) -> Failure:
     errors, at, item = ledger.scenes[entry.image], entry.rows[0], entry.item
+    words = Words(errors, class_names)
     thresholds = tuple(round(ledger.thresholds[i], 2) for i in entry.rows)
-    cause, found, objects = CAUSES[entry.cause], errors.scene.found, errors.scene.objects
+    cause, found, objects = entry.cause, errors.scene.found, errors.scene.objects
     layer = pair = query = detection = None
     if entry.kind is Kind.FALSE:
         detection, iou = item, float(errors.false.iou[at, item])
         target, pair = _known(errors.false.object[at, item]), _known(errors.false.pair[at, item])
-        sentence, box, label = words.false(at, item, thresholds), found.boxes[item], int(found.labels[item])
+        sentence, box = words.false(at, item, thresholds), found.boxes[item]
     else:
-        target, box, label = item, objects.boxes[item], int(objects.labels[item])
+        target, box = item, objects.boxes[item]
         if entry.kind is Kind.LOW:
             detection = int(errors.matched.by[at, item])
             iou = float(errors.matched.overlap[detection, item])
@@ -194,22 +209,21 @@ def _failure(ledger: Ledger, entry: _Entry, words: Words) -> Failure:
             detection, query = _known(missed.detection[at, item]), _known(missed.query[at, item])
             layer, iou = _known(missed.layer[at, item]), float(missed.iou[at, item])
             sentence = words.missed(at, item, thresholds)
-    area = box[2] * box[3] if target is None else objects.areas[target]
     if detection is not None:
         query = _known(found.query[detection])
     score = float(found.scores[detection]) if detection is not None else None
     if score is None and query is not None:
         score = float(errors.missed.score[at, item])
     return Failure(
-        image_id=errors.scene.image_id,
+        image_id=entry.image_id,
         kind=entry.kind,
         cause=cause,
         lost_ap=entry.lost_ap,
         object=None if target is None else int(words.number[target]),
         detection=detection,
         query=query,
-        label=label,
-        size=_size(area),
+        label=entry.label,
+        size=entry.size,
         box=(float(box[0]), float(box[1]), float(box[0] + box[2]), float(box[1] + box[3])),
         score=score,
         iou=iou,

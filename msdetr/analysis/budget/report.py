@@ -5,9 +5,9 @@ AP and everything that is measured in it are in points, 0 to 100. ``to_json`` gi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from msdetr.analysis.budget.causes import Cause, Kind
 from msdetr.errors import InputLookupError
@@ -107,6 +107,37 @@ class Failure:
                 "thresholds": list(self.thresholds)}  # fmt: skip
 
 
+class Failures(Sequence[Failure]):
+    """Failures, most lost AP first. A large data set has millions, so each is put together when it is asked for.
+
+    entries: what can be looked for, with the fields image_id, kind, cause, label and size of a ``Failure``. told: makes the
+    failure of an entry.
+    """
+
+    def __init__(self, entries: Sequence[Any], told: Callable[[Any], Failure] = lambda entry: entry) -> None:
+        self._entries, self._told = entries, told
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @overload
+    def __getitem__(self, index: int) -> Failure: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Failures: ...
+
+    def __getitem__(self, index):
+        entries = self._entries[index]
+        return Failures(entries, self._told) if isinstance(index, slice) else self._told(entries)
+
+    def __repr__(self) -> str:
+        return f"Failures({len(self)} of them)"
+
+    def where(self, wanted: Callable[[Any], bool]) -> Failures:
+        """Those of the entries that are wanted."""
+        return Failures([entry for entry in self._entries if wanted(entry)], self._told)
+
+
 @dataclass(frozen=True)
 class ImageLoss:
     """An image: what AP would gain if all of its errors were mended, how many objects it has, how many are found at
@@ -147,7 +178,7 @@ class Budget:
     layers: tuple[Part, ...]
     lost_in: dict[int, float]
     images: tuple[ImageLoss, ...]
-    failures: tuple[Failure, ...] = field(repr=False)
+    failures: Failures = field(repr=False)
     ledger: Ledger | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -162,15 +193,16 @@ class Budget:
         label: int | None = None,
         kind: Kind | str | None = None,
         size: str | None = None,
-    ) -> list[Failure]:
+    ) -> Failures:
         """The failures of an image, of a cause, a class, a kind or a size, by lost AP."""
-        wanted = {"image_id": image_id, "cause": cause, "label": label, "kind": kind, "size": size}
-        wanted = {name: value for name, value in wanted.items() if value is not None}
-        return [one for one in self.failures if all(getattr(one, name) == value for name, value in wanted.items())]
+        given = {"image_id": image_id, "cause": cause, "label": label, "kind": kind, "size": size}
+        wanted = {name: value for name, value in given.items() if value is not None}
+        return self.failures.where(lambda one: all(getattr(one, name) == value for name, value in wanted.items()))
 
     def to_json(self, failures: int | None = None, image_ids: Sequence[int] | None = None) -> dict[str, Any]:
         """Plain values, ready for ``json.dumps``. failures: how many at most. image_ids: failures of these images only."""
-        shown = [one for one in self.failures if image_ids is None or one.image_id in set(image_ids)][:failures]
+        images = None if image_ids is None else set(image_ids)
+        shown = self.failures.where(lambda one: images is None or one.image_id in images)[:failures]
         return {
             "format": FORMAT,
             "classes": list(self.class_names),

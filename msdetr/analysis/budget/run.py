@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,10 @@ from msdetr.analysis.stability import MatchHistory, load_history
 from msdetr.boxes import predicted_corners
 from msdetr.data import build_dataset, build_eval_loader
 from msdetr.engine.evaluate import mixed_precision
-from msdetr.engine.postprocess import require_finite
+from msdetr.engine.postprocess import postprocess, require_finite
 from msdetr.errors import RecordsError
 from msdetr.predictor import Predictor, check_classes, evaluation_config, load
-from msdetr.structures import Detections, DetectorOutput
+from msdetr.structures import Detections, DetectorOutput, Predictions
 
 
 def measure_budget(
@@ -31,14 +32,16 @@ def measure_budget(
     device: str = "auto",
     cells: Sequence[Cell] = (),
     progress: bool = False,
+    max_detections: int | None = None,
 ) -> tuple[Budget, Diagnosis]:
     """Where the lost AP of a run went, and what would bring some of it back.
 
     run: run directory (its best checkpoint) or checkpoint directory. data, split, limit: as for ``msdetr.evaluate``, whose AP
-    this is. cells: of studies, see ``diagnose``. Training that was recorded is taken into account on the run's own validation images. Raises the errors of
-    ``msdetr.load``, ``msdetr.evaluate`` and of the data set.
+    this is. cells: of studies, see ``diagnose``. max_detections: how many count, the run's own by default. Training that was
+    recorded is taken into account on the run's own validation images. Raises the errors of ``msdetr.load``, ``msdetr.evaluate``
+    and of the data set.
     """
-    scenes = RunScenes(load(run, device), data, split, limit, progress)
+    scenes = RunScenes(load(run, device), data, split, limit, progress, max_detections)
     return measured(scenes, cells, own_data=data is None and split is None)
 
 
@@ -59,7 +62,7 @@ def measured(scenes: RunScenes, cells: Sequence[Cell] = (), own_data: bool = Tru
 class RunScenes:
     """The images of a data set, in its order, with what a run's detector answers.
 
-    max_detections: the run's. answers_pairs: the answer are the best pairs of query and class, without suppression.
+    max_detections: the run's by default. answers_pairs: the answer are the best pairs of query and class, without suppression.
     """
 
     def __init__(
@@ -69,15 +72,14 @@ class RunScenes:
         split: str | None = None,
         limit: int | None = None,
         progress: bool = False,
+        max_detections: int | None = None,
     ) -> None:
-        from msdetr.methods import build_postprocess
-
         self.predictor = predictor
         self.config = evaluation_config(predictor.config, predictor.source, data, split, limit)
         self.dataset = build_dataset(self.config, "val")
         check_classes(predictor, self.dataset)
-        self.max_detections = self.config.train.max_detections
-        self.answers_pairs = build_postprocess(self.config) is None
+        self.max_detections = self.config.train.max_detections if max_detections is None else max_detections
+        self.answers_pairs = predictor.postprocess is postprocess
         self.progress = progress
         table, categories = self.dataset.annotations, self.dataset.categories
         self._labels = np.array([categories.to_class(i) for i in table.category_ids.tolist()], np.int64)[table.category]
@@ -97,25 +99,42 @@ class RunScenes:
         for batch, targets in loader:
             with torch.inference_mode(), mixed_precision(self.predictor.device, settings.precision):
                 output = self.predictor.detector(batch.to(self.predictor.device))
-                answers = self.predictor.postprocess(output.one_to_one, targets.sizes, self.max_detections)
-            for i, (image_id, answer) in enumerate(zip(targets.image_ids, answers)):
-                require_finite(answer, f"image id {image_id}")
-                yield self._scene(image_id, answer.to("cpu"), _layers(output, i, targets.sizes[i]))
+                answers = self._answers(output.one_to_one, targets.sizes)
+            for i, image_id in enumerate(targets.image_ids):
+                require_finite(answers[-1][i], f"image id {image_id}")
+                found = [self._found(layer[i].to("cpu")) for layer in answers]
+                layers = _layers(output, i, targets.sizes[i])
+                if not self.answers_pairs:
+                    layers = replace(layers, answers=tuple(found))
+                yield self._scene(image_id, found[-1], layers)
             bar.advance(len(targets.image_ids))
         bar.close()
 
-    def _scene(self, image_id: int, answer: Detections, layers: Layers) -> Scene:
+    def _answers(self, predictions: Predictions, sizes: torch.Tensor) -> list[list[Detections]]:
+        """The detections of each image after the last decoder layer, and, where post-processing is the run's own, before them
+        those after each earlier one."""
+        total = len(predictions.logits)
+        return [
+            self.predictor.postprocess(
+                Predictions(predictions.logits[:k], predictions.boxes[:k]), sizes, self.max_detections
+            )
+            for k in range(total if self.answers_pairs else 1, total + 1)
+        ]
+
+    def _scene(self, image_id: int, found: Found, layers: Layers) -> Scene:
         index, table = self._index[image_id], self.dataset.annotations
         rows = slice(self._ends[index], self._ends[index + 1])
         objects = Objects(table.boxes[rows], self._labels[rows], table.areas[rows], table.crowd[rows])
+        return Scene(image_id, objects, found, layers, self.dataset.path(index).name)
+
+    def _found(self, answer: Detections) -> Found:
         kept = self._used[answer.labels.numpy()]
-        found = Found(
+        return Found(
             _sized(answer.boxes)[kept],
             answer.scores.double().numpy()[kept],
             answer.labels.numpy()[kept],
             answer.query.numpy()[kept],
         )
-        return Scene(image_id, objects, found, layers, self.dataset.path(index).name)
 
 
 def _layers(output: DetectorOutput, image: int, size: torch.Tensor) -> Layers:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from msdetr.checks import count
 from msdetr.errors import InputError
 
 FORMATS = ("xyxy", "xywh", "cxcywh")
@@ -51,10 +52,15 @@ class Found:
 
 @dataclass(frozen=True)
 class Layers:
-    """What all queries of all decoder layers predict: boxes [K, Q, 4], scores [K, Q, C]. The last layer is the answer."""
+    """What all queries of all decoder layers predict: boxes [K, Q, 4], scores [K, Q, C]. The last layer is the answer.
+
+    answers: of a detector with post-processing of its own, what each layer would have answered, had it been the last; None where
+    the answer are the best pairs of query and class.
+    """
 
     boxes: np.ndarray
     scores: np.ndarray
+    answers: tuple[Found, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -123,23 +129,35 @@ class Scene:
         """From what the queries of any detector predict: boxes [Q, 4] and scores [Q, C], or [K, Q, 4] and [K, Q, C] for all
         of its layers. Its answer are the ``max_detections`` best pairs of query and class of the last layer.
 
-        Other arguments and errors as for ``of_detections``.
+        Other arguments and errors as for ``of_detections``; InputError also for an object of a class that has no score.
         """
         where = f"image {image_id}"
         objects = _objects(where, object_boxes, object_labels, crowd, areas, box_format)
         score = _floats(f"{where}: scores", scores)
         given = np.asarray(boxes)
-        if score.ndim not in (2, 3) or given.shape != (*score.shape[:-1], 4):
+        if score.ndim not in (2, 3) or (score.ndim == 3 and not len(score)) or given.shape != (*score.shape[:-1], 4):
             raise InputError(
                 f"{where}: boxes {list(given.shape)} and scores {list(score.shape)}; expected [Q, 4] and [Q, C], or [K, Q, 4] "
                 "and [K, Q, C]"
             )
-        score = score.reshape(-1, *score.shape[-2:])
+        score = score if score.ndim == 3 else score[None]
+        beyond = objects.labels >= score.shape[-1]
+        if beyond.any():
+            at = int(beyond.argmax())
+            raise InputError(
+                f"{where}: object {at} is of class {objects.labels[at]}, but scores are of {score.shape[-1]} classes; class "
+                "indices count from 0"
+            )
         box = _boxes(f"{where}: boxes", given, box_format).reshape(*score.shape[:-1], 4)
-        pairs = np.argsort(-score[-1], axis=None, kind="stable")[:max_detections]
-        query, label = np.unravel_index(pairs, score.shape[1:])
-        found = Found(box[-1, query], score[-1, query, label], label, query)
+        found = best_pairs(box[-1], score[-1], count(max_detections, "max_detections"))
         return cls(int(image_id), objects, found, Layers(box, score), name)
+
+
+def best_pairs(boxes: np.ndarray, scores: np.ndarray, most: int) -> Found:
+    """The pairs of query and class with the highest scores [Q, C], with the boxes [Q, 4] of their queries; ties: as they stand."""
+    pairs = np.argsort(-scores, axis=None, kind="stable")[:most]
+    query, label = np.unravel_index(pairs, scores.shape)
+    return Found(boxes[query], scores[query, label], label, query)
 
 
 def _objects(where: str, boxes: Any, labels: Any, crowd: Any, areas: Any, box_format: str) -> Objects:
@@ -160,7 +178,7 @@ def _boxes(what: str, boxes: Any, box_format: str) -> np.ndarray:
     box = _floats(what, boxes)
     if box.size == 0:
         return np.zeros((0, 4))
-    if box.shape[-1] != 4:
+    if box.ndim == 0 or box.shape[-1] != 4:
         raise InputError(f"{what}: the last dimension must be 4, got {list(box.shape)}")
     box = box.reshape(-1, 4).copy()
     if box_format == "xyxy":

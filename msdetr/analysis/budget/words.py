@@ -35,6 +35,8 @@ class Words:
                 f"moved it away; {where}."
             )
         if cause is Cause.NEVER:
+            if iou >= thresholds[0]:
+                return start + f"a box reaches it (IoU {iou:.2f}), but counts for another object."
             if not self.errors.num_layers:
                 return (
                     start
@@ -43,7 +45,11 @@ class Words:
             return start + f"no query of any layer reaches it; the closest box has IoU {iou:.2f}."
         if detection >= 0:
             return start + f"{self._detection(detection)} is good (IoU {iou:.2f}), but beyond the number that counts."
-        text = f"query {query} has a good box (IoU {iou:.2f}), but {label} only {score:.3g}, too little to be kept"
+        text = f"query {query} has a good box (IoU {iou:.2f}), but "
+        if self.errors.by_score:
+            text += f"{label} only {score:.3g}, too little to be kept"
+        else:
+            text += f"the detector's post-processing does not keep it ({label} {score:.3g})"
         return start + text + self._history(cause) + "."
 
     def low(self, at: int, target: int, above: int, thresholds: Sequence[float], cause: Cause) -> str:
