@@ -14,6 +14,7 @@ from .errors import RunDirectoryError
 from .viz.candidates import candidate_figure
 
 IMAGES = 500  # validation images that are looked at
+NEEDED = ("data", "per_class", "class_names", "parameters", "epochs", "steps", "seconds", "device")  # of results.json
 
 
 def complete(run_dir: str | Path, device: str = "auto", images: int = IMAGES, again: bool = False) -> Path:
@@ -25,13 +26,13 @@ def complete(run_dir: str | Path, device: str = "auto", images: int = IMAGES, ag
     """
     run_dir = Path(run_dir)
     results = read_results(run_dir) if run_dir.is_dir() else {}
-    if results.get("status") != "finished" or "data" not in results:
+    if results.get("status") != "finished" or any(results.get(name) is None for name in NEEDED):
         raise RunDirectoryError(
             f"{run_dir}: is no run that this version finished; a model card tells of one that is: train it to its end first"
         )
     if again or known_candidates(run_dir, results) is None:
         best = checkpoints.find(run_dir, checkpoints.verify_weights)
         table = measure_run(best.directory, limit=images, device=device).result()
-        files.save_figure(candidate_figure({run_dir.name: table}), run_dir / f"{CANDIDATES}.png", dpi=150)
+        files.save_figure(candidate_figure({run_dir.resolve().name: table}), run_dir / f"{CANDIDATES}.png", dpi=150)
         files.write_json(run_dir / f"{CANDIDATES}.json", {"step": best.step, "numbers": table.summary()})
     return write_card(run_dir, load(run_dir / "config.yaml"), results)

@@ -87,7 +87,7 @@ def parameters(
         _expect(run_name, str, "run_name")
         if Path(run_name).is_absolute() or ".." in Path(run_name).parts:
             raise ConfigError(f"run_name: {run_name!r} must be the name of a folder under {runs}")
-    return NotebookRun(config, Path(runs) / (run_name or default_name(recipe, config)), device)
+    return NotebookRun(config, Path(runs) / (run_name or default_name(recipe, config)), device or "auto")
 
 
 def _expect(value: Any, kind: type, name: str) -> None:
@@ -127,7 +127,8 @@ def run_notebook(
     that has a results.json there is told: its status becomes "failed".
 
     Raises ConfigError for an unknown parameter (with the nearest), NotebookError naming the cell that failed, called
-    ``sys.exit()``, or never ran, and one for an output that cannot be written or that another process is writing. SIGTERM,
+    ``sys.exit()``, or never ran, and one for a file that is no notebook, or an output that cannot be written or that
+    another process is writing. SIGTERM,
     SIGHUP and Ctrl-C go on to the kernel, so that a training saves and stops; then raises Terminated (exit 143), or
     KeyboardInterrupt after Ctrl-C. A second Ctrl-C does not wait for that.
     """
@@ -139,7 +140,11 @@ def run_notebook(
     if not notebook.is_file():
         raise NotebookError(f"{notebook}: there is no such notebook")
     output = Path(output) if output is not None else project_root() / "runs" / notebook.name
-    known = list(papermill.inspect_notebook(str(notebook)))
+    try:
+        known = list(papermill.inspect_notebook(str(notebook)))
+    except Exception as error:  # there is no end to what may be in a file
+        reason = str(error).partition("\n")[0]
+        raise NotebookError(f"{notebook}: is not a Jupyter notebook that can be read: {reason}") from error
     for name in values:
         if name not in known:
             raise ConfigError(f"parameter '{name}': {notebook.name} does not have it; {nearest(name, known)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,40 +27,66 @@ def category_ids(predictor: Predictor) -> list[int]:
     return [next(i for i in free if i not in taken) if own is None else own for own in known]
 
 
-def image_ids(annotations: str | Path) -> dict[str, int]:
-    """The ids of the images in a COCO annotation file, by file name. Raises AnnotationError for any other file."""
-    named = {"images": lambda image: (str(image["file_name"]), int(image["id"])), "annotations": lambda _: None}
+def image_ids(annotations: str | Path, files: Iterable[str | Path]) -> list[int]:
+    """The ids that image files have in a COCO annotation file, in the order of the files.
+
+    A name in the annotations is a file's whose path ends with it; of several such names the longest is. Raises
+    AnnotationError for another kind of annotation file, a name in it that two images have, a file that is not among its
+    images, and two files that are the same one of them.
+    """
+    ids, found = _ids_by_name(annotations), {}
+    for file in files:
+        parts = Path(file).absolute().parts
+        name = next((name for i in range(len(parts)) if (name := "/".join(parts[i:])) in ids), None)
+        if name is None:
+            raise AnnotationError(
+                f"{file}: is not among the images of the annotations; predict on the images they list"
+            )
+        if name in found:
+            raise AnnotationError(
+                f"{found[name]} and {file}: are both the image {name!r} (id {ids[name]}) of {annotations}; predict on "
+                "one of them"
+            )
+        found[name] = file
+    return [ids[name] for name in found]
+
+
+def _ids_by_name(annotations: str | Path) -> dict[str, int]:
+    named = {"images": _name_and_id, "annotations": lambda _: None}
     try:
         content = stream_json(annotations, named)
         if content is None:  # no JSON, or not in this form: the reader of small files says why
             content = read_json(annotations, AnnotationError)
-            content = {"images": map(named["images"], content["images"])}
-        return dict(content["images"])
+            content = {"images": map(_name_and_id, content["images"])}
+        pairs = list(content["images"])
     except (TypeError, KeyError, ValueError) as error:
         raise AnnotationError(
-            f"{annotations}: is no COCO annotation file: its images need a file_name and an id"
+            f"{annotations}: is no COCO annotation file: its images need a file_name and an id, a whole number"
         ) from error
+    ids: dict[str, int] = {}
+    for name, number in pairs:
+        if ids.setdefault(name, number) != number:
+            raise AnnotationError(
+                f"{annotations}: the images with the ids {ids[name]} and {number} have one file_name, {name!r}; give "
+                "each its own"
+            )
+    return ids
+
+
+def _name_and_id(image: Any) -> tuple[str, int]:
+    if type(image["id"]) is not int:
+        raise TypeError("an id is a whole number")
+    return str(image["file_name"]), image["id"]
 
 
 def coco_results(
-    found: Iterable[NamedDetections], ids: Mapping[str, int], categories: Sequence[int]
+    found: Iterable[NamedDetections], ids: Iterable[int], categories: Sequence[int]
 ) -> list[dict[str, Any]]:
     """COCO's results format, for its evaluation: one entry per detection, bbox (left, top, width, height) in pixels.
 
-    ids: image ids by file name (see ``image_ids``), with as many of the folders that a file is in as a name has. Raises
-    AnnotationError for an image that has none.
+    ids: of the images, in the order of the detections (see ``image_ids``).
     """
-    rows = []
-    for detections in found:
-        parts = detections.path.absolute().parts if detections.path else ()
-        name = next((name for i in range(len(parts)) if (name := "/".join(parts[i:])) in ids), None)
-        if name is None:
-            raise AnnotationError(
-                f"{detections.path or 'an image without a file'}: is not among the images of the annotations; predict on the "
-                "images they list"
-            )
-        rows += _entries(detections, ids[name], categories)
-    return rows
+    return [entry for one, image in zip(found, ids, strict=True) for entry in _entries(one, image, categories)]
 
 
 def coco_dataset(found: Iterable[NamedDetections], categories: Sequence[int]) -> dict[str, Any]:

@@ -1,14 +1,19 @@
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from small import SMALL
 
 from msdetr import cli
+from msdetr.cli.output import require_file, write
 from msdetr.data import shapes as generator
+from msdetr.errors import AnnotationError, ConfigError
+from msdetr.results import image_ids
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +101,15 @@ def test_candidates_draws_the_figures(capsys, run_dir, tmp_path):
     status, out, _ = run(capsys, "candidates", str(run_dir), "--device", "cpu", "--output", str(tmp_path))
     assert status == 0 and "mean IoU of the top 5" in out
     assert (tmp_path / "candidates.png").stat().st_size > 5000 and (tmp_path / "first.json").exists()
+
+
+def test_candidates_of_the_folder_where_one_stands(capsys, run_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(run_dir)
+    given = ["candidates", ".", "checkpoints/..", "--limit", "1", "--device", "cpu"]
+    status, out, _ = run(capsys, *given, "--output", str(tmp_path))
+    assert status == 0 and out.startswith("first\n")
+    assert {path.name for path in tmp_path.iterdir()} >= {"first.json", "candidates.png"}
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_verify_finds_damage(capsys, run_dir, tmp_path):
@@ -251,7 +265,6 @@ def test_convert_what_the_released_code_cannot_have(capsys, run_dir, tmp_path):
 
 @pytest.mark.fault("F64")
 def test_convert_executes_nothing(capsys, tmp_path):
-    import os
     import pickle
 
     class Bomb:
@@ -388,6 +401,20 @@ def test_an_output_file_that_is_a_folder(capsys, tmp_path):
     assert status == 1 and "is a folder" in err
 
 
+@pytest.mark.fault("F105")
+def test_an_output_that_is_a_pipe_is_written_where_it_is(tmp_path):
+    reader, writer = os.pipe()
+    require_file(Path(f"/dev/fd/{writer}"), "--output")
+    write(Path(f"/dev/fd/{writer}"), "found")
+    assert os.read(reader, 100) == b"found"
+    os.close(reader), os.close(writer)
+    with (
+        open(tmp_path / "file", "w") as file,
+        pytest.raises(ConfigError, match="file, to which the output is redirected"),
+    ):
+        require_file(Path(f"/dev/fd/{file.fileno()}"), "--output")
+
+
 @pytest.mark.parametrize("content", [None, b"no weights", b""])
 def test_backbone_weights_that_cannot_be_had(capsys, data, tmp_path, content):
     file = tmp_path / "weights.pth"
@@ -484,6 +511,35 @@ def test_images_that_the_annotations_do_not_have_are_named(capsys, run_dir, data
     assert not (tmp_path / "results.json").exists()
     status, _, err = run(capsys, *arguments)
     assert status == 1 and "--annotations: gives --coco its image ids" in err
+
+
+@pytest.mark.fault("F137")
+def test_images_are_looked_up_before_anything_is_computed(capsys, tmp_path):
+    """The model named here does not exist: it would be the error if anything had begun."""
+    (tmp_path / "annotations.json").write_text('{"images": [{"id": 7, "file_name": "1.jpg"}], "annotations": []}')
+    given = ["predict", "RUN", "a/2.jpg", "--annotations", str(tmp_path / "annotations.json")]
+    status, _, err = run(capsys, *given, "--coco", str(tmp_path / "results.json"))
+    assert status == 1 and "a/2.jpg: is not among the images" in err
+
+
+@pytest.mark.fault("F137")
+@pytest.mark.parametrize(
+    ("images", "files", "answer"),
+    [
+        ([(7, "1.jpg"), (8, "b/1.jpg")], ["ph/b/1.jpg", "ph/a/1.jpg"], [8, 7]),
+        ([(7, "1.jpg")], ["ph/a/1.jpg", "ph/b/1.jpg"], "ph/a/1.jpg and ph/b/1.jpg: are both the image '1.jpg' .id 7."),
+        ([(7, "1.jpg"), (8, "1.jpg")], ["1.jpg"], "the ids 7 and 8 have one file_name, '1.jpg'"),
+        ([(2.7, "1.jpg")], ["1.jpg"], "an id, a whole number"),
+    ],
+)
+def test_the_ids_of_images(tmp_path, images, files, answer):
+    listed = [{"id": number, "file_name": name} for number, name in images]
+    (tmp_path / "annotations.json").write_text(json.dumps({"images": listed, "annotations": []}))
+    if isinstance(answer, list):
+        assert image_ids(tmp_path / "annotations.json", files) == answer
+    else:
+        with pytest.raises(AnnotationError, match=answer):
+            image_ids(tmp_path / "annotations.json", files)
 
 
 def test_warnings_are_lines_to_read(data, tmp_path, run_dir):

@@ -130,6 +130,11 @@ def test_numbers_and_text_that_this_package_never_writes(tmp_path, case):
         {"parameters": 3},
         {"steps": True},
         {"evaluations": {}},
+        {"per_class": {"cat": "0.5"}},
+        {"best": {}},
+        {"data": {}},
+        {"data": {"name": "a", "train": {}, "val": {}}},
+        {"data": {"name": "a", "train": {"split": "a", "images": 1, "objects": {"cat": "2"}}, "val": {}}},
     ],
     ids=str,
 )

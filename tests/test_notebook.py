@@ -26,7 +26,7 @@ def test_parameters_become_a_configuration(tmp_path):
 
 
 def test_empty_values_mean_as_the_recipe_says():
-    assert parameters(data="", epochs=None, overrides="").config == parameters().config
+    assert parameters(data="", epochs=None, device="", overrides="") == parameters()
 
 
 @pytest.mark.fault("F69")
@@ -184,6 +184,13 @@ def test_a_notebook_without_such_a_parameter_does_not_start(tmp_path, notebook):
     with pytest.raises(ConfigError, match="parameter 'epoch': book.ipynb does not have it; did you mean 'epochs'"):
         run_notebook(notebook("1"), tmp_path / "out.ipynb", {"epoch": 3}, progress=False)
     assert not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize("content", ["", "hello", "[]", '{"cells": 3, "metadata": {}, "nbformat": 4}'])
+def test_a_file_that_is_no_notebook(tmp_path, content):
+    (tmp_path / "bad.ipynb").write_text(content)
+    with pytest.raises(NotebookError, match=r"bad\.ipynb: is not a Jupyter notebook"):
+        run_notebook(tmp_path / "bad.ipynb", tmp_path / "out.ipynb", progress=False)
 
 
 @pytest.mark.fault("F73")

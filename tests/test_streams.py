@@ -4,6 +4,8 @@ import io
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -49,3 +51,32 @@ def test_a_command_succeeds_whoever_listens(redirection):
         ["bash", "-c", command], check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"}, stderr=subprocess.PIPE
     )
     assert done.returncode == 0 and b"Error" not in done.stderr
+
+
+def test_a_full_disk_is_said_and_fails_the_command():
+    command = f"{sys.executable} -m msdetr recipes shapes/baseline > /dev/full"
+    done = subprocess.run(["bash", "-c", command], check=False, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "msdetr: not all that was printed could be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("buffering", [1, -1], ids=["lines", "blocks"])
+def test_a_pipe_that_takes_no_more_at_once_is_waited_for(buffering):
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    lines = [f"line {number} \u00e9\n" for number in range(20_000)]  # several times what a pipe holds
+
+    def write():
+        with open(writer, "w", buffering=buffering, encoding="utf-8") as file:
+            stream = Forgiving(file)
+            for line in lines:
+                stream.write(line)
+            stream.flush()
+            assert stream.error is None
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    with open(reader, encoding="utf-8") as file:
+        time.sleep(0.1)  # until the pipe is full
+        assert file.readlines() == lines
+    thread.join()

@@ -197,6 +197,34 @@ def test_a_cell_that_fails_stops_no_other_and_is_named(tmp_path, capsys):
     assert "none" in said.err.split("failed:")[-1] and "log.txt" in said.err and "| baseline |" in said.out
 
 
+def test_cells_that_wait_for_a_slot_are_left_alone(tmp_path, monkeypatch):
+    """Asking who holds them all the time would be many files on a network drive."""
+    import msdetr.sweep.run as sweep
+
+    study, asked = load_study(tiny_study(tmp_path, [0])), []
+    monkeypatch.setattr(sweep, "_is_held", lambda path: asked.append(path.parent.name))
+
+    class Process:
+        """Is done when it is asked for the fifth time."""
+
+        def __init__(self, study, cell, out, *_):
+            self.cell, self.out, self.polls = cell, out, 0
+
+        def poll(self):
+            self.polls += 1
+            if self.polls < 5:
+                return None
+            cells.made_up(self.cell.config, 0.3).save(self.out / "cells" / f"{self.cell.name}.json")
+            return 0
+
+        def where(self):
+            return "starts"
+
+    monkeypatch.setattr(sweep, "_Process", Process)
+    assert run_study(study, tmp_path / "out", jobs=1, device="cpu").finished == 2
+    assert asked == [cell.name for cell in study.cells()]
+
+
 @pytest.mark.slow
 @pytest.mark.fault("F143")
 @pytest.mark.parametrize("run", ["train", "notebook"])

@@ -16,12 +16,18 @@ from . import training, sweep, using, card, looking, failures, files, datasets, 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0, 1 for an error, 2 for a mistyped command, 130 for Ctrl-C, 143 for SIGTERM."""
+    """The exit status: 0, 1 for an error (e.g. a full disk under what was printed), 2 for a mistyped command, 130 for
+    Ctrl-C, 143 for SIGTERM."""
     usual = warnings.formatwarning
     warnings.formatwarning = lambda *given, **more: _own_warning(*given) or usual(*given, **more)
     try:
-        with forgiving_output():
-            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        with forgiving_output() as output:
+            status = _run(list(sys.argv[1:] if arguments is None else arguments))
+            output.flush()
+            if output.broke:
+                print(f"msdetr: not all that was printed could be written: {output.error.strerror}", file=sys.stderr)
+                return status or 1
+            return status
     finally:
         warnings.formatwarning = usual
 

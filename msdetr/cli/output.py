@@ -42,7 +42,11 @@ def require_file(path: Path | None, option: str) -> None:
         return
     if path.is_dir():
         raise ConfigError(f"{option}: {path} is a folder; give the name of a file in it")
-    require_folder(path.parent, option)
+    opened = path.absolute().is_relative_to("/dev/fd") or str(path) in ("/dev/stdout", "/dev/stderr")
+    if opened and path.is_file():
+        raise ConfigError(f"{option}: {path} is {path.resolve()}, to which the output is redirected; name another file")
+    if not path.exists() or path.is_file():  # else it is a device or a pipe, which is written where it is
+        require_folder(path.parent, option)
     if path.exists() and not os.access(path, os.W_OK):
         raise ConfigError(f"{option}: {path} exists and cannot be written; give another name")
 

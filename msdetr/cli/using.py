@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +103,8 @@ def predict(
     require_folder(draw, "--draw")
     if annotations and not coco:
         raise ConfigError("--annotations: gives --coco its image ids; name the file to write with --coco")
-    ids = results.image_ids(annotations) if annotations else None
     files = [file for path in images for file in (image_files(path) if path.is_dir() else [path])]
+    ids = results.image_ids(annotations, files) if annotations else None
     predictor = load(model, device)
     categories = results.category_ids(predictor)
     if not (output or draw or coco or table):
@@ -180,11 +181,17 @@ def candidates(
     tables = {}
     for run in runs:
         quality = measure_run(run, data, split, limit, device)
-        name = run.name if run.name not in tables else str(run)
-        quality.save(output / f"{name.replace('/', '-')}.json")
+        name = _name(run, tables)
+        quality.save(output / f"{name.strip('./').replace('/', '-')}.json")
         tables[name] = quality.result()
         print(name)
         for what, value in tables[name].summary().items():
             print(f"  {what:28} {value if isinstance(value, int) else number(value)}")
     save_figure(candidate_figure(tables), output / "candidates.png", dpi=150)
     print(f"figure and numbers are in {output}")
+
+
+def _name(run: Path, taken: Container[str]) -> str:
+    """What to call a run: as its folder, or by its path where another has that name."""
+    folder = run.resolve()
+    return folder.name if folder.name not in taken else str(run if run.name.strip(".") else folder)

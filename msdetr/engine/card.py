@@ -15,6 +15,7 @@ from ..config import RunConfig, flatten
 from ..data import CocoDetection
 from ..data.public import record_of
 from ..errors import DataError, FileError
+from .metric import unique_names
 
 CARD = "README.md"
 CANDIDATES = "figures/candidates"  # .json with the numbers, .png with the figure, where they were measured
@@ -25,7 +26,10 @@ _SETTINGS = (
 
 
 def described_data(train_set: CocoDetection, val_set: CocoDetection, root: str | Path) -> dict[str, Any]:
-    """What results.json says of the data: for training and validation the split, images and objects by class; layout, source."""
+    """What results.json says of the data: layout, source; of training and validation split, images, objects by class.
+
+    Classes have the names of ``EvalResult.per_class``, each its own. Crowds, which are not trained on, do not count.
+    """
     found: dict[str, Any] = {"name": Path(root).resolve().name}
     if train_set.part is not None:
         found["layout"] = train_set.part.layout.title
@@ -33,11 +37,12 @@ def described_data(train_set: CocoDetection, val_set: CocoDetection, root: str |
         found["source"] = record_of(root)
     for role, dataset in (("train", train_set), ("val", val_set)):
         table = dataset.annotations
-        counts = np.bincount(table.category, minlength=len(table.category_names)).tolist()
+        names = unique_names(dict(zip(table.category_ids.tolist(), table.category_names)))
+        counts = np.bincount(table.category[~table.crowd], minlength=len(names)).tolist()
         found[role] = {
             "split": str(dataset.part) if dataset.part is not None else role,
             "images": len(dataset),
-            "objects": dict(zip(map(str, table.category_names), counts)),
+            "objects": dict(zip(names, counts)),
         }
     return found
 
@@ -45,9 +50,9 @@ def described_data(train_set: CocoDetection, val_set: CocoDetection, root: str |
 def write_card(run_dir: str | Path, config: RunConfig, results: Mapping[str, Any]) -> Path:
     """Writes the card of a finished run; with the candidates, where they were measured at the best checkpoint. Raises WriteError."""
     run_dir = Path(run_dir)
-    path = run_dir / CARD
+    path, name = run_dir / CARD, run_dir.resolve().name
     try:
-        files.write_atomically(path, card(run_dir.name, config, results, known_candidates(run_dir, results)))
+        files.write_atomically(path, card(name, config, results, known_candidates(run_dir, results)))
     except OSError as error:
         raise files.write_error(path, error) from error
     return path
@@ -127,10 +132,7 @@ def _rows(results: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 
 def _classes(data: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
     train, val, scores = data["train"]["objects"], data["val"]["objects"], results["per_class"]
-    rows = [
-        (name, f"{train.get(name, 0):,}", f"{val.get(name, 0):,}", _share(scores.get(name)))
-        for name in results["class_names"]
-    ]
+    rows = [(name, f"{number:,}", f"{val.get(name, 0):,}", _share(scores.get(name))) for name, number in train.items()]
     head = ("class", "objects in training", "in validation", "AP of the last checkpoint")
     return ["## Classes", "", *_table(head, rows), ""]
 
@@ -180,6 +182,18 @@ def known_candidates(run_dir: Path, results: Mapping[str, Any]) -> Mapping[str, 
     step = (results.get("best") or {}).get("step", results.get("steps"))
     known = isinstance(found, dict) and found.get("step") == step and isinstance(found.get("numbers"), dict)
     return found if known else None
+
+
+def forget_candidates(run_dir: Path, first: int) -> None:
+    """Removes figure and numbers that were measured after ``first`` steps or more, of a model that is no more."""
+    figure, numbers = run_dir / f"{CANDIDATES}.png", run_dir / f"{CANDIDATES}.json"
+    try:
+        kept = files.read_json(numbers)["step"] < first
+    except (FileError, KeyError, TypeError):
+        kept = False
+    if not kept:
+        numbers.unlink(missing_ok=True)
+        figure.unlink(missing_ok=True)
 
 
 def _share(value: float | None) -> str:

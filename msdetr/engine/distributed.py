@@ -63,9 +63,6 @@ class World:
         dist.all_gather_object(values, value, group=_host_group())
         return values
 
-    def barrier(self) -> None:
-        self.sum([0])
-
     def on_main(self, work: Callable[[], Any]) -> Any:
         """Runs ``work`` on rank 0 and gives its result to every rank.
 
@@ -109,13 +106,18 @@ def _timeout() -> datetime.timedelta:
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """ "auto": this rank's GPU where there is one, else the CPU. Raises TrainingError for a device that is not there."""
+    """ "auto": this rank's GPU where there is one, else the CPU.
+
+    Raises TrainingError for a device that is not there, or of another type than cpu and cuda.
+    """
     if str(device) == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(device)
     except RuntimeError as error:
         raise TrainingError(f"device '{device}': {error}; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise TrainingError(f"device '{device}': a detector runs on cpu and cuda alone; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise TrainingError(

@@ -68,7 +68,7 @@ def launch(
             with contextlib.suppress(StopRequested), stop.interrupting():
                 for line in process.stdout:
                     last.append(line.rstrip())
-                    if line.startswith("msdetr: "):
+                    if is_reason(line):
                         said.append(line.rstrip())
                     (show or _to_stderr)(line.rstrip())
         finally:
@@ -83,6 +83,11 @@ def launch(
     if status != 0:
         raise TrainingError(f"the ranks of {run_dir} failed with exit status {status}:\n" + "\n".join([*said, *last]))
     return read_results(run_dir)
+
+
+def is_reason(line: str) -> bool:
+    """Whether a line that ``msdetr`` printed gives the reason why it failed."""
+    return line.startswith("msdetr: ") and not line.startswith("msdetr: warning: ")
 
 
 def _end_with_launcher() -> None:

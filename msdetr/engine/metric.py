@@ -7,7 +7,8 @@ import functools
 import importlib.util
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -155,11 +156,11 @@ def _score(coco, detections, image_ids, max_detections, evaluator: Evaluator) ->
     for suffix in "sml":
         metrics[f"AR{suffix}"] = _mean(recall[..., areas.index(AREAS[suffix]), -1])
 
-    names = {category_id: coco.cats[category_id]["name"] for category_id in sorted(coco.cats)}
+    names = unique_names({category_id: coco.cats[category_id]["name"] for category_id in sorted(coco.cats)})
     counts = np.unique(rows[:, [0, 6]], axis=0, return_counts=True)[1]  # per image and class
     return EvalResult(
         metrics=metrics,
-        per_class={_unique(names, c): _mean(precision[:, :, i, 0, -1]) for i, c in enumerate(names)},
+        per_class={name: _mean(precision[:, :, i, 0, -1]) for i, name in enumerate(names)},
         protocol={
             "metric": "COCO bbox",
             "max_detections": max_detections,
@@ -174,10 +175,10 @@ def _score(coco, detections, image_ids, max_detections, evaluator: Evaluator) ->
     )
 
 
-def _unique(names: dict[int, str], category_id: int) -> str:
-    """The category's name, with its id where another category has the same name."""
-    name = names[category_id]
-    return name if list(names.values()).count(name) == 1 else f"{name} (id {category_id})"
+def unique_names(names: Mapping[int, str]) -> list[str]:
+    """The name of each category, by its id, with the id where another category has the same name."""
+    given = Counter(names.values())
+    return [name if given[name] == 1 else f"{name} (id {category_id})" for category_id, name in names.items()]
 
 
 def _mean(values: np.ndarray) -> float | None:

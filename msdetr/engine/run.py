@@ -18,7 +18,9 @@ from typing import Any, Self
 from .. import files
 from ..config import RunConfig
 from ..errors import CheckpointError, FileError, MSDETRError, RunDirectoryError, Terminated
+from . import checkpoint as checkpoints
 from . import location
+from .card import CARD, forget_candidates
 from .distributed import ALONE, World
 from .lock import FileLock, InUse
 from .tracking import Tracker
@@ -30,14 +32,16 @@ class RunDirectory:
     """Holds a run directory for as long as the ``with`` block lasts. Only rank 0 of ``world`` writes.
 
     results.json says ``status``: running, finished, failed, interrupted or terminated; a process that is killed leaves
-    "running" behind and frees the directory. Raises RunDirectoryError where the directory cannot be written, is held by
-    another process, or is no longer the one that this process holds: nothing is written then.
+    "running" behind and frees the directory; a start that is refused before ``begin`` leaves what it says. Raises
+    RunDirectoryError where the directory cannot be written, is held by another process, or is no longer the one that this
+    process holds: nothing is written then.
     """
 
     def __init__(self, path: str | Path, world: World = ALONE):
         self.path = Path(path).absolute()  # wherever the process stands later on
         self.world = world
         self._lock: FileLock | None = None
+        self._began = False
         self._trackers: list[Tracker] = []
         self.notes: list[str] = []  # to be told to the person who started the run
 
@@ -57,7 +61,8 @@ class RunDirectory:
                     status = "terminated"
                 elif isinstance(error, KeyboardInterrupt):
                     status = "interrupted"
-                self.write_results(status=status, error=described(error))
+                if self._began:
+                    self.write_results(status=status, error=described(error))
         except (OSError, MSDETRError):
             pass  # the disk may be what failed; the error itself goes on
         finally:
@@ -105,8 +110,9 @@ class RunDirectory:
         """Starts, or goes on, after ``step`` steps: what is there of later ones, e.g. of a start that was killed, is gone."""
         if not self.world.main:
             return
+        self._began = True
         if step == 0:
-            for name in ("metrics.jsonl", "results.json"):
+            for name in ("metrics.jsonl", "results.json", CARD):
                 with self._writing(name) as path:
                     path.unlink(missing_ok=True)
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
@@ -114,9 +120,14 @@ class RunDirectory:
             for file in self.path.glob(pattern):
                 if (number := re.search(r"step_(\d+)", file.name)) and int(number[1]) >= first:
                     file.unlink(missing_ok=True)
+        forget_candidates(self.path, step + (step > 0))
         self.write_config(config)
 
-    def set_aside(self, checkpoints: Sequence[Path], step: int) -> None:
+    def owns(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is one of this run, by whatever path it is named."""
+        return any(own.exists() and own.samefile(checkpoint) for own in checkpoints.available(self.path))
+
+    def set_aside(self, abandoned: Sequence[Path], step: int) -> None:
         """Moves checkpoints that the run abandons, as it goes on from ``step`` again, to ``abandoned_1`` (or 2, 3, ...), with
         copies of the files that tell about them: a run directory of its own. Raises WriteError."""
         number = next(i for i in itertools.count(1) if not (self.path / f"abandoned_{i}").exists())
@@ -127,9 +138,9 @@ class RunDirectory:
                     shutil.copy2(self.path / name, folder / name)
             if (self.path / "matching").is_dir():
                 shutil.copytree(self.path / "matching", folder / "matching")
-            for checkpoint in checkpoints:
+            for checkpoint in abandoned:
                 checkpoint.rename(folder / "checkpoints" / checkpoint.name)
-        steps = ", ".join(str(int(checkpoint.name.removeprefix("step_"))) for checkpoint in checkpoints)
+        steps = ", ".join(str(int(checkpoint.name.removeprefix("step_"))) for checkpoint in abandoned)
         self.notes.append(
             f"{self.path.name}: goes on from step {step}; its checkpoints of step {steps}, which are not its own any more, are "
             f"in {folder}"
@@ -234,13 +245,15 @@ def read_results(run_dir: str | Path) -> dict[str, Any]:
         for name, (kinds, expected) in _RESULTS.items():
             if not isinstance(results.get(name), (*kinds, type(None))) or isinstance(results.get(name), bool):
                 problem = f"{name} is {str(results[name])[:80]!r}, not {expected}"
-        for section in ("metrics", "best"):
+        for section in ("metrics", "best", "per_class"):
             for name, value in (results.get(section) or {}).items() if problem is None else ():
                 if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
                     problem = f"{section}.{name} is {str(value)[:80]!r}, not a number"
-        for section, names in _PARTS.items():
-            if (missing := set(names) - set(results.get(section) or names)) and problem is None:
+        for section, names in _PARTS.items() if problem is None else ():
+            if results.get(section) is not None and (missing := set(names) - set(results[section])):
                 problem = f"{section} has no {', '.join(sorted(missing))}"
+        if problem is None and results.get("data") is not None:
+            problem = _problem_of_data(results["data"])
     if problem is not None:
         raise CheckpointError(
             f"{path}: {problem}; move this file away, and a run that resumes writes it anew from its checkpoints"
@@ -251,11 +264,31 @@ def read_results(run_dir: str | Path) -> dict[str, Any]:
 _RESULTS = {
     **{
         name: ((dict,), "an object")
-        for name in ("metrics", "best", "parameters", "init_from", "stopped_early", "mlflow")
+        for name in ("metrics", "best", "per_class", "data", "parameters", "init_from", "stopped_early", "mlflow")
     },
     **{name: ((int,), "a whole number") for name in ("steps", "seed", "world_size", "micro_batch")},
     **{name: ((int, float), "a number") for name in ("epochs", "seconds")},
     **{name: ((str,), "text") for name in ("error", "recipe", "device", "torch")},
     **{name: ((list,), "a list") for name in ("evaluations", "class_names", "image_remarks")},
 }
-_PARTS = {"best": ("step", "epoch", "AP"), "stopped_early": ("step", "epoch", "text")}
+_PARTS = {
+    "best": ("step", "epoch", "AP"),
+    "stopped_early": ("step", "epoch", "text"),
+    "data": ("name", "train", "val"),
+    "parameters": ("total", "trainable"),
+}
+
+
+def _problem_of_data(data: dict[str, Any]) -> str | None:
+    """What is wrong with what results.json says of the data, None where nothing is."""
+    if not isinstance(data.get("source"), (dict, type(None))):
+        return f"data.source is {str(data['source'])[:80]!r}, not an object"
+    for role in ("train", "val"):
+        found = data[role]
+        objects = found.get("objects") if isinstance(found, dict) else None
+        if not isinstance(objects, dict) or not {"split", "images"} <= set(found):
+            return f"data.{role} is {str(found)[:80]!r}, not an object with split, images and objects"
+        for count in (found["images"], *objects.values()):
+            if type(count) is not int:
+                return f"data.{role} has {str(count)[:80]!r} where a whole number should be"
+    return None

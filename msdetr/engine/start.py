@@ -24,9 +24,17 @@ def starting_point(
 ) -> str | None:
     """The directory of the checkpoint to resume from, None to start anew, FINISHED where all is done.
 
-    A run may go on for more epochs than it was begun with, and with more patience than it was ended early with. Raises ConfigError for any other change that counts. Where a
-    checkpoint is named, those of the run that do not lead to it are set aside, lest ``auto`` goes back to them later.
+    A run may go on for more epochs than it was begun with, and with more patience than it was ended early with. Raises
+    ConfigError for any other change that counts, and RunDirectoryError for a finished run without checkpoints, whose
+    results would be lost. Where a checkpoint is named, those of the run that do not lead to it are set aside, lest
+    ``auto`` goes back to them later.
     """
+    results = run.results()
+    finished = results.get("status") == "finished"
+    if finished and not checkpoints.available(run.path):
+        raise RunDirectoryError(
+            f"{run.path}: is finished, its checkpoints are gone; choose another name, or move results.json away"
+        )
     if str(resume) == "never":
         if checkpoints.available(run.path):
             raise RunDirectoryError(
@@ -36,6 +44,7 @@ def starting_point(
     found = checkpoints.latest(run.path) if str(resume) == "auto" else checkpoints.find(resume)
     if found is None:
         return None
+    evaluations = found.training["evaluations"]  # raises for weights alone, before anything is moved
     harmless = harmless_on_resume() | (set() if given_classes else {"model.num_classes"})
     different = {k: v for k, v in checkpoints.changes(found.config, config).items() if k not in harmless}
     longer = set(different) == {"train.epochs"} and config.train.epochs > found.config.train.epochs
@@ -47,14 +56,12 @@ def starting_point(
             "with init_from"
         )
     if str(resume) != "auto":
-        own = found.directory.absolute().parent == run.path / "checkpoints"
+        own = run.owns(found.directory)
         others = [d for d in checkpoints.available(run.path) if not own or int(d.name[5:]) > found.step]
         if others:
             run.set_aside(others, found.step)
-    results = run.results()
-    finished = results.get("status") == "finished" and isinstance(results.get("metrics"), dict)
     if results.get("stopped_early"):
-        finished = finished and out_of_patience(found.training["evaluations"], config.train.patience)
+        finished = finished and out_of_patience(evaluations, config.train.patience)
     return FINISHED if finished and str(resume) == "auto" and not different else str(found.directory)
 
 

@@ -62,7 +62,7 @@ class Training:
     ):
         self.config, self.run, self.world, self.stop, self.progress = config, run, world, stop, progress
         checkpoint = None if start is None else checkpoints.read(start)
-        own = checkpoint is not None and checkpoint.directory.absolute().parent == run.path / "checkpoints"
+        own = checkpoint is not None and run.owns(checkpoint.directory)
         run.begin(config, checkpoint.step if own else 0)
         run.write_results(status="running", error=None, recipe=config.recipe, seed=config.seed)
         located = config if start is None else location.resumed(run.path, config)
@@ -172,6 +172,7 @@ class Training:
                     self._tell_observers()
                 if self._evaluation_was_cut_short():
                     self._evaluate()
+                self.window.clear()  # the first step begins
                 while not self._is_over:
                     self._step(self._read(data))
                     self._look()
@@ -218,16 +219,19 @@ class Training:
         with self._deferring("writing the log"):
             self.run.check()
             if summary:
-                rates = {group["name"]: group["lr"] for group in self.trainer.optimizer.param_groups}
-                self.run.log("train", step=done, epoch=self.epoch, lr=rates, **summary)
+                self._log(summary)
             self.bar.advance(1, f"loss {summary['loss']:.3f}" if summary else "")
         evaluating = last or _due(done, settings.eval_every, epoch_steps)
         if evaluating or _due(done, settings.checkpoint_every, epoch_steps):
             self._save()
         self._tell_observers()
         if evaluating:
-            self._evaluate()
-            self.window.clear()  # the time of an evaluation is not the time of a step
+            with self.window.paused():
+                self._evaluate()
+            if self.stopped_early and self.window.steps:  # no later line will tell of them
+                summary = self._summary()
+                with self._deferring("writing the log"):
+                    self._log(summary)
 
     def _summary(self) -> dict[str, Any]:
         """Means over the steps since the last line of the log."""
@@ -236,6 +240,10 @@ class Training:
         summary = self.window.summary()
         self.window.clear()
         return summary
+
+    def _log(self, summary: dict[str, Any]) -> None:
+        rates = {group["name"]: group["lr"] for group in self.trainer.optimizer.param_groups}
+        self.run.log("train", step=self.trainer.steps_done, epoch=self.epoch, lr=rates, **summary)
 
     def _tell_observers(self) -> None:
         for name, observer in self.observers.items() if self.world.main else ():

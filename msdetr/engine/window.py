@@ -25,6 +25,13 @@ class Window:
         self.start, self.waiting = time.perf_counter(), 0.0
 
     @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time of the block is not the time of a step."""
+        start = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - start
+
+    @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
         start = time.perf_counter()
         yield

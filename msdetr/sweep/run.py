@@ -21,6 +21,7 @@ import torch
 from .. import course, files
 from ..analysis.cells import Cell
 from ..engine import train
+from ..engine.launch import is_reason
 from ..engine.lock import FileLock, InUse
 from ..engine.run import LOCK, read_results
 from ..engine.signals import StopRequest
@@ -129,9 +130,11 @@ def run_study(
     with StopRequest() as stop:
         try:
             while (waiting or running) and not stop.requested:
-                startable = [cell for cell in waiting if not _is_held(out / "runs" / cell.name / CELL_LOCK)]
-                while free and startable:
-                    cell = startable.pop(0)
+                for cell in list(waiting):
+                    if not free:
+                        break
+                    if _is_held(out / "runs" / cell.name / CELL_LOCK):
+                        continue
                     waiting.remove(cell)
                     slot = free.pop(0)
                     running[slot] = _Process(study, cell, out, device, slot, jobs)
@@ -231,7 +234,7 @@ class _Process:
 
     def reason(self, status: int) -> str:
         """Why it failed: the last thing it said of that kind, else its exit status."""
-        said = [line for line in self._said() if line.startswith("msdetr: ")]
+        said = [line for line in self._said() if is_reason(line)]
         text = said[-1].removeprefix("msdetr: ") if said else f"exit status {status}"
         if not said:
             try:

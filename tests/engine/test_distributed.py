@@ -9,7 +9,7 @@ import torch
 
 from msdetr.engine import TrainingError
 from msdetr.engine.distributed import World, join, leave, pick_device
-from msdetr.engine.launch import launch
+from msdetr.engine.launch import is_reason, launch
 
 
 def _talk(folder: str, environment: dict[str, str]) -> None:
@@ -102,3 +102,13 @@ def test_torchrun_starts_all_ranks_again_from_the_last_checkpoint(tmp_path, shap
     results = launch(config, run_dir, nproc=2, device="cpu", show=kill_once, max_restarts=1)
     assert killed and results["status"] == "finished" and results["steps"] == 24
     assert [line["step"] for line in tiny.lines(run_dir, "train")] == list(range(1, 25))
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta"])
+def test_a_device_of_another_kind(device):
+    with pytest.raises(TrainingError, match=f"device '{device}'.*use auto, cpu, cuda"):
+        pick_device(device)
+
+
+def test_a_warning_is_not_the_reason_of_a_failure():
+    assert is_reason("msdetr: train.batch_size: too large") and not is_reason("msdetr: warning: a file is damaged")

@@ -60,7 +60,7 @@ def config(shapes, **changes):
 def test_a_run_ends_early_keeps_its_best_checkpoint_and_says_so(tmp_path, shapes, scripted, capfd, monkeypatch):
     monkeypatch.setenv("MSDETR_PROGRESS", "lines")
     steps = scripted(0.1, 0.3, 0.2, 0.25, 0.9, 0.9)
-    wanted = config(shapes, train__patience=2)
+    wanted = config(shapes, train__patience=2, train__log_every=3)
     results = train(wanted, tmp_path, device="cpu")
     assert steps == [4, 8, 12, 16] and results["status"] == "finished" and results["steps"] == 16
     assert results["metrics"]["AP"] == 0.25 and results["best"]["step"] == 8
@@ -69,6 +69,7 @@ def test_a_run_ends_early_keeps_its_best_checkpoint_and_says_so(tmp_path, shapes
     assert json.loads((tmp_path / "results.json").read_text())["stopped_early"]["text"] == text
     assert text in capfd.readouterr().err
     assert checkpoints.best(tmp_path).step == 8
+    assert [line["step"] for line in tiny.lines(tmp_path, "train")] == [3, 6, 9, 12, 15, 16]
     assert train(wanted, tmp_path, device="cpu", progress=False)["steps"] == 16  # as it is
 
     steps = scripted(0.1, 0.3, 0.2, 0.25, 0.9, 0.8)

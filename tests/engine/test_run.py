@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import tiny
 
-from msdetr.engine import RunDirectoryError, Trainer, train
+from msdetr.engine import EngineError, RunDirectoryError, Trainer, train
 from msdetr.engine import checkpoint as checkpoints
 from msdetr.engine.lock import FileLock, InUse
 from msdetr.engine.run import RunDirectory, mark_failed
@@ -137,6 +137,50 @@ def test_a_run_sent_back_to_an_earlier_checkpoint_does_not_return_to_the_later_o
     train(longer, tmp_path, device="cpu", resume=folders[0], progress=False)
     assert checkpoints.latest(tmp_path / "abandoned_2").step == 3
     assert [folder.name for folder in checkpoints.available(tmp_path)] == ["step_00000003", "step_00000004"]
+
+
+@pytest.mark.parametrize("by", ["link", "dots", "linked run"])
+def test_a_runs_own_checkpoint_is_known_by_any_path(tmp_path, shapes, by):
+    config, run_dir = tiny.config(shapes, train__epochs=0.5, train__checkpoint_every=0.25), tmp_path / "run"
+    train(config, run_dir, device="cpu", progress=False)
+    first = checkpoints.available(run_dir)[0]
+    (tmp_path / "linked").symlink_to(run_dir)
+    named = {
+        "link": tmp_path / "linked" / "checkpoints" / first.name,
+        "dots": run_dir / "figures" / ".." / "checkpoints",
+    }
+    if by == "linked run":
+        train(config, tmp_path / "linked", device="cpu", resume=first, progress=False)
+    else:
+        resume = named["link"] if by == "link" else named["dots"] / first.name
+        train(config, run_dir, device="cpu", resume=resume, progress=False)
+    assert [c.name for c in checkpoints.available(run_dir)] == ["step_00000001", "step_00000002"]
+    assert [c.name for c in checkpoints.available(run_dir / "abandoned_1")] == ["step_00000002"]
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_the_results_of_a_finished_run_outlive_its_checkpoints(tmp_path, shapes, resume):
+    config = tiny.config(shapes, train__epochs=0.25)
+    train(config, tmp_path, device="cpu", progress=False)
+    kept = [(tmp_path / name).read_text() for name in ("results.json", "metrics.jsonl", "README.md")]
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(RunDirectoryError, match="is finished, its checkpoints are gone; .*move results.json away"):
+        train(config, tmp_path, device="cpu", resume=resume, progress=False)
+    assert kept == [(tmp_path / name).read_text() for name in ("results.json", "metrics.jsonl", "README.md")]
+
+
+def test_a_start_that_is_refused_changes_nothing(tmp_path, shapes):
+    config = tiny.config(shapes, train__epochs=0.25)
+    train(config, tmp_path / "run", device="cpu", progress=False)
+    kept = checkpoints.latest(tmp_path / "run")
+    alone = {name: value for name, value in kept.manifest.items() if name not in ("files", "format")} | {"training": {}}
+    checkpoints.write(tmp_path / "weights", {"model": kept.tensors("model")}, alone)
+    before = (tmp_path / "run" / "results.json").read_text()
+    for resume, message in (("never", "already has checkpoints"), (tmp_path / "weights", "holds weights alone")):
+        with pytest.raises(EngineError, match=message):
+            train(config, tmp_path / "run", device="cpu", resume=resume, progress=False)
+        assert (tmp_path / "run" / "results.json").read_text() == before
+        assert checkpoints.latest(tmp_path / "run").step == 1
 
 
 def test_a_run_that_goes_on_from_another_runs_checkpoint_leaves_its_own(tmp_path, shapes):

@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 
 import pytest
 import tiny
@@ -27,6 +28,7 @@ from msdetr.engine import (
 )
 from msdetr.engine import checkpoint as checkpoints
 from msdetr.engine.run import RunDirectory
+from msdetr.engine.window import Window
 from msdetr.errors import ConfigError
 from msdetr.methods import build_criterion, build_detector
 
@@ -58,6 +60,31 @@ def test_a_run_leaves_everything_in_its_directory(finished):
         assert line["positives_per_object"]["one_to_one"] == 1
     assert [line["step"] for line in tiny.lines(run_dir, "eval")] == [4, 8, 12]
     assert [path.name for path in checkpoints.available(run_dir)][-2:] == ["step_00000008", "step_00000012"]
+
+
+def test_every_step_is_in_a_line_whose_time_is_without_evaluations(tmp_path, shapes, monkeypatch):
+    """Also where lines and evaluations do not keep step."""
+    module, taken = sys.modules["msdetr.engine.training"], []
+
+    def slowly(*arguments, **options):
+        time.sleep(20)
+        return evaluate(*arguments, **options)
+
+    class Counted(Window):
+        def summary(self):
+            taken.append(len(self.steps))
+            return super().summary()
+
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda real=time.perf_counter: real() + now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(module, "evaluate", slowly)
+    monkeypatch.setattr(module, "Window", Counted)
+    config = tiny.config(shapes, train__eval_every=1, train__log_every=6)
+    train(config, tmp_path, device="cpu", progress=False)
+    lines = tiny.lines(tmp_path, "train")
+    assert [line["step"] for line in lines] == [6, 12] and taken == [6, 6]
+    assert all(line["seconds_per_step"] < 3 for line in lines)
 
 
 @pytest.mark.fault("F59")
