@@ -50,7 +50,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.label or self.path.name
+        return self.label or self.path.resolve().name
 
     @property
     def finished(self) -> bool:
