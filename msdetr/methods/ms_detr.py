@@ -32,7 +32,7 @@ class MSDETRConfig:
     alpha: Annotated[float, Range(0, 1)] = 0.3  # score = alpha * class probability + (1 - alpha) * IoU
     threshold: Annotated[float, Range(0, 1)] = 0.4  # tau: pairs with score <= tau are dropped
     k: Annotated[int, Range(1)] = 6  # queries per object at most
-    merge: bool = False  # add one-to-one pairs that one-to-many matching missed
+    merge: bool = False  # add one-to-one pairs that one-to-many matching missed, of the primary group
     class_weight: Annotated[float, Range(0)] = 2.0
     l1_weight: Annotated[float, Range(0)] = 5.0
     giou_weight: Annotated[float, Range(0)] = 2.0
@@ -60,6 +60,11 @@ class MSDETRConfig:
             raise ConfigError(
                 f"ms_detr.heads: variant ({self.variant}) reads the layer output; with shared heads and no candidate_ffn "
                 "both branches would be the same predictions"
+            )
+        if self.merge and self.groups == "all" and (equals := {"group", "lw_detr"} & run.methods.keys()):
+            raise ConfigError(
+                f"ms_detr.merge: adds pairs of the primary group alone, and the groups of {min(equals)} are to weigh the same; "
+                "set ms_detr.merge=false or ms_detr.groups=primary"
             )
 
 

@@ -17,6 +17,7 @@ from msdetr.structures import Matches, Predictions
 
 HYBRID = {"hybrid.queries": 8, "hybrid.k": 3, "hybrid.weight": 0.5}
 GROUP = {"group.groups": 3}
+LW_DETR = {"two_stage": None, "lw_detr.groups": 3, "model.query_positions": "references"}
 METHODS = {"hybrid": HYBRID, "group": GROUP}
 
 
@@ -289,6 +290,20 @@ def test_groups_of_a_one_stage_model_are_refused():
 def test_groups_need_contents_to_differ_in():
     with pytest.raises(ConfigError, match="^group: .*mixed_selection=true"):
         small.config("c", **GROUP, **{"two_stage.mixed_selection": False})
+
+
+@pytest.mark.parametrize("other", [GROUP, LW_DETR])
+def test_a_merge_of_the_primary_group_alone_is_refused_where_groups_weigh_the_same(other):
+    merging = {"ms_detr.merge": True, "ms_detr.groups": "all"}
+    with pytest.raises(ConfigError, match="^ms_detr.merge: .*ms_detr.groups=primary"):
+        small.config("c", **other, **merging)
+    small.config("c", **other, **{"ms_detr.merge": True})
+    small.config("c", **HYBRID, **merging)
+
+
+def test_queries_of_all_classes_are_not_chosen_by_the_first():
+    with pytest.raises(ConfigError, match="^two_stage.supervise: .*two_stage.rank_by=best_class"):
+        small.config("c", **{"two_stage.supervise": "queries"})
 
 
 @pytest.mark.fault("F45")
