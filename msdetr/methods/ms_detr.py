@@ -32,7 +32,7 @@ class MSDETRConfig:
     alpha: Annotated[float, Range(0, 1)] = 0.3  # score = alpha * class probability + (1 - alpha) * IoU
     threshold: Annotated[float, Range(0, 1)] = 0.4  # tau: pairs with score <= tau are dropped
     k: Annotated[int, Range(1)] = 6  # queries per object at most
-    merge: bool = False  # add one-to-one pairs that one-to-many matching missed, of the primary group
+    merge: bool = False  # add one-to-one pairs that one-to-many matching missed
     class_weight: Annotated[float, Range(0)] = 2.0
     l1_weight: Annotated[float, Range(0)] = 5.0
     giou_weight: Annotated[float, Range(0)] = 2.0
@@ -60,11 +60,6 @@ class MSDETRConfig:
             raise ConfigError(
                 f"ms_detr.heads: variant ({self.variant}) reads the layer output; with shared heads and no candidate_ffn "
                 "both branches would be the same predictions"
-            )
-        if self.merge and self.groups == "all" and (equals := {"group", "lw_detr"} & run.methods.keys()):
-            raise ConfigError(
-                f"ms_detr.merge: adds pairs of the primary group alone, and the groups of {min(equals)} are to weigh the same; "
-                "set ms_detr.merge=false or ms_detr.groups=primary"
             )
 
 
@@ -142,11 +137,12 @@ class MSDETR(Method):
     def branches(self, groups: Sequence[str]) -> Sequence[Branch]:
         own = self.config
         terms = weighted_terms(own, self.run)
-        merge_from = "one_to_one" if own.merge else None
+        merge_from, exclusive = "one_to_one" if own.merge else None, own.rule != "literal"
         matcher = matching_rules(self.run).one_to_many()
-        branches = [Branch("one_to_many", candidates, matcher, terms, merge_from, own.rule != "literal", own.fade)]
+        branches = [Branch("one_to_many", candidates, matcher, terms, merge_from, exclusive, own.fade)]
         for group in groups if own.groups == "all" else ():
-            branches.append(Branch(f"one_to_many_{group}", _to_be_matched(group), matcher, terms, fade=own.fade))
+            name, select = f"one_to_many_{group}", _to_be_matched(group)
+            branches.append(Branch(name, select, matcher, terms, merge_exclusive=exclusive, fade=own.fade))
         return branches
 
 
