@@ -2,7 +2,7 @@
 
 The library has a plain C interface and knows nothing of Python or PyTorch. It is optional: whatever goes wrong here is
 reported and the installation goes on, the operator then runs in plain PyTorch (``msdetr doctor`` says so).
-``MSDETR_BUILD=0`` leaves the library out; ``CXX`` picks the compiler.
+``MSDETR_BUILD=0`` leaves the library out, one of an earlier build, too; ``CXX`` picks the compiler.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -35,12 +36,17 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mprefe
 INSTRUCTION_SETS = {"baseline": [], "avx2": AVX2, "avx512": AVX512}
 
 
-def find_compiler() -> str:
-    candidates = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    compiler = next((path for name in candidates if name and (path := shutil.which(name))), None)
+def find_compiler() -> list[str]:
+    """The program and its first arguments: those of CXX, e.g. "ccache g++", where it is set."""
+    if named := shlex.split(os.environ.get("CXX", "")):
+        program = shutil.which(named[0])
+        if program is None:
+            raise RuntimeError(f"CXX is {os.environ['CXX']!r}, and there is no program {named[0]!r}")
+        return [program, *named[1:]]
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler is None:
         raise RuntimeError("no C++ compiler found; install g++ or clang++, or name one in CXX")
-    return compiler
+    return [compiler]
 
 
 def compile_objects(
@@ -57,7 +63,7 @@ def compile_objects(
     compiler = find_compiler()
     objects = [f"{folder}/{name}.o" for name, _, _ in units]
     commands = [
-        [compiler, *flags, *options, "-c", str(source), "-o", target]
+        [*compiler, *flags, *options, "-c", str(source), "-o", target]
         for (_, source, options), target in zip(units, objects, strict=True)
     ]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -69,7 +75,7 @@ def compile_library(output: Path) -> None:
     """Compiles csrc/ into one shared library."""
     with tempfile.TemporaryDirectory() as folder:
         linked = f"{folder}/{LIBRARY}"
-        _call([find_compiler(), "-shared", "-pthread", "-o", linked, *compile_objects(Path(folder))])
+        _call([*find_compiler(), "-shared", "-pthread", "-o", linked, *compile_objects(Path(folder))])
         output.parent.mkdir(parents=True, exist_ok=True)
         staged = output.with_suffix(".new")
         library = Path(linked).read_bytes()
@@ -97,14 +103,16 @@ class BuildLibrary(build_ext):
         return {}
 
     def run(self) -> None:
-        if os.environ.get("MSDETR_BUILD", "1") == "0":
-            self.warn("MSDETR_BUILD=0: the CPU library is left out, deformable attention runs in plain PyTorch")
-            return
+        (extension,) = self.extensions
+        library = Path(self.get_ext_fullpath(extension.name))
         try:
-            for extension in self.extensions:
-                compile_library(Path(self.get_ext_fullpath(extension.name)))
-        except (RuntimeError, OSError) as error:
+            if os.environ.get("MSDETR_BUILD", "1") != "0":
+                compile_library(library)
+                return
+            self.warn("MSDETR_BUILD=0: the CPU library is left out, deformable attention runs in plain PyTorch")
+        except (RuntimeError, OSError, ValueError) as error:  # ValueError: a quote in CXX that is not closed
             self.warn(f"the CPU library was not built, deformable attention runs in plain PyTorch: {error}")
+        library.unlink(missing_ok=True)  # one of an earlier build is of other sources
 
 
 COURSE = (

@@ -76,7 +76,7 @@ def build(folder: Path, bug: str | None = None, baseline_only: bool = False) -> 
     program = folder / "fuzz"
     driver = str(ROOT / "tests" / "ops" / "fuzz.cpp")
     command = [
-        setup.find_compiler(),
+        *setup.find_compiler(),
         "-std=c++17",
         *flags,
         f"-I{sources}",

@@ -461,14 +461,19 @@ def test_convert_names_the_recipe_that_fits_a_file(capsys, tmp_path, monkeypatch
 
     small = SMALL | {"model.pretrained": "none", "model.backbone": "resnet18"}
     del small["model.num_queries"]  # in which the recipes differ
-    whole, names = recipes.get, ["coco/deformable-detr-pp-300", "coco/ms-detr-300", "coco/ms-detr-pp-900"]
-    monkeypatch.setattr(recipes, "names", lambda: names)
+    whole = recipes.get
     monkeypatch.setattr(recipes, "get", lambda name: whole(name).override(small))
-    config = recipes.get("coco/ms-detr-pp-900")
     file = tmp_path / "released.pth"
-    torch.save({"model": to_released(msdetr.build(config).state_dict(), config)}, file)
-    status, _, err = run(capsys, "convert", str(file), str(tmp_path / "out"), "--recipe", "coco/ms-detr-300")
-    assert status == 1 and "it fits --recipe coco/ms-detr-pp-900 (" in err
+    # the second is of another kind, whose names are unknown to the recipe that is tried
+    for fitting in ("coco/ms-detr-pp-900", "coco/dino-4scale-r50"):
+        config = recipes.get(fitting)
+        torch.save({"model": to_released(msdetr.build(config).state_dict(), config)}, file)
+        status, _, err = run(capsys, "convert", str(file), str(tmp_path / "out"), "--recipe", "coco/ms-detr-300")
+        assert status == 1 and f"does not fit the recipe coco/ms-detr-300; it fits --recipe {fitting} (" in err
+        assert not (tmp_path / "out").exists()
+    torch.save({"model": {"backbone.res2.0.conv1.weight": torch.zeros(1)}}, file)
+    status, _, err = run(capsys, "convert", str(file), str(tmp_path / "out"), "--recipe", "coco/mr-detr-300")
+    assert status == 1 and "backbone and neck, which do not convert" in err and not (tmp_path / "out").exists()
 
 
 def test_predictions_are_drawn_and_written_for_other_programs(capsys, run_dir, data, tmp_path):

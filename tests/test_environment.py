@@ -1,12 +1,15 @@
 """Environment variables with values that cannot be meant are errors that name them."""
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from msdetr.engine.distributed import World, join
 from msdetr.engine.progress import style
 from msdetr.errors import ConfigError
 from msdetr.notebook import project_root
-from msdetr.ops import cuda
+from msdetr.ops import cuda, describe
 
 RANKS = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -79,6 +82,20 @@ def test_folders(monkeypatch, tmp_path):
             cuda.cache_folder()
     monkeypatch.setenv("MSDETR_CACHE", str(tmp_path / "new"))
     assert cuda.cache_folder() == tmp_path / "new" / "kernels"
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    for name in ("MSDETR_CACHE", "XDG_CACHE_HOME", "MSDETR_OPS_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    assert cuda.cache_folder() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(cuda, "available", lambda: True)
+    assert "no cache, as there is no home" in describe()[1].reason
 
 
 def test_empty_is_not_set(monkeypatch):

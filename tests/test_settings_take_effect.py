@@ -287,7 +287,7 @@ EFFECTS = {
     "two_stage.l1_weight": Effect(0.5, supervised),
     "two_stage.giou_weight": Effect(0.5, supervised),
     "two_stage.rank_by": Effect("best_class", learned),
-    "two_stage.supervise": Effect("queries", learned),
+    "two_stage.supervise": Effect("queries", learned, {"two_stage.rank_by": "best_class"}),
     "two_stage.match_on": Effect("boxes", supervised),
     "hybrid.queries": Effect(9, learned, HYBRID),
     "hybrid.k": Effect(3, learned, HYBRID),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import CheckpointError, ConfigError, InputError
 from ..files import replacing, save_figure
 from .app import Argument, Count, Index, command
-from .output import number, require_file, require_folder
+from .output import new_folder, number, require_file, require_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @command("check-data")
@@ -71,37 +75,48 @@ def convert(
     """
     import torch
 
+    from ..engine import checkpoint as checkpoints
+    from ..model.convert import to_released as released_names
+
+    if not to_released:
+        with new_folder(target, "target"):
+            written, report = _from_released(source, target, recipe, annotations)
+        print(f"{written}: {report}")
+        return
+    require_file(target, "target")
+    found = checkpoints.find(source, checkpoints.verify_weights)
+    try:
+        released = released_names(found.weights(), found.config)
+    except InputError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    with replacing(target) as staging:
+        torch.save({"model": released}, staging)
+    print(f"{target}: the weights of {found.directory} under the released names")
+
+
+def _from_released(source: Path, target: Path, recipe: str, annotations: Path | None) -> tuple[Path, str]:
+    """Writes the checkpoint of a released file; where it is, and what was taken over. Raises ConfigError naming the recipes that
+    fit a file which does not fit its own."""
     from ..data import Categories, read_annotations
     from ..engine import checkpoint as checkpoints
     from ..methods import build_detector
-    from ..model.convert import load_released
-    from ..model.convert import to_released as released_names
+    from ..model.convert import from_released, read_released
     from ..recipes import resolve
 
-    if to_released:
-        require_file(target, "target")
-        found = checkpoints.find(source, checkpoints.verify_weights)
-        try:
-            released = released_names(found.weights(), found.config)
-        except InputError as error:
-            raise ConfigError(f"{source}: {error}") from error
-        with replacing(target) as staging:
-            torch.save({"model": released}, staging)
-        print(f"{target}: the weights of {found.directory} under the released names")
-        return
-    require_folder(target, "target")
     config = resolve(recipe)
-    try:
-        weights = load_released(source, config)
-    except InputError as error:
-        raise ConfigError(f"{source}: {error}") from error
+    state = read_released(source)
     detector = build_detector(config.override({"model.pretrained": "none"}))
     try:
-        taken = checkpoints.load_weights(detector, weights)
-    except CheckpointError as error:
-        raise ConfigError(
-            f"{source}: does not fit the recipe {recipe}; {_fitting(source, recipe)} ({error})"
-        ) from error
+        taken = checkpoints.load_weights(detector, from_released(state, config))
+    except (InputError, CheckpointError) as error:
+        fitting = [f"--recipe {name}" for name in _fitting(state) if name != recipe]
+        if fitting:
+            advice = f"it fits {' or '.join(fitting)}"
+        elif isinstance(error, InputError):
+            raise ConfigError(f"{source}: {error}") from error
+        else:
+            advice = "nor does it fit another one: give --recipe its .yaml file"
+        raise ConfigError(f"{source}: does not fit the recipe {recipe}; {advice} ({error})") from error
     names, ids = [f"category {i}" for i in range(config.model.num_classes)], list(range(config.model.num_classes))
     if annotations is not None:
         make = Categories.raw if config.data.raw_category_ids else Categories.contiguous
@@ -120,28 +135,29 @@ def convert(
             "training": {},
         },
     )
-    print(f"{written.directory}: {taken.report()}")
+    return written.directory, taken.report()
 
 
-def _fitting(source: Path, tried: str) -> str:
-    """Which recipes a released file fits, by the names and shapes of its tensors."""
+def _fitting(state: Mapping[str, Tensor]) -> Iterator[str]:
+    """The recipes that a released file fits, by the names and shapes of its tensors."""
     import torch
 
     from .. import recipes
     from ..methods import build_detector
-    from ..model.convert import load_released
+    from ..model.convert import from_released
 
-    fitting = []
     for name in recipes.names():
-        if name == tried or not name.startswith("coco/"):
+        if not name.startswith("coco/"):
             continue
         config = recipes.get(name)
-        given = {key: tuple(tensor.shape) for key, tensor in load_released(source, config).items()}
+        try:
+            given = {key: tensor.shape for key, tensor in from_released(state, config).items()}
+        except InputError:  # names that this recipe's model does not have
+            continue
         with torch.device("meta"):
             wanted = build_detector(config.override({"model.pretrained": "none"})).state_dict()
-        if given == {key: tuple(tensor.shape) for key, tensor in wanted.items()}:
-            fitting.append(f"--recipe {name}")
-    return f"it fits {' or '.join(fitting)}" if fitting else "nor does it fit another one: give --recipe its .yaml file"
+        if given == {key: tensor.shape for key, tensor in wanted.items()}:
+            yield name
 
 
 @command("export")

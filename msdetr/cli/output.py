@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ConfigError
@@ -34,6 +36,21 @@ def require_folder(path: Path | None, option: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{option}: {path} cannot be written ({reason}); give another folder") from error
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, option: str) -> Iterator[None]:
+    """``require_folder``, for what is written into it: a folder that was not there before and is left empty by an error is
+    removed."""
+    was_there = path.exists()
+    require_folder(path, option)
+    try:
+        yield
+    except BaseException:
+        if not was_there:
+            with contextlib.suppress(OSError):  # it is not empty
+                path.rmdir()
+        raise
 
 
 def require_file(path: Path | None, option: str) -> None:

@@ -110,6 +110,14 @@ class MatchingConfig:
     cost_giou: Weight = 2.0
     focal_alpha: Fraction = 0.25  # of the class cost
 
+    def check(self, run: RunConfig) -> None:
+        """What the fields must be to each other."""
+        if not (self.cost_class or self.cost_l1 or self.cost_giou):
+            raise ConfigError(
+                "matching.cost_class, matching.cost_l1, matching.cost_giou: all are 0, so no query suits an object better than "
+                "another; give one of them a weight"
+            )
+
 
 @dataclass(frozen=True)
 class LossConfig:

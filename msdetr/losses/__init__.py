@@ -10,7 +10,7 @@ from .branches import (
     of_group,
     of_queries,
 )
-from .criterion import Branch, Criterion, Losses, Supervised, Term
+from .criterion import Branch, Criterion, Losses, OfSomePairs, Supervised, Term
 from .iou_aware import aligned_loss, position_supervised_loss, ranked_giou_loss, ranked_l1_loss, varifocal_loss
 from .terms import focal_loss, giou_loss, l1_loss
 
@@ -18,6 +18,7 @@ __all__ = [
     "Branch",
     "Criterion",
     "Losses",
+    "OfSomePairs",
     "Supervised",
     "Term",
     "aligned_loss",

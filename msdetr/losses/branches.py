@@ -47,12 +47,15 @@ def encoder_proposals(output: DetectorOutput, targets: Targets) -> Supervised | 
     return None if output.encoder is None else _on_anchors(output.encoder, targets)
 
 
-def encoder_proposals_of(name: str):
-    """Selects the proposals of a query group that has its own, as ``encoder_proposals`` does those of the primary one."""
+def encoder_proposals_of(name: str, boxes: bool = False):
+    """Selects the proposals of a query group that has its own, as ``encoder_proposals`` does those of the primary one, or as
+    ``encoder_boxes`` does."""
 
     def select(output: DetectorOutput, targets: Targets) -> Supervised | None:
         group = output.groups.get(name)
-        return None if group is None or group.encoder is None else _on_anchors(group.encoder, targets)
+        if group is None or group.encoder is None:
+            return None
+        return (_on_boxes if boxes else _on_anchors)(group.encoder, targets)
 
     return select
 
@@ -64,17 +67,23 @@ def _on_anchors(encoder: EncoderOutput, targets: Targets) -> Supervised:
 
 def encoder_boxes(output: DetectorOutput, targets: Targets) -> Supervised | None:
     """The two-stage encoder's proposals: class-agnostic, matched as they are predicted (Deformable DETR, H-DETR)."""
-    return None if output.encoder is None else Supervised(output.encoder.predictions, targets.class_agnostic())
+    return None if output.encoder is None else _on_boxes(output.encoder, targets)
 
 
-def of_queries(select: Callable[[DetectorOutput, Targets], Supervised | None]):
-    """Of what is supervised of the encoder, only the tokens that became queries, with the objects' own classes (DINO)."""
+def _on_boxes(encoder: EncoderOutput, targets: Targets) -> Supervised:
+    return Supervised(encoder.predictions, targets.class_agnostic())
+
+
+def of_queries(select: Callable[[DetectorOutput, Targets], Supervised | None], group: str | None = None):
+    """Of what is supervised of the encoder, only the tokens that became queries, with the objects' own classes (DINO).
+    group: whose queries; None: the primary group's."""
 
     def selected(output: DetectorOutput, targets: Targets) -> Supervised | None:
         given = select(output, targets)
-        if given is None or output.selected is None:
+        tokens = output.selected if group is None or given is None else output.groups[group].selected
+        if given is None or tokens is None:
             return None
-        where = output.selected[None, ..., None]
+        where = tokens[None, ..., None]
         taken = {
             name: Predictions(
                 *(x.gather(2, where.expand(-1, -1, -1, x.shape[-1])) for x in (whole.logits, whole.boxes))
@@ -82,7 +91,7 @@ def of_queries(select: Callable[[DetectorOutput, Targets], Supervised | None]):
             for name in ("predictions", "match_on")
             if (whole := getattr(given, name)) is not None
         }
-        return replace(given, targets=targets, selected=output.selected, **taken)
+        return replace(given, targets=targets, selected=tokens, **taken)
 
     return selected
 

@@ -90,6 +90,17 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class OfSomePairs:
+    """A term that sees some of the pairs only. keep: which, [M] bool."""
+
+    term: Term
+    keep: Callable[[Targets, Matches], Tensor]
+
+    def __call__(self, predictions: Predictions, targets: Targets, matches: Matches) -> Tensor:
+        return self.term(predictions, targets, matches.select(self.keep(targets, matches)))
+
+
+@dataclass(frozen=True)
 class Losses:
     """What a step learns from. total: 0-d, weighted, with gradient. terms: "branch/term" -> [K] per decoder layer,
     unweighted, normalised, detached. matches: branch name -> Matches. queries: branch name -> number of queries of all

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import boxes as box_ops
 from ..structures import Matches, Predictions, Targets
-from .terms import gives_class, matched_corners, matched_distance, matched_logits, per_layer
+from .terms import focusing, gives_class, matched_corners, matched_distance, matched_logits, per_layer
 
 Transform = Literal["none", "exp", "sin"]
 _EPS = 1e-8
@@ -55,11 +55,11 @@ def position_supervised_loss(
     def positives(logits: Tensor) -> Tensor:
         p = logits.sigmoid()
         cross_entropy = q * F.softplus(-logits) - (1 - q) * (1 - p + _EPS).log()
-        return alpha * (q - p).abs() ** gamma * cross_entropy
+        return alpha * focusing((q - p).abs(), gamma) * cross_entropy
 
     def negatives(logits: Tensor) -> Tensor:
         p = logits.sigmoid()
-        return -(1 - alpha) * p**gamma * (1 - p + _EPS).log()
+        return -(1 - alpha) * focusing(p, gamma) * (1 - p + _EPS).log()
 
     return _class_loss(predictions, targets, matches, positives, negatives)
 
@@ -102,7 +102,7 @@ def aligned_loss(
         return F.softplus(logits) - t * logits
 
     def negatives(logits: Tensor) -> Tensor:
-        return logits.sigmoid() ** gamma * F.softplus(logits)
+        return focusing(logits.sigmoid(), gamma) * F.softplus(logits)
 
     return _class_loss(predictions, targets, matches, positives, negatives)
 

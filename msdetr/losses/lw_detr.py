@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..structures import Matches, Predictions, Targets
 from .iou_aware import pair_iou
+from .terms import focusing
 
 
 def weighted_varifocal_loss(
@@ -24,7 +25,7 @@ def weighted_varifocal_loss(
     """
     target = _at_pairs(predictions, targets, matches, pair_iou(predictions, targets, matches)).nan_to_num()
     p = predictions.logits.sigmoid()
-    weight = torch.where(target > 0, target, (1 - alpha) * (p - target).abs() ** gamma)
+    weight = torch.where(target > 0, target, (1 - alpha) * focusing((p - target).abs(), gamma))
     return (weight * _cross_entropy(predictions.logits, target)).sum((1, 2, 3))
 
 
@@ -40,7 +41,7 @@ def fit_supervised_loss(
     target = _at_pairs(predictions, targets, matches, pair_iou(predictions, targets, matches)).nan_to_num()
     target = target / (target.amax((2, 3), keepdim=True) + 1e-8)
     p = predictions.logits.sigmoid()
-    weight = torch.where(target > 0, alpha, 1 - alpha) * (target - p).abs() ** gamma
+    weight = torch.where(target > 0, alpha, 1 - alpha) * focusing((target - p).abs(), gamma)
     return (weight * _cross_entropy(predictions.logits, target)).sum((1, 2, 3))
 
 

@@ -29,12 +29,20 @@ def focal_loss(
 
 def focal_of_positives(logits: Tensor, alpha: float, gamma: float) -> Tensor:
     """-alpha (1 - p)^gamma log p, elementwise."""
-    return alpha * (1 - logits.sigmoid()) ** gamma * F.softplus(-logits)
+    return alpha * focusing(1 - logits.sigmoid(), gamma) * F.softplus(-logits)
 
 
 def focal_of_negatives(logits: Tensor, alpha: float, gamma: float) -> Tensor:
     """-(1 - alpha) p^gamma log(1 - p), elementwise."""
-    return (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)
+    return (1 - alpha) * focusing(logits.sigmoid(), gamma) * F.softplus(logits)
+
+
+def focusing(error: Tensor, gamma: float) -> Tensor:
+    """error^gamma, elementwise, for errors in [0, 1]. For gamma between 0 and 1 the slope at 0 is infinite: here it is 0, so
+    that a saturated probability has a gradient."""
+    if not 0 < gamma < 1:
+        return error**gamma
+    return (error.clamp(min=torch.finfo(error.dtype).tiny) ** gamma).masked_fill(error == 0, 0)
 
 
 _CACHED = 2**15  # numbers of a part whose intermediate results stay in the caches

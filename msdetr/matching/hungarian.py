@@ -12,6 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ..errors import InputError
 from ..structures import Matches, Predictions, Targets
 from .base import Matcher
 from .explain import Decisions, Status, object_served, pair_table
@@ -28,10 +29,19 @@ class HungarianMatcher(Matcher):
     Ties are broken by scipy's ``linear_sum_assignment``, which is deterministic, on the host for every device (F49).
     More objects than queries (F45): the cheapest objects are matched, a warning says how many are not.
     parts: the queries are so many equal parts, each of which is matched to all objects (Group DETR, Section 3.2).
+
+    Raises InputError where every cost has weight 0.
     """
 
     costs: Mapping[str, tuple[float, Cost]] = field(default_factory=lambda: detection_costs())
     parts: int = 1
+
+    def __post_init__(self):
+        if not any(weight for weight, _ in self.costs.values()):
+            raise InputError(
+                f"one-to-one matching: the weights of all costs ({', '.join(self.costs)}) are 0, so no query suits an object "
+                "better than another; give one of them a weight"
+            )
 
     @property
     def each_object(self) -> int:

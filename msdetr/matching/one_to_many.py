@@ -126,7 +126,8 @@ def merge_matches(
 
     exclusive=True: a query serves one object; where it would serve two, the one-to-many pair stays and the one-to-one
     pair is not added (what the released code does as well), and of two one-to-many pairs the later one stays.
-    exclusive=False: every one-to-one pair that is not yet present is added.
+    exclusive=False: every one-to-one pair that is not yet present is added, before the one-to-many pairs of its layer: of the
+    objects that a query serves, the one that scores highest still gives it its class.
     """
     both = [torch.cat([a, b]) for a, b in zip(_columns(one_to_one), _columns(one_to_many))]
     layer, image, query, target = both
@@ -139,7 +140,11 @@ def merge_matches(
     key = key[order]
     last = torch.ones_like(key, dtype=torch.bool)  # of pairs with the same key, the last written stays
     last[:-1] = key[1:] != key[:-1]
-    return Matches(*(column[order[last]] for column in both))
+    kept = order[last]
+    if not exclusive:
+        kept = kept.sort().values
+        kept = kept[layer[kept].sort(stable=True).indices]
+    return Matches(*(column[kept] for column in both))
 
 
 def _columns(matches: Matches) -> tuple[Tensor, ...]:

@@ -40,7 +40,7 @@ class ReleasedOneToMany(OneToManyMatcher):
         slots = (len(table), targets.num_images, table.shape[-1])
         image = targets.image[None].expand(table.shape[:2])
         is_best = torch.zeros(slots, dtype=torch.bool, device=table.device)
-        if len(targets):
+        if len(targets) and query.shape[-1]:
             layer = torch.arange(len(table), device=table.device)[:, None].expand_as(image)
             # a tensor of the device: a number of the host would be copied there, and waited for
             is_best[layer, image, query[..., 0]] = torch.ones_like(image, dtype=torch.bool)

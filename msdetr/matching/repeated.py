@@ -30,6 +30,7 @@ class RepeatedHungarianMatcher(HungarianMatcher):
     copies: int | tuple[int, ...] = 1
 
     def __post_init__(self):
+        super().__post_init__()
         for k in self.copies if isinstance(self.copies, tuple) else (self.copies,):
             count(k, "repeated matching: copies")
 

@@ -42,7 +42,7 @@ class MatchingRules:
         return run.override(costs | {f"ms_detr.{name}": getattr(self, name) for name in names})
 
     def hungarian(self) -> HungarianMatcher:
-        """The one-to-one matcher."""
+        """The one-to-one matcher. Raises InputError where the three costs are 0."""
         return HungarianMatcher(detection_costs(self.cost_class, self.cost_l1, self.cost_giou))
 
     def one_to_many(self) -> OneToManyMatcher:

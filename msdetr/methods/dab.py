@@ -15,7 +15,7 @@ from .base import Method
 class DABConfig:
     """One-stage queries that start from learned boxes instead of points."""
 
-    indicator: bool = False  # keep the last channel of their contents at 0, for denoising.indicator (DN-DETR)
+    indicator: bool = False  # keep the last channel of their contents at 0, for denoising.style=indicated (DN-DETR)
 
     def check(self, run: RunConfig) -> None:
         if run.model.query_positions == "once":

@@ -69,11 +69,6 @@ class DenoisingConfig:
             raise ConfigError(
                 "denoising.style: released_contrastive is a way to make negatives; it needs contrastive=true"
             )
-        if self.style == "released_contrastive" and run.ms_detr is not None and run.ms_detr.groups == "all":
-            raise ConfigError(
-                "denoising.style: with released_contrastive some queries have no object, which one-to-many matching needs; "
-                "set ms_detr.groups=primary, or another denoising.style"
-            )
         if not self.contrastive and self.noise != "corners" and self.box_noise > 1:
             raise ConfigError(
                 f"denoising.box_noise: {self.box_noise} would make sizes negative; at most 1 without contrastive noise"

@@ -10,12 +10,13 @@ from typing import Annotated, Literal
 
 from ..config import Range, RunConfig
 from ..errors import ConfigError
-from ..losses import Branch, encoder_proposals
+from ..losses import Branch
 from ..matching import IoUMatcher, ReleasedIoUMatcher, SharedMatcher
 from ..model import Detector, TokenContents, without_duplicates
 from ..model.postprocess import nms_postprocess
 from ..structures import DetectorOutput, Predictions, Targets
 from .base import Method, Postprocess
+from .mr_detr import INSTRUCT_ROUTE
 
 _RELEASED_ENCODER_CAP, _RELEASED_DECODER_SHARE = 128, 0.25
 Overlap = Annotated[float, Range(0, 1)]
@@ -46,6 +47,11 @@ class DETAConfig:
             raise ConfigError(
                 "deta.token_contents: adds to contents that are made from proposals; set two_stage.mixed_selection=false and "
                 "model.query_positions=once, or leave it off"
+            )
+        if self.encoder and (run.two_stage.match_on, run.two_stage.supervise) != ("anchors", "tokens"):
+            raise ConfigError(
+                "deta.encoder: all tokens are assigned by their anchors, whatever two_stage says; set two_stage.match_on=anchors "
+                "and two_stage.supervise=tokens, or deta.encoder=false"
             )
         if not self.encoder and not self.decoder and not self.token_contents:
             raise ConfigError(
@@ -87,9 +93,8 @@ class DETA(Method):
     def revised(self, branches: Sequence[Branch]) -> Sequence[Branch]:
         own, revised = self.config, []
         for branch in branches:
-            if branch.name == "encoder" and own.encoder:
-                matcher = self._matcher(own.encoder_threshold, _RELEASED_ENCODER_CAP)
-                branch = replace(branch, select=encoder_proposals, matcher=matcher)
+            if branch.name in ("encoder", f"encoder_{INSTRUCT_ROUTE}") and own.encoder:
+                branch = replace(branch, matcher=self._matcher(own.encoder_threshold, _RELEASED_ENCODER_CAP))
             if branch.name == "one_to_one" and own.decoder:
                 cap = int(_RELEASED_DECODER_SHARE * self.run.model.num_queries)
                 matcher = SharedMatcher(self._matcher(own.decoder_threshold, cap))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..losses import Supervised, Term
+from ..losses import OfSomePairs, Supervised, Term
 from ..structures import DetectorOutput, Matches, Predictions, Targets
 from .denoising_queries import DenoisingQueries, Draws, Slots, move_corners, noised_labels
 
@@ -78,18 +78,14 @@ def released_contrastive_terms(
 ) -> Mapping[str, tuple[float, Term]]:
     """The terms of a branch of ``ReleasedContrastiveQueries``: copies have no class to learn, the second half no box."""
 
-    def of_objects(term: Term) -> Term:
-        return lambda predictions, targets, matches: term(
-            predictions, targets, matches.select(targets.labels[matches.target] < num_classes)
-        )
+    def of_objects(targets: Targets, matches: Matches) -> Tensor:
+        return targets.labels[matches.target] < num_classes
 
-    def of_first_half(term: Term) -> Term:
-        return lambda predictions, targets, matches: term(
-            predictions, targets, matches.select(matches.target < len(targets) // 2)
-        )
+    def of_first_half(targets: Targets, matches: Matches) -> Tensor:
+        return matches.target < len(targets) // 2
 
     return {
-        name: (weight, (of_objects if name == "class" else of_first_half)(term))
+        name: (weight, OfSomePairs(term, of_objects if name == "class" else of_first_half))
         for name, (weight, term) in terms.items()
     }
 

@@ -91,8 +91,9 @@ class Group(Method):
 
 def grouped(branches: Sequence[Branch], name: str, groups: int) -> Sequence[Branch]:
     """Branches of a run whose further groups are one source ``name``: every group weighs the same, the primary one, too, and
-    one-to-many matching is done per group."""
+    one-to-many matching, and its merge where there is one, is done per group."""
     candidates, of_primary = f"one_to_many_{name}", {"one_to_one"}
+    merging = any(branch.name == "one_to_many" and branch.merge_from is not None for branch in branches)
     if candidates in {branch.name for branch in branches}:
         of_primary.add("one_to_many")
     revised = []
@@ -100,8 +101,11 @@ def grouped(branches: Sequence[Branch], name: str, groups: int) -> Sequence[Bran
         if branch.name in of_primary:
             branch = replace(branch, select=_divided(branch.select, name, groups))
         if branch.name == candidates:
-            branch = replace(branch, matcher=PartwiseMatcher(branch.matcher, groups - 1))
+            matcher = PartwiseMatcher(branch.matcher, groups - 1)
+            branch = replace(branch, matcher=matcher, merge_from=name if merging else None)
         revised.append(branch)
+    if merging:  # from an earlier branch
+        revised.sort(key=lambda branch: branch.name == candidates)
     return revised
 
 

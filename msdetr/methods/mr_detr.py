@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from ..boxes import logit
 from ..config import Range, RunConfig
 from ..errors import ConfigError
-from ..losses import Branch, encoder_proposals_of, of_group
-from ..matching import HungarianMatcher, OneToManyMatcher, ReleasedMrDETR, detection_costs
+from ..losses import Branch, of_group
+from ..matching import OneToManyMatcher, ReleasedMrDETR
 from ..model import PRIMARY, Detector, Proposals, QuerySource
 from ..model.postprocess import postprocess
 from ..modules import FFN, BoxHead, Context, Residual, Routed, class_head
 from ..structures import Detections, Predictions, QueryGroup, Targets
 from .base import Method, Postprocess, weighted_terms
+from .two_stage import encoder_branch
 
 FFN_ROUTE, INSTRUCT_ROUTE = "ffn_route", "instruct_route"
 
@@ -163,7 +164,8 @@ class MrDETR(Method):
     All routes pass the decoder side by side and do not see each other, which gives the numbers of separate passes.
 
     Paper: all routes start from the same queries.   Released: the instructed route has encoder heads, and so proposals,
-    of its own, which are supervised as the encoder's are.   Here: as in the paper, or ``proposals=own``.
+    of its own, which are supervised as the encoder's are.   Here: as in the paper, or ``proposals=own``, supervised as
+    ``two_stage`` says.
     Released: the rule of ``ReleasedMrDETR``.   Here: that of MS-DETR's paper, or ``rule=released``.
     Released: the encoder is supervised at three times the weights.   Here: at those of ``two_stage``.
 
@@ -203,12 +205,7 @@ class MrDETR(Method):
             matcher = OneToManyMatcher(**rule, exclusive=own.rule == "exclusive")
         branches = [Branch(name, of_group(name), matcher, weighted_terms(own, self.run)) for name in own.names]
         if own.proposals == "own":
-            costs = self.run.matching
-            on_anchors = HungarianMatcher(detection_costs(0.0, costs.cost_l1, costs.cost_giou, self.run.loss.giou_eps))
-            terms = weighted_terms(self.run.two_stage, self.run)
-            branches.append(
-                Branch(f"encoder_{INSTRUCT_ROUTE}", encoder_proposals_of(INSTRUCT_ROUTE), on_anchors, terms)
-            )
+            branches.append(encoder_branch(self.run, INSTRUCT_ROUTE))
         return branches
 
     def postprocess(self) -> Postprocess | None:

@@ -137,11 +137,12 @@ class MSDETR(Method):
     def branches(self, groups: Sequence[str]) -> Sequence[Branch]:
         own = self.config
         terms = weighted_terms(own, self.run)
-        merge_from = "one_to_one" if own.merge else None
+        merge_from, exclusive = "one_to_one" if own.merge else None, own.rule != "literal"
         matcher = matching_rules(self.run).one_to_many()
-        branches = [Branch("one_to_many", candidates, matcher, terms, merge_from, own.rule != "literal", own.fade)]
+        branches = [Branch("one_to_many", candidates, matcher, terms, merge_from, exclusive, own.fade)]
         for group in groups if own.groups == "all" else ():
-            branches.append(Branch(f"one_to_many_{group}", _to_be_matched(group), matcher, terms, fade=own.fade))
+            name, select = f"one_to_many_{group}", _to_be_matched(group)
+            branches.append(Branch(name, select, matcher, terms, merge_exclusive=exclusive, fade=own.fade))
         return branches
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from ..config import Range, RunConfig
 from ..errors import ConfigError
-from ..losses import Branch, Term, focal_loss, position_supervised_loss
+from ..losses import Branch, OfSomePairs, Term, focal_loss, position_supervised_loss
 from ..matching import HungarianMatcher, Matcher, ReleasedModulatedMatcher, modulated_focal_cost
 from ..model import DenseFusion, Detector
 from .base import Method
@@ -69,6 +69,8 @@ class Stable(Method):
         ]
 
     def _supervised(self, term: Term) -> Term:
+        if isinstance(term, OfSomePairs):
+            return replace(term, term=self._supervised(term.term))
         if not (isinstance(term, partial) and term.func is focal_loss):
             return term
         own = self.config

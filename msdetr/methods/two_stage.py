@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ..config import Range
-from ..losses import Branch, encoder_boxes, encoder_proposals, of_queries
+from ..config import Range, RunConfig
+from ..errors import ConfigError
+from ..losses import Branch, encoder_boxes, encoder_proposals, encoder_proposals_of, of_queries
 from ..matching import HungarianMatcher, detection_costs
 from ..model import ProposedQueries, ReferenceQueries, TwoStageQueries
 from .base import Method, hungarian, weighted_terms
@@ -30,6 +31,18 @@ class TwoStageConfig:
     )
     # queries, which learn the objects' classes (DINO)
 
+    def check(self, run: RunConfig) -> None:
+        if self.match_on == "anchors" and not (run.matching.cost_l1 or run.matching.cost_giou):
+            raise ConfigError(
+                "two_stage.match_on: anchors are matched by place alone, and matching.cost_l1 and matching.cost_giou are 0; set "
+                "two_stage.match_on=boxes, which takes the class cost, or give one of them a weight"
+            )
+        if self.supervise == "queries" and self.rank_by == "first_class":
+            raise ConfigError(
+                "two_stage.supervise: with queries, tokens learn the objects' classes, and two_stage.rank_by=first_class would "
+                "choose them by the first class alone; set two_stage.rank_by=best_class, or two_stage.supervise=tokens"
+            )
+
 
 class TwoStage(Method):
     """Two-stage Deformable DETR, or, where the decoder makes positions from references, two-stage DN-DETR and DINO.
@@ -50,11 +63,21 @@ class TwoStage(Method):
         )
 
     def branches(self, groups: Sequence[str]) -> Sequence[Branch]:
-        own, costs = self.config, self.run.matching
-        select, matcher = encoder_boxes, hungarian(self.run)
-        if own.match_on == "anchors":
-            select = encoder_proposals
-            matcher = HungarianMatcher(detection_costs(0.0, costs.cost_l1, costs.cost_giou, self.run.loss.giou_eps))
-        if own.supervise == "queries":
-            select = of_queries(select)
-        return [Branch("encoder", select, matcher, weighted_terms(own, self.run))]
+        return [encoder_branch(self.run)]
+
+
+def encoder_branch(run: RunConfig, group: str | None = None) -> Branch:
+    """The encoder's proposals, or those of a query group that has its own, supervised as the section ``two_stage`` says."""
+    own, costs = run.two_stage, run.matching
+    boxes = own.match_on == "boxes"
+    if boxes:
+        matcher = hungarian(run)
+    else:
+        matcher = HungarianMatcher(detection_costs(0.0, costs.cost_l1, costs.cost_giou, run.loss.giou_eps))
+    if group is None:
+        name, select = "encoder", encoder_boxes if boxes else encoder_proposals
+    else:
+        name, select = f"encoder_{group}", encoder_proposals_of(group, boxes)
+    if own.supervise == "queries":
+        select = of_queries(select, group)
+    return Branch(name, select, matcher, weighted_terms(own, run))

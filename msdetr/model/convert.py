@@ -1,5 +1,5 @@
 """Released checkpoints <-> this package: rename tables, read in both directions. Of MS-DETR, Deformable DETR, H-DETR, DETA,
-DN-DETR, DINO and Mr.DETR."""
+DN-DETR and DINO, and of Mr.DETR what comes after its neck."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import RunConfig
 from ..errors import CheckpointError, InputError
 from .convert_lw_detr import from_lw_detr, to_lw_detr
-from .rename import rename
+from .rename import advice, rename
 
 # released name -> name here; {i} and {j} stand for a number, {*} for the rest of the name
 RENAMES = [
@@ -133,9 +133,10 @@ def learned_queries(config: RunConfig) -> list[str]:
 
 
 def from_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, Tensor]:
-    """The state dict of a detector from a released one. Raises InputError listing names it does not know, or where there are
-    fewer learned queries than the configuration has.
+    """The state dict of a detector from a released one. Raises InputError listing names it does not know.
 
+    Learned queries of H-DETR are one tensor there: the first rows are the primary group's, the rest are its second group's.
+    Shapes are not compared with the configuration's.
     DINO's label embedding has a last row that nothing uses; it is left out.
     """
     if "lw_detr" in config.methods:
@@ -145,9 +146,9 @@ def from_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, T
         if name.startswith(REPEATED):
             continue
         if name == LEARNED_QUERIES:
-            names = learned_queries(config)
-            rows = (config.model.num_queries, len(tensor) - config.model.num_queries)[: len(names)]
-            renamed |= dict(zip(names, tensor.split(rows) if len(names) > 1 else [tensor]))
+            names, size = learned_queries(config), config.model.num_queries
+            rows = (tensor[:size], tensor[size:]) if len(names) > 1 else (tensor,)
+            renamed |= dict(zip(names, rows))
             continue
         if name == LABELS and "denoising" in config.methods and config.denoising.style == "plain":
             tensor = tensor[: config.model.num_classes]
@@ -157,12 +158,20 @@ def from_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, T
         elif new_name:
             renamed[new_name] = tensor
     if unknown:
-        raise InputError(f"not a released checkpoint of such a model; unknown names: {', '.join(unknown[:10])}")
+        raise InputError(
+            f"not a released checkpoint of such a model; unknown names: {', '.join(unknown[:10])}{advice(unknown)}"
+        )
     return renamed
 
 
 def to_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, Tensor]:
-    """A released state dict, repeated names and all, from that of a detector; tensors are shared."""
+    """A released state dict, repeated names and all, from that of a detector; tensors are shared. Raises InputError for a
+    part that the released code does not have, and for variants (b) and (d), which it would run in another order."""
+    if (instead := {"b": "a", "d": "c"}.get(variant := config.ms_detr and config.ms_detr.variant)) is not None:
+        raise InputError(
+            f"the released code does not have variant ({variant}); it would run these weights in the order of ({instead}). "
+            "Only its own variants (baseline, a, c) convert"
+        )
     if "lw_detr" in config.methods:
         return to_lw_detr(state, config)
     released = {}
@@ -194,10 +203,16 @@ def to_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, Ten
 
 
 def load_released(path: str | Path, config: RunConfig) -> dict[str, Tensor]:
-    """Reads a released .pth file and converts its weights. Nothing in the file is executed: only tensors and plain
+    """Reads a released .pth file (``read_released``) and converts its weights. Raises CheckpointError for a file that is none,
+    InputError for names that it does not know."""
+    return from_released(read_released(path), config)
+
+
+def read_released(path: str | Path) -> Mapping[str, Tensor]:
+    """The weights of a released .pth file, as they are called there. Nothing in the file is executed: only tensors and plain
     values are read, so the training arguments, an ``argparse.Namespace``, are allowed by name.
 
-    Raises CheckpointError for a file that is none, InputError for names that it does not know.
+    Raises CheckpointError for a file that is none.
     """
     import argparse
 
@@ -221,7 +236,7 @@ def load_released(path: str | Path, config: RunConfig) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: is not a released checkpoint: it must hold tensors by name, perhaps under 'model'"
         )
-    return from_released(state, config)
+    return state
 
 
 def _is_weight(name: object, value: object) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import RunConfig
 from ..errors import InputError
-from .rename import rename
+from .rename import advice, rename
 
 # published name -> name here; {i} stands for a number, {*} for the rest of the name
 _SAME = [
@@ -56,12 +56,14 @@ def from_lw_detr(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, Te
             else:
                 found[new_name] = tensor
     if unknown:
-        raise InputError(f"not a checkpoint of LW-DETR after its neck; unknown names: {', '.join(unknown[:10])}")
+        raise InputError(
+            f"not a checkpoint of LW-DETR after its neck; unknown names: {', '.join(unknown[:10])}{advice(unknown)}"
+        )
     return found
 
 
 def to_lw_detr(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, Tensor]:
-    """The way back. Raises InputError for a name that has no counterpart."""
+    """The way back. Raises InputError for a name that has no counterpart, those of backbone and projections among them."""
     back = [(new, old) for old, new in _SAME]
     found = {}
     for name, tensor in state.items():

@@ -236,6 +236,10 @@ def config_to_transformers(config: RunConfig, names: tuple[str, ...]) -> dict[st
         (model.backbone_norm != "frozen", f"model.backbone_norm={model.backbone_norm}"),
         (config.ms_detr is not None and config.ms_detr.variant in "bc", "cross-attention before self-attention"),
         ("deta" in config.methods, "DETA's choice of proposals"),
+        (
+            "mr_detr" in config.methods and config.mr_detr.mix_layers,
+            "class scores mixed over layers (mr_detr.mix_layers)",
+        ),
         (two_stage and not model.box_refine, "a two-stage model without refinement"),
         (two_stage and config.two_stage.mixed_selection, "two_stage.mixed_selection"),
         (
@@ -261,28 +265,31 @@ def config_to_transformers(config: RunConfig, names: tuple[str, ...]) -> dict[st
         if fields[name] != int(fields[name]):
             raise InputError(f"transformers has whole numbers only for {name}; {SAME[name]} is {fields[name]}")
         fields[name] = int(fields[name])
-    return fields | {
-        "architectures": ["DeformableDetrForObjectDetection"],
-        "model_type": MODEL_TYPE,
-        "two_stage": two_stage,
-        "two_stage_num_proposals": model.num_queries,
-        "dilation": model.dilation,
-        "position_embedding_type": "sine",
-        "activation_function": "relu",
-        "tie_word_embeddings": True,  # heads that it knows by two names; those that differ in the file stay different
-        "use_timm_backbone": True,
-        "backbone_config": {
-            "model_type": "timm_backbone",
-            "backbone": model.backbone,
-            "num_channels": 3,
-            "features_only": True,
-            "use_pretrained_backbone": False,
-            "out_indices": [2, 3, 4] if model.num_levels > 1 else [4],
-            **({"output_stride": 16} if model.dilation else {}),
-        },
-        "id2label": {str(i): name for i, name in enumerate(names)},
-        "label2id": {name: i for i, name in enumerate(names)},
-    }
+    return (
+        fields
+        | {
+            "architectures": ["DeformableDetrForObjectDetection"],
+            "model_type": MODEL_TYPE,
+            "two_stage": two_stage,
+            "two_stage_num_proposals": model.num_queries,
+            "dilation": model.dilation,
+            "position_embedding_type": "sine",
+            "activation_function": "relu",
+            "tie_word_embeddings": True,  # heads that it knows by two names; those that differ in the file stay different
+            "use_timm_backbone": True,
+            "backbone_config": {
+                "model_type": "timm_backbone",
+                "backbone": model.backbone,
+                "num_channels": 3,
+                "features_only": True,
+                "use_pretrained_backbone": False,
+                "out_indices": [2, 3, 4][-model.num_levels :],
+                **({"output_stride": 16} if model.dilation else {}),
+            },
+            "id2label": {str(i): name for i, name in enumerate(names)},
+            "label2id": {name: i for i, name in enumerate(names)},
+        }
+    )
 
 
 def class_names(values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -138,7 +138,7 @@ class MultiScaleDeformableAttention(nn.Module):
             base, scale = references, 1 / level_sizes(shapes, references)
         else:
             base, scale = references[..., :2], references[..., 2:] * (0.5 / self.num_points)
-        return sampling_points(projected.float(), base, scale, self.num_heads, self.num_points)
+        return sampling_points(projected, base, scale, self.num_heads, self.num_points)
 
     def forward(
         self,

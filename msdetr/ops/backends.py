@@ -135,4 +135,10 @@ def _describe_cuda() -> Description:
     if not cuda.available():
         return Description("cuda", "plain", *_shortfall("cuda"))
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    return Description("cuda", "native", f"compiled by NVRTC at first use for {names}; cache: {cuda.cache_folder()}")
+    folder = cuda.cache_folder()
+    kept = (
+        "no cache, as there is no home directory: MSDETR_CACHE names another place"
+        if folder is None
+        else f"cache: {folder}"
+    )
+    return Description("cuda", "native", f"compiled by NVRTC at first use for {names}; {kept}")

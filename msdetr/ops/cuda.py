@@ -196,21 +196,26 @@ def available() -> bool:
 
 
 @functools.cache
-def cache_folder() -> Path:
-    """Where compiled kernels are kept. Raises ConfigError where MSDETR_CACHE cannot be a folder."""
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept; None where no place is named and the user has no home. Raises ConfigError where
+    MSDETR_CACHE cannot be a folder."""
     if chosen := environment.text("MSDETR_CACHE"):
         if any(place.exists() and not place.is_dir() for place in (Path(chosen), *Path(chosen).absolute().parents)):
             raise ConfigError(f"MSDETR_CACHE is {chosen!r}, which cannot be a folder; name one, or leave it out")
         return Path(chosen) / "kernels"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msdetr" / "kernels"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msdetr" / "kernels"
+    except RuntimeError:  # HOME is not set, and the user is not in the password database
+        return None
 
 
 @functools.cache
 def _disk_cache():
     from cuda.core.utils import FileStreamProgramCache
 
+    folder = cache_folder()
     try:
-        return FileStreamProgramCache(cache_folder())
+        return None if folder is None else FileStreamProgramCache(folder)
     except OSError:  # a read-only home: every process compiles for itself
         return None
 

@@ -44,9 +44,10 @@ def sampling_points(
     """Locations [B, Q, M, L, P, 2] = base + offset * scale, and weights [B, Q, M, L, P], a softmax over L and P.
 
     projected: [B, Q, 3 * M * L * P], the offsets [M, L, P, 2] of a query, then its logits [M, L, P].
-    base: [B, Q, L, 2].   scale: the same, or [L, 2] for all queries. All are fp32 and on the processor.
+    base: [B, Q, L, 2].   scale: the same, or [L, 2] for all queries. All are on the processor; computed in fp32.
     """
-    return _Points.apply(projected.contiguous(), base.contiguous(), scale.contiguous(), num_heads, num_points)
+    projected, base, scale = (x.float().contiguous() for x in (projected, base, scale))
+    return _Points.apply(projected, base, scale, num_heads, num_points)
 
 
 class _Points(torch.autograd.Function):

@@ -198,8 +198,9 @@ def configuration(flags: dict, weights: dict, **changes) -> RunConfig:
     changes |= {FLAGS[name]: value for name, value in flags.items()}
     for section, suffix in (("loss", ""), ("two_stage", "_enc")):
         changes |= {f"{section}.{name}_weight": weights[term + suffix] for name, term in TERMS.items()}
-    # what was not assigned by IoU was matched on boxes, with the class cost, in both stages
-    changes |= {"model.pretrained": "none", "model.backbone": "conv", "two_stage.match_on": "boxes"}
+    changes |= {"model.pretrained": "none", "model.backbone": "conv"}
+    if not changes.get("deta.encoder", True):  # then matched on boxes, with the class cost, as the decoder is
+        changes["two_stage.match_on"] = "boxes"
     return recipes.get("coco/deta-900").override(changes)
 
 

@@ -47,6 +47,7 @@ MODELS = {
     "one-stage": {"two_stage": None},
     "one-stage without refinement": {"two_stage": None, "model.box_refine": False},
     "one level": {"two_stage": None, "model.num_levels": 1},
+    "two levels": {"two_stage": None, "model.num_levels": 2},
 }
 
 
@@ -59,6 +60,9 @@ def test_what_is_written_is_read(model, tmp_path):
         want, found = saved.detector(images).one_to_one, loaded.detector(images).one_to_one
     assert torch.equal(found.logits, want.logits) and torch.equal(found.boxes, want.boxes)
     assert loaded.class_names == saved.class_names
+    backbone = json.loads((tmp_path / "model" / "config.json").read_text())["backbone_config"]
+    levels = saved.config.model.num_levels
+    assert backbone["out_indices"] == [2, 3, 4][3 - min(levels, 3) :]  # no map that no level reads
     assert len(loaded.predict(torch.rand(3, 64, 64), max_detections=3)) == 3
 
 
@@ -157,6 +161,7 @@ def test_folders_that_only_look_like_transformers(case, folder):
         ({"model.backbone": "conv", "model.num_levels": 3}, "does not have the backbone conv"),
         ({"loss.l1_weight": 2.5}, "whole numbers only for bbox_loss_coefficient; loss.l1_weight is 2.5"),
         ({"ms_detr.variant": "c"}, "does not have cross-attention before self-attention"),
+        ({"mr_detr.mix_layers": True}, "does not have class scores mixed over layers"),
     ],
 )
 def test_models_that_transformers_does_not_have(changes, message, tmp_path):

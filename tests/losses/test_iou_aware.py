@@ -10,6 +10,7 @@ from torch.autograd import gradcheck
 
 from msdetr.losses import (
     aligned_loss,
+    focal_loss,
     giou_loss,
     l1_loss,
     position_supervised_loss,
@@ -18,9 +19,18 @@ from msdetr.losses import (
     varifocal_loss,
 )
 from msdetr.losses.iou_aware import rank_weights
+from msdetr.losses.lw_detr import fit_supervised_loss, weighted_varifocal_loss
 from msdetr.structures import Matches, Predictions, Targets
 
 K, B, Q, C = 2, 2, 7, 4
+FOCUSED = (
+    focal_loss,
+    position_supervised_loss,
+    varifocal_loss,
+    aligned_loss,
+    weighted_varifocal_loss,
+    fit_supervised_loss,
+)
 
 
 def problem(counts=(2, 3), copies=1, seed=0):
@@ -200,3 +210,17 @@ def test_a_query_with_two_objects_has_the_class_of_the_later_one(name):
     both = Matches(*(torch.tensor(x) for x in ([0, 0], [0, 0], [2, 2], [0, 1])))
     later = Matches(*(torch.tensor(x) for x in ([0], [0], [2], [1])))
     torch.testing.assert_close(TERMS[name](predictions, targets, both), TERMS[name](predictions, targets, later))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.01, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("loss", FOCUSED)
+def test_saturated_probabilities_have_finite_gradients(loss, gamma):
+    """A gamma below 1 has an infinite slope where a probability is what it should be."""
+    predictions, targets, matches = problem()
+    boxes = predictions.boxes.float()
+    boxes[matches.layer, matches.image, matches.query] = targets.boxes[matches.target].float()
+    for value in (200.0, -200.0, 20.0):
+        logits = torch.full(predictions.logits.shape, value, requires_grad=True)
+        found = loss(Predictions(logits, boxes), targets.to(torch.float32), matches, gamma=gamma)
+        (gradient,) = torch.autograd.grad(found.sum(), logits)
+        assert found.isfinite().all() and gradient.isfinite().all(), (loss.__name__, value)

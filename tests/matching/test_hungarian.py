@@ -8,15 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_one_to_many import pairs_of, scene
 
+from msdetr.config import RunConfig
+from msdetr.errors import ConfigError, InputError
 from msdetr.matching import (
     HungarianMatcher,
+    MatchingRules,
     OneToManyMatcher,
     ReleasedOneToMany,
+    RepeatedHungarianMatcher,
     base,
     class_probability,
+    detection_costs,
     match_all,
     pair_iou,
 )
+from msdetr.methods import build_criterion
 
 
 @settings(max_examples=200, deadline=None)
@@ -95,3 +101,34 @@ def test_batch_sizes_must_agree():
     predictions, targets = scene(0)
     with pytest.raises(ValueError, match="predictions are of 3 images, targets of 1"):
         HungarianMatcher()(predictions, targets.of_image(0))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: HungarianMatcher(detection_costs(0, 0, 0)),
+        lambda: RepeatedHungarianMatcher(detection_costs(0, 0, 0)),
+        lambda: MatchingRules(0, 0, 0).hungarian(),
+    ],
+)
+def test_costs_without_any_weight_are_refused(make):
+    with pytest.raises(InputError, match="all costs .l1, class, giou. are 0"):
+        make()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict.fromkeys(("cost_class", "cost_l1", "cost_giou"), 0), "^matching.cost_class, .*all are 0"),
+        (dict.fromkeys(("cost_l1", "cost_giou"), 0), "^two_stage.match_on: .*two_stage.match_on=boxes"),
+    ],
+)
+def test_runs_whose_matching_has_no_cost_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        RunConfig().override({f"matching.{name}": weight for name, weight in changes.items()})
+
+
+@pytest.mark.parametrize("changes", [{"two_stage.match_on": "boxes"}, {"two_stage": None}])
+def test_the_class_cost_alone_is_enough_without_anchors(changes):
+    run = RunConfig().override({"matching.cost_l1": 0, "matching.cost_giou": 0, **changes})
+    assert len(build_criterion(run).branches[0].matcher(*scene(0)))

@@ -5,7 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msdetr.matching import HungarianMatcher, OneToManyMatcher, ReleasedOneToMany, merge_matches, score
+from msdetr.matching import (
+    HungarianMatcher,
+    IoUMatcher,
+    OneToManyMatcher,
+    ReleasedIoUMatcher,
+    ReleasedMrDETR,
+    ReleasedOneToMany,
+    merge_matches,
+    score,
+)
 from msdetr.structures import Matches, Predictions, Targets
 
 
@@ -108,6 +117,24 @@ def test_merge_rule(description, exclusive):
     assert len(merged) == len(as_set(merged))
 
 
+@settings(max_examples=100, deadline=None)
+@given(scenes)
+@pytest.mark.filterwarnings("ignore")
+def test_merged_or_not_the_best_object_gives_a_query_its_class(description):
+    """With the literal rule a query may serve several objects; the pair that comes last decides."""
+    predictions, targets = scene(**description)
+    many = OneToManyMatcher(threshold=0.3, exclusive=False)(predictions, targets)
+    one = HungarianMatcher()(predictions, targets)
+    merged = merge_matches(many, one, description["num_queries"], targets.num_images, exclusive=False)
+
+    def classes(m):
+        slots = zip(m.layer.tolist(), m.image.tolist(), m.query.tolist())
+        return dict(zip(slots, m.target.tolist()))
+
+    assert classes(merged) == classes(one) | classes(many)
+    assert merged.layer.tolist() == sorted(merged.layer.tolist())
+
+
 @pytest.mark.filterwarnings("ignore:one-to-many matching. k")
 def test_threshold_is_strict():
     """A perfect box of a certain class scores alpha * 1 + (1 - alpha) * 1 = 1 at most; at tau = IoU it is dropped."""
@@ -153,6 +180,17 @@ def test_no_objects_at_all():
     predictions, targets = scene(0, counts=(0, 0))
     for matcher in (OneToManyMatcher(), OneToManyMatcher(exclusive=False), ReleasedOneToMany(), HungarianMatcher()):
         assert len(matcher(predictions, targets)) == 0
+
+
+@pytest.mark.parametrize(
+    "kind", [OneToManyMatcher, ReleasedOneToMany, ReleasedMrDETR, HungarianMatcher, IoUMatcher, ReleasedIoUMatcher]
+)
+@pytest.mark.filterwarnings("ignore:.*stay unmatched")
+def test_no_queries_at_all(kind):
+    """A further group of a small image may have none."""
+    predictions, targets = scene(0)
+    nobody = Predictions(predictions.logits[:, :, :0], predictions.boxes[:, :, :0])
+    assert len(kind()(nobody, targets)) == 0
 
 
 @pytest.mark.fault("F48")

@@ -279,9 +279,10 @@ def test_what_fills_up_is_not_supervised_in_dn_detr():
 
 @pytest.mark.parametrize("style", ["indicated", "released_contrastive"])
 @pytest.mark.parametrize("counts", [(0, 0), (0, 2), (9, 1)])
-@pytest.mark.filterwarnings("ignore:.*stay unmatched")
-def test_every_batch_can_be_learned_from_in_dn_detrs_styles(style, counts):
-    settings = config(**{"denoising.style": style})
+@pytest.mark.parametrize("candidates", [{}, {"ms_detr.groups": "all"}])
+@pytest.mark.filterwarnings("ignore:.*stay unmatched", "ignore:one-to-many matching. k")
+def test_every_batch_can_be_learned_from_in_dn_detrs_styles(style, counts, candidates):
+    settings = config(**{"denoising.style": style}, **candidates)
     detector, criterion = build_detector(settings), build_criterion(settings)
     found = losses(detector, criterion, batch(*counts))
     found.total.backward()
@@ -319,10 +320,6 @@ def test_a_label_that_is_no_class_is_named():
         (
             {"denoising.style": "released_contrastive", "denoising.contrastive": False},
             "denoising.style: .*contrastive=true",
-        ),
-        (
-            {"denoising.style": "released_contrastive", "ms_detr.groups": "all"},
-            "denoising.style: .*ms_detr.groups=primary",
         ),
         (
             {"model.query_positions": "references", "two_stage": None, "denoising": None},

@@ -191,6 +191,16 @@ def test_a_one_stage_model_is_refused():
         small.config("c", **DETA, two_stage=None)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"two_stage.match_on": "boxes"}, {"two_stage.supervise": "queries", "two_stage.rank_by": "best_class"}],
+)
+def test_an_encoder_that_is_to_be_supervised_otherwise_is_refused(changes):
+    with pytest.raises(ConfigError, match="^deta.encoder: .*two_stage.match_on=anchors.*deta.encoder=false"):
+        small.config("c", **DETA, **changes)
+    small.config("c", **DETA | changes | {"deta.encoder": False})
+
+
 def test_nothing_to_do_is_refused():
     with pytest.raises(ConfigError, match="deta=null"):
         small.config("baseline", **{"deta.encoder": False, "deta.decoder": False})

@@ -10,7 +10,7 @@ from msdetr import recipes
 from msdetr.config import ConfigError
 from msdetr.errors import InputError
 from msdetr.losses import Supervised
-from msdetr.matching import ReleasedMrDETR, ReleasedOneToMany
+from msdetr.matching import IoUMatcher, ReleasedMrDETR, ReleasedOneToMany
 from msdetr.methods import Method, build_criterion, build_detector, build_postprocess, register
 from msdetr.methods.mr_detr import mixed_logits
 from msdetr.model import training_only_names
@@ -95,6 +95,33 @@ def test_every_parameter_learns_and_every_branch_is_supervised(proposals, candid
     want |= {"encoder_instruct_route"} if proposals == "own" else set()
     assert branches == want
     assert all(len(losses.matches[name]) > 2 * len(targets) for name in ROUTES)  # 2 layers
+
+
+@pytest.mark.parametrize("match_on", ["anchors", "boxes"])
+@pytest.mark.parametrize("supervise", ["tokens", "queries"])
+def test_proposals_of_its_own_are_supervised_as_the_encoders_are(match_on, supervise):
+    changes = {"two_stage.match_on": match_on, "two_stage.supervise": supervise, "two_stage.rank_by": "best_class"}
+    detector, criterion, images = run_of(**{"mr_detr.proposals": "own"} | changes)
+    targets = small.objects(2, 1)
+    with torch.no_grad():
+        output = detector.train()(images, targets)
+        found, losses = criterion.supervised(output, targets), criterion(output, targets)
+    group = output.groups["instruct_route"]
+    of_primary = replace(output, encoder=group.encoder, selected=group.selected)  # as if these were the encoder's
+    expected = criterion.supervised(of_primary, targets)["encoder"]
+    given = found["encoder_instruct_route"]
+    assert (given.match_on is None) == (match_on == "boxes")
+    assert torch.equal(given.predictions.boxes, expected.predictions.boxes)
+    assert torch.equal(given.targets.labels, expected.targets.labels)
+    assert given.predictions.boxes.shape[2] == (5 if supervise == "queries" else 84)
+    matches = criterion.match({"encoder": expected})["encoder"]
+    assert torch.equal(losses.matches["encoder_instruct_route"].query, matches.query)
+
+
+def test_deta_assigns_proposals_of_its_own_too():
+    _, criterion, _ = run_of(**{"mr_detr.proposals": "own", "deta.k": 2})
+    encoders = [branch.matcher for branch in criterion.branches if branch.name.startswith("encoder")]
+    assert len(encoders) == 2 and encoders[0] == encoders[1] and isinstance(encoders[0], IoUMatcher)
 
 
 def test_the_same_seed_gives_the_rest_the_weights_it_has_without():

@@ -17,6 +17,7 @@ from msdetr.structures import Matches, Predictions
 
 HYBRID = {"hybrid.queries": 8, "hybrid.k": 3, "hybrid.weight": 0.5}
 GROUP = {"group.groups": 3}
+LW_DETR = {"two_stage": None, "lw_detr.groups": 3, "model.query_positions": "references"}
 METHODS = {"hybrid": HYBRID, "group": GROUP}
 
 
@@ -289,6 +290,29 @@ def test_groups_of_a_one_stage_model_are_refused():
 def test_groups_need_contents_to_differ_in():
     with pytest.raises(ConfigError, match="^group: .*mixed_selection=true"):
         small.config("c", **GROUP, **{"two_stage.mixed_selection": False})
+
+
+@pytest.mark.parametrize("rule", ["exclusive", "literal"])
+@pytest.mark.parametrize("other", [GROUP, LW_DETR])
+def test_every_group_is_merged_with_its_own_one_to_one_pairs(other, rule):
+    """No pair scores above 1, so that a merge leaves the one-to-one pairs alone, in every group."""
+    changes = {"ms_detr.merge": True, "ms_detr.groups": "all", "ms_detr.threshold": 1.0, "ms_detr.rule": rule}
+    detector, criterion, images = small.built(small.config("c", **other, **changes))
+    targets = small.objects(2, 1)
+    with torch.no_grad():
+        matches = criterion(detector.train()(images, targets), targets).matches
+    name = "lw_detr" if "lw_detr.groups" in other else "group"
+    for many, one in (("one_to_many", "one_to_one"), (f"one_to_many_{name}", name)):
+        pairs = (
+            sorted(zip(*(getattr(matches[b], x).tolist() for x in ("layer", "query", "target")))) for b in (many, one)
+        )
+        assert next(pairs) == next(pairs)
+    assert len(matches[name]) == 2 * len(matches["one_to_one"]) > 0
+
+
+def test_queries_of_all_classes_are_not_chosen_by_the_first():
+    with pytest.raises(ConfigError, match="^two_stage.supervise: .*two_stage.rank_by=best_class"):
+        small.config("c", **{"two_stage.supervise": "queries"})
 
 
 @pytest.mark.fault("F45")

@@ -80,6 +80,25 @@ def test_every_class_loss_and_class_cost_is_replaced(variant, other):
     assert criterion.branches[0].weights == weights  # the run's
 
 
+def test_the_class_loss_of_some_pairs_is_replaced_too():
+    """DN-DETR's released negatives: copies of the objects have no class to learn."""
+    changes = OTHERS["denoising"] | {"denoising.style": "released_contrastive"}
+    detector, criterion, images = run_of(**changes)
+    targets = small.objects(2, 1)
+    output = detector.train()(images, targets)
+    losses, plain = (c(output, targets) for c in (criterion, build_criterion(small.config("baseline", **changes))))
+    given = criterion.supervised(output, targets)["denoising"]
+    matches = losses.matches["denoising"]
+    objects = matches.select(given.targets.labels[matches.target] < 8)
+    assert 0 < len(objects) < len(matches)
+    expected = position_supervised_loss(given.predictions, given.targets, objects) / (len(targets) * given.divisor)
+    torch.testing.assert_close(losses.terms["denoising/class"], expected.detach())
+    assert not torch.allclose(losses.terms["denoising/class"], plain.terms["denoising/class"])
+    torch.testing.assert_close(losses.terms["denoising/l1"], plain.terms["denoising/l1"])
+    losses.total.backward()
+    assert losses.total.isfinite()
+
+
 def test_focal_parameters_are_those_of_the_run():
     _, criterion, _ = run_of(**{"loss.focal_alpha": 0.4, "loss.focal_gamma": 1.5, "stable.transform": "exp"})
     term = criterion.branches[0].terms["class"][1]

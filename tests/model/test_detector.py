@@ -4,7 +4,7 @@ import pytest
 import small
 import torch
 
-from msdetr.errors import CheckpointError, ConfigError
+from msdetr.errors import CheckpointError, ConfigError, InputError
 from msdetr.methods import build_criterion, build_detector
 from msdetr.model import from_released, to_released
 from msdetr.modules import VARIANTS
@@ -30,6 +30,7 @@ def batch_of(*sizes):
 
 
 RESNET = {"model.backbone": "resnet18", "model.pretrained": "none"}
+LW_DETR = {"two_stage": None, "lw_detr.groups": 2, "model.query_positions": "references"}
 TARGETS = Targets.from_list(
     [torch.tensor([1, 2]), torch.tensor([3])],
     [torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.6, 0.6, 0.3, 0.2]]), torch.tensor([[0.5, 0.5, 0.4, 0.4]])],
@@ -220,16 +221,39 @@ def test_two_stage_without_refinement(variant):
     assert full.references.shape == (layers, 2, 12, 4)
 
 
-def test_only_what_the_released_code_has_converts():
-    config = small_config("d", **RESNET)
+@pytest.mark.parametrize(("variant", "instead"), [("b", "a"), ("d", "c")])
+def test_only_what_the_released_code_has_converts(variant, instead):
     with pytest.raises(ValueError, match="no counterpart of backbone.stem"):
         to_released(small_model().state_dict(), small_config())
-    assert set(from_released(to_released(small_model("d", **RESNET).state_dict(), config), config))
+    state = small_model(variant, **RESNET).state_dict()
+    with pytest.raises(InputError, match=rf"not have variant \({variant}\); .* in the order of \({instead}\)"):
+        to_released(state, small_config(variant, **RESNET))
 
 
 def test_unknown_released_names_are_listed():
     with pytest.raises(ValueError, match="transformer.nonsense"):
         from_released({"transformer.nonsense": torch.zeros(1)}, small_config())
+
+
+@pytest.mark.parametrize("methods", [{"mr_detr": True}, LW_DETR])
+def test_backbone_and_neck_of_other_frameworks_do_not_convert(methods):
+    """Published Mr.DETR has those of detectron2, LW-DETR a vision transformer; the message says what to do instead."""
+    config = small_config("baseline", **methods)
+    names = ["backbone.res2.0.conv1.weight", "neck.convs.0.conv.weight"]
+    with pytest.raises(InputError, match=r"res2\.0.*which do not convert: save the other weights .*init_partial"):
+        from_released(dict.fromkeys(names, torch.zeros(1)), config)
+    with pytest.raises(InputError) as caught:
+        from_released(dict.fromkeys([*names, "transformer.nonsense"], torch.zeros(1)), config)
+    assert "do not convert" not in str(caught.value)
+
+
+def test_fewer_learned_queries_than_the_configuration_has():
+    """Whoever loads them compares shapes: H-DETR's second group is what is left of the rows."""
+    config = small_config("baseline", **{"hybrid.queries": 3})
+    for rows, (primary, second) in {15: (12, 3), 12: (12, 0), 7: (7, 0)}.items():
+        found = from_released({"query_embed.weight": torch.zeros(rows, 4)}, config)
+        sizes = found["query_selection.contents.weight"].shape[0], found["sources.hybrid.contents.weight"].shape[0]
+        assert sizes == (primary, second)
 
 
 @pytest.mark.fault("F64")

@@ -18,7 +18,7 @@ from msdetr.model.frozen import Affine, FrozenBottleneck, folds, frozen_norms
 from msdetr.modules import FFN, MLP, MultiScaleDeformableAttention, SelfAttention
 from msdetr.modules.conv import Conv2d
 from msdetr.modules.ffn import PIECE
-from msdetr.ops import backend, cpu, linear, takes, takes_points
+from msdetr.ops import backend, cpu, linear, sampling_points, takes, takes_points
 from msdetr.ops.linear import multiplies_bf16
 from msdetr.structures import ImageBatch, Targets
 
@@ -243,6 +243,21 @@ class Attending(torch.nn.Module):
 @pytest.mark.parametrize("width", [2, 4])
 def test_deformable_attention_in_bf16(width):
     assert_as_exact(Sampling(width), torch.randn(2, 21, 8, requires_grad=True), half=True)
+
+
+@with_points
+@pytest.mark.parametrize("width", [2, 4])
+def test_references_in_bf16(width, monkeypatch):
+    """Under autocast on a processor with products in bf16 they are taken; these few numbers have no rounding in either."""
+    monkeypatch.setattr(sys.modules["msdetr.ops.linear"], "multiplies_bf16", lambda: True)
+    projected = torch.zeros(1, 2, 3)
+    base = torch.tensor([[[[0.25, 0.5]], [[0.75, 0.125]]]]).bfloat16()
+    scale = torch.ones(1, 2) if width == 2 else base
+    with torch.autocast("cpu", torch.bfloat16):
+        assert takes_points(projected, base)
+        locations, weights = sampling_points(projected, base, scale.bfloat16(), 1, 1)
+    assert locations.dtype == torch.float32 and torch.equal(locations.view(1, 2, 1, 2), base.float())
+    assert (weights == 1).all()
 
 
 @fast

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -145,6 +146,45 @@ def test_unknown_backend(monkeypatch):
     monkeypatch.setattr(backends, "_chosen", "fast")
     with pytest.raises(ConfigError, match="MSDETR_OPS_BACKEND is 'fast'"):
         Inputs.random().run()
+
+
+# ----------------------------------------------------------------------------------------------------- the installation
+
+
+@pytest.fixture
+def installation():
+    """setup.py as a module."""
+    pytest.importorskip("setuptools", minversion="77")
+    spec = importlib.util.spec_from_file_location("msdetr_setup", Path(__file__).parents[2] / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("variable, value", [("MSDETR_BUILD", "0"), ("CXX", "no-such-compiler"), ("CXX", "g++ '")])
+def test_a_library_that_is_not_built_is_not_that_of_an_earlier_build(
+    variable, value, installation, monkeypatch, tmp_path
+):
+    from setuptools import Distribution, Extension
+
+    extension = Extension("msdetr.ops.libms_deform_attn", sources=[])
+    command = installation.BuildLibrary(Distribution({"ext_modules": [extension]}))
+    command.build_lib = str(tmp_path)
+    command.ensure_finalized()
+    library = Path(command.get_ext_fullpath(extension.name))
+    library.parent.mkdir(parents=True)
+    library.write_bytes(b"earlier")
+    monkeypatch.setenv(variable, value)
+    command.run()
+    assert library.is_relative_to(tmp_path) and not library.exists() and not command.get_outputs()
+
+
+def test_the_compiler_that_is_named_is_taken_with_its_arguments(installation, monkeypatch):
+    monkeypatch.setenv("CXX", f"{sys.executable} -m 'my compiler'")
+    assert installation.find_compiler() == [sys.executable, "-m", "my compiler"]
+    monkeypatch.setenv("CXX", "no-such-compiler -O0")
+    with pytest.raises(RuntimeError, match="CXX is 'no-such-compiler -O0', and there is no program"):
+        installation.find_compiler()
 
 
 # ----------------------------------------------------------------------------------------------------------------- CUDA
