@@ -41,7 +41,7 @@ faults: $(VENV)/.ready
 conformance: $(VENV)/.ready
 	$(BIN)/python tests/conformance.py $(or $(DIR),tests/golden_small)
 
-# data.py needs photographs, variants.py hours, fuzz_ms_deform_attn.py is part of faults: see their --help
+# data.py needs photographs, fuzz_ms_deform_attn.py is part of faults: see their --help
 bench: $(VENV)/.ready
 	for name in ms_deform_attn step matching evaluation checkpoint recording; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 

@@ -37,7 +37,7 @@ def test_a_copy_is_a_project_of_its_own(tmp_path, monkeypatch):
     assert len(copied) >= 10 and all(path.is_file() for path in copied)
     assert (tmp_path / "mine" / "data" / "samples" / "annotations" / "instances_train.json").is_file()
     assert (tmp_path / "mine" / "notebooks" / "solutions" / "03_one_to_many_matching.py").is_file()
-    assert (tmp_path / "mine" / "benchmarks" / "results" / "variants.json").is_file()
+    assert (tmp_path / "mine" / "benchmarks" / "results" / "variants" / "results.json").is_file()
     assert not list((tmp_path / "mine" / "benchmarks").rglob("*.py"))
     monkeypatch.chdir(tmp_path / "mine" / "notebooks")
     assert project_root() == tmp_path / "mine"

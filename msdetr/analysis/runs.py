@@ -82,11 +82,6 @@ class Statistic:
         return {"mean": self.mean, "std": self.std, "values": list(self.values), "undefined": self.undefined}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Statistic:
-        """What ``to_dict`` wrote."""
-        return cls(tuple(content["values"]), content["undefined"])
-
-    @classmethod
     def of(cls, values: Iterable[float | None]) -> Statistic:
         values = list(values)
         kept = tuple(float(v) for v in values if v is not None)
@@ -115,19 +110,6 @@ class Row:
             "steps": self.steps,
             "device": self.device,
         }
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Row:
-        """What ``to_dict`` wrote: a row of committed results."""
-        return cls(
-            name=content["name"],
-            seeds=tuple(content["seeds"]),
-            metrics={name: Statistic.from_dict(value) for name, value in content["metrics"].items()},
-            parameters=content["parameters"],
-            seconds=Statistic.from_dict(content["training_seconds"]),
-            steps=content["steps"],
-            device=content["device"],
-        )
 
 
 def read_run(path: str | Path, finished: bool = True) -> Run:

@@ -81,11 +81,7 @@ def branch_figure(run: Run) -> Figure:
 
 def comparison_figure(groups: Groups, metrics: Sequence[str] = METRICS) -> Figure:
     """Draws final numbers: one dot per run, a bar at the mean of each group, whiskers for ± one sample standard deviation."""
-    return row_figure(compare(groups, metrics), metrics)
-
-
-def row_figure(rows: Sequence[Row], metrics: Sequence[str] = METRICS) -> Figure:
-    """Draws rows of a comparison, also those of committed results (``Row.from_dict``), as ``comparison_figure`` does."""
+    rows = compare(groups, metrics)
     figure, (ax,) = subplots(height=4.2)
     palette = colors([row.name for row in rows])
     width = 0.8 / max(len(rows), 1)

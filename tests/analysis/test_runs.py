@@ -8,7 +8,6 @@ import pytest
 from run_directories import make_run
 
 from msdetr.analysis.runs import (
-    Row,
     RunError,
     compare,
     differences,
@@ -107,11 +106,6 @@ def test_runs_in_folders_of_one_name_have_names_of_their_own(tmp_path):
     base, ours = make_run(tmp_path / "base" / "seed0", variant="baseline"), make_run(tmp_path / "ms" / "seed0")
     assert [run.name for run in read_runs([base, ours])] == ["base-seed0", "ms-seed0"]
     assert [run.name for run in read_runs([base])] == ["seed0"]
-
-
-def test_rows_are_read_back_as_they_were_written(tmp_path):
-    [row] = compare(group_runs(read_runs([make_run(tmp_path / "run")])))
-    assert Row.from_dict(json.loads(json.dumps(row.to_dict()))) == row
 
 
 def test_what_does_not_change_the_result_does_not_split_a_group(tmp_path):
