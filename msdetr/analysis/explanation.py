@@ -236,10 +236,15 @@ class Explanation:
         self, score_threshold: float = 0.5, iou_threshold: float = 0.5, max_detections: int = 100
     ) -> list[ObjectOutcome]:
         """Each object's fate in the detector's output; see ``explain_output``."""
-        predictions, answer = self.one_to_one.predictions, None
-        if self.postprocess is not None:
-            sizes = self.targets.sizes  # only IoUs are computed, so any will do where they are not known
-            sizes = torch.ones(1, 2) if sizes is None else sizes
-            [answer] = self.postprocess(predictions, sizes, max_detections)
-        found = predictions.layer(-1), self.targets, score_threshold, iou_threshold, max_detections, self.class_names
-        return explain_output(*found, answer)
+        last = self.one_to_one.predictions.layer(-1)
+        found = last, self.targets, score_threshold, iou_threshold, max_detections, self.class_names
+        return explain_output(*found, self.answer(max_detections))
+
+    def answer(self, max_detections: int = 100) -> Detections | None:
+        """What post-processing of the detector's own makes of the image, boxes in fractions of it where its size is not known;
+        None where the answer are the best pairs of query and class."""
+        if self.postprocess is None:
+            return None
+        sizes = torch.ones(1, 2) if self.targets.sizes is None else self.targets.sizes
+        [found] = self.postprocess(self.one_to_one.predictions, sizes, max_detections)
+        return found

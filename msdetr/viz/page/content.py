@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from msdetr.analysis.look import SamplingPoints
 from msdetr.analysis.matching import BranchExplanation, Explanation
@@ -18,7 +17,6 @@ from msdetr.analysis.reasons import innermost
 from msdetr.analysis.specimen import Specimen
 from msdetr.matching import HungarianMatcher, ReleasedMrDETR, class_probability
 from msdetr.matching.score import focal_cost
-from msdetr.methods import build_postprocess
 from msdetr.structures import Predictions
 from msdetr.viz.page.packing import packed, picture_text
 
@@ -74,7 +72,7 @@ def frame_content(specimen: Specimen, detail: Detail, max_detections: int = 100)
     one, many = found.one_to_one, found.one_to_many
     layer, target, query = (getattr(one.matches, name).numpy() for name in ("layer", "target", "query"))
     probability = one.predictions.logits[:, 0].float().sigmoid().numpy()  # [K, Q, C]
-    detections = _detections(specimen, probability[-1], max_detections)
+    detections = _detections(found, probability[-1], max_detections)
     return {
         "one_to_one": _branch(one, detail) | {"class_costs": _class_costs(one, detail), "fates": _fates(one)},
         "one_to_many": None if many.hypothetical else _branch(many, detail),
@@ -158,16 +156,14 @@ def _references(found: Explanation) -> dict[str, Any] | None:
     return packed(references[:1] if refined else references, "q2")
 
 
-def _detections(specimen: Specimen, probability: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+def _detections(found: Explanation, probability: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Queries and classes of the detector's answer, best first: the best pairs (ties: the lower index first), or what the
     run's own post-processing leaves of them. probability: [Q, C] of the last layer."""
-    answers = None if specimen.config is None else build_postprocess(specimen.config)
-    if answers is None:
+    answer = found.answer(most)
+    if answer is None:
         best = np.argsort(-probability, axis=None, kind="stable")[:most]
         query, label = np.unravel_index(best, probability.shape)
     else:
-        sizes = specimen.targets.sizes
-        [answer] = answers(specimen.output.one_to_one, torch.ones(1, 2) if sizes is None else sizes, most)
         query, label = answer.query.numpy(), answer.labels.numpy()
     sure = probability[query, label] >= LEAST
     return query[sure], label[sure]
