@@ -161,7 +161,7 @@ def _dots(ax, x: float, value: Statistic, color: str, marker: str, width: float)
     if value.std is not None:
         ax.errorbar(x, 100 * value.mean, 100 * value.std, fmt="none", ecolor=DARK, capsize=3, linewidth=1, zorder=2)
     top = max(100 * max(value.values), 100 * (value.mean + (value.std or 0)))
-    ax.annotate(f"{100 * value.mean:.1f}", (x, top), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+    ax.annotate(f"{100 * value.mean:.1f}", (x, top), (0, 6), textcoords="offset points", ha="center", fontsize=8)
 
 
 def _legend_below(figure: Figure, ax) -> None:
