@@ -143,23 +143,47 @@ constexpr int kPoints = kRegisterBytes / int(sizeof(T));
 template <typename T>
 using Reals = typename Simd<T, kPoints<T>>::Vector;
 
-// The points of a query's heads: level sizes per point, and what `locate` finds. One array per quantity, padded to full
-// registers; per corner (y low x low, y low x high, y high x low, y high x high) its row, that is its token, its weight
-// (attention times bilinear), and in the backward its dot product with the output gradient.
+// What `locate` finds of the points of one register, for each corner (y low x low, y low x high, y high x low, y high x
+// high): its row, that is its token, its weight (attention times bilinear), and in the backward its dot product with the
+// output gradient. All of a point lies at constant distances from one address.
+template <typename T>
+struct alignas(64) Located {
+  Integer<T> row[4][kPoints<T>];
+  T weight[4][kPoints<T>];
+  T dot[4][kPoints<T>];
+};
+
+// The level of each of those points.
+template <typename T>
+struct alignas(64) Levels {
+  Integer<T> width[kPoints<T>], height[kPoints<T>], start[kPoints<T>];
+};
+
+// The points of a query's heads, padded to full registers.
 template <typename T>
 struct Points {
   int64_t count;
-  Integer<T> *width, *height, *start;
-  Integer<T>* row[4];
-  T* weight[4];
-  T* dot[4];
+  Levels<T>* levels;
+  Located<T>* located;
+
+  // Calls function(located, first lane, lanes) for the registers that `count` points from `first` lie in.
+  template <typename Function>
+  MSDETR_INLINE void for_registers(int64_t first, int64_t count, Function function) const {
+    const int64_t end = first + count;
+    for (int64_t i = first; i < end;) {
+      const int64_t lane = int64_t(uint64_t(i) % kPoints<T>), rest = end - i;
+      const int64_t lanes = kPoints<T> - lane < rest ? kPoints<T> - lane : rest;
+      function(located[uint64_t(i) / kPoints<T>], lane, lanes);
+      i += lanes;
+    }
+  }
 };
 
 // The lanes of one register of points, read from the call's tensors. Those past a query's points are not used; past the
 // end of the tensors, which have `rest` points from here on, they are not read either.
 template <typename T>
 struct Lanes {
-  T x[kPoints<T>], y[kPoints<T>], attention[kPoints<T>];
+  alignas(kRegisterBytes) T x[kPoints<T>], y[kPoints<T>], attention[kPoints<T>];
 
   MSDETR_INLINE Lanes(const T* locations, const T* weights, int64_t rest) {
     if (rest >= kPoints<T>) {
@@ -184,20 +208,21 @@ void locate(const Points<T>& points, const T* locations, const T* attention, int
   using Int = Simd<Integer<T>, kPoints<T>>;
   for (int64_t i = 0; i < points.count; i += kPoints<T>) {
     const Lanes<T> lanes(locations + 2 * i, attention + i, rest - i);
-    const auto width = Int::load(points.width + i), height = Int::load(points.height + i);
-    const auto start = Int::load(points.start + i);
+    const Levels<T>& levels = points.levels[i / kPoints<T>];
+    Located<T>& located = points.located[i / kPoints<T>];
+    const auto width = Int::load(levels.width), height = Int::load(levels.height), start = Int::load(levels.start);
     const auto x = sample_axis<T>(Real::load(lanes.x), width), y = sample_axis<T>(Real::load(lanes.y), height);
     const auto low = start + y.low * width, high = start + y.high * width;
     const auto weight_low = Real::load(lanes.attention) * y.weight_low;
     const auto weight_high = Real::load(lanes.attention) * y.weight_high;
-    Int::store(points.row[0] + i, low + x.low);
-    Int::store(points.row[1] + i, low + x.high);
-    Int::store(points.row[2] + i, high + x.low);
-    Int::store(points.row[3] + i, high + x.high);
-    Real::store(points.weight[0] + i, weight_low * x.weight_low);
-    Real::store(points.weight[1] + i, weight_low * x.weight_high);
-    Real::store(points.weight[2] + i, weight_high * x.weight_low);
-    Real::store(points.weight[3] + i, weight_high * x.weight_high);
+    Int::store(located.row[0], low + x.low);
+    Int::store(located.row[1], low + x.high);
+    Int::store(located.row[2], high + x.low);
+    Int::store(located.row[3], high + x.high);
+    Real::store(located.weight[0], weight_low * x.weight_low);
+    Real::store(located.weight[1], weight_low * x.weight_high);
+    Real::store(located.weight[2], weight_high * x.weight_low);
+    Real::store(located.weight[3], weight_high * x.weight_high);
   }
 }
 
@@ -209,14 +234,16 @@ void point_gradients(const Points<T>& points, const T* locations, const T* atten
   using Int = Simd<Integer<T>, kPoints<T>>;
   for (int64_t i = 0; i < points.count; i += kPoints<T>) {
     Lanes<T> lanes(locations + 2 * i, attention + i, rest - i);
-    const auto width = Int::load(points.width + i), height = Int::load(points.height + i);
+    const Levels<T>& levels = points.levels[i / kPoints<T>];
+    const Located<T>& located = points.located[i / kPoints<T>];
+    const auto width = Int::load(levels.width), height = Int::load(levels.height);
     const auto x = sample_axis<T>(Real::load(lanes.x), width), y = sample_axis<T>(Real::load(lanes.y), height);
     Reals<T> real_width, real_height;
     to_real(width, real_width);
     to_real(height, real_height);
     const auto gradient = point_gradient(
-        x, y, real_width, real_height, Real::load(lanes.attention), Real::load(points.dot[0] + i),
-        Real::load(points.dot[1] + i), Real::load(points.dot[2] + i), Real::load(points.dot[3] + i));
+        x, y, real_width, real_height, Real::load(lanes.attention), Real::load(located.dot[0]),
+        Real::load(located.dot[1]), Real::load(located.dot[2]), Real::load(located.dot[3]));
     Real::store(lanes.x, gradient.x);
     Real::store(lanes.y, gradient.y);
     Real::store(lanes.attention, gradient.attention);
@@ -244,6 +271,7 @@ struct Kernel {
   using V = typename Simd<T, W>::Vector;
   static constexpr int kGroup = W >= 4 ? W / 4 : 1;    // points whose 4 dot products fill one vector
   static constexpr int kDots = W >= 4 ? W : 4;
+  static constexpr int64_t kAhead = 8;                 // queries between fetching and use
 
   // `vectors` vectors of channels, the last one as `Last` says.
   template <int NV, bool PARTIAL>
@@ -267,20 +295,17 @@ struct Kernel {
                      const Last& last, T* output) {
     constexpr int kSets = NV <= 2 ? 4 : 2;  // independent sums, so that additions do not wait for each other
     V sum[kSets][NV] = {};
-    const Integer<T> *row0 = points.row[0] + first, *row1 = points.row[1] + first, *row2 = points.row[2] + first,
-                     *row3 = points.row[3] + first;
-    const T *weight0 = points.weight[0] + first, *weight1 = points.weight[1] + first,
-            *weight2 = points.weight[2] + first, *weight3 = points.weight[3] + first;
-    for (int64_t i = 0; i < count; ++i) {
-      const T* rows[4] = {value + row0[i] * stride, value + row1[i] * stride, value + row2[i] * stride,
-                          value + row3[i] * stride};
-      const T weights[4] = {weight0[i], weight1[i], weight2[i], weight3[i]};
-      for (int corner = 0; corner < 4; ++corner) {
-        for (int k = 0; k < NV; ++k) {
-          sum[corner % kSets][k] += weights[corner] * Block<NV, PARTIAL && !PADDED>::load(rows[corner], k, last);
+    points.for_registers(first, count, [&](const Located<T>& located, int64_t lane, int64_t lanes) {
+      for (const int64_t end = lane + lanes; lane < end; ++lane) {
+        for (int corner = 0; corner < 4; ++corner) {
+          const T* row = value + located.row[corner][lane] * stride;
+          const T weight = located.weight[corner][lane];
+          for (int k = 0; k < NV; ++k) {
+            sum[corner % kSets][k] += weight * Block<NV, PARTIAL && !PADDED>::load(row, k, last);
+          }
         }
       }
-    }
+    });
     for (int k = 0; k < NV; ++k) {
       V total = sum[0][k] + sum[1][k];
       if constexpr (kSets == 4) total += sum[2][k] + sum[3][k];
@@ -290,7 +315,7 @@ struct Kernel {
 
   // One group of at most kGroup points: dot products of the rows with `grad`, and weight * grad added to their gradients.
   template <int NV, bool PARTIAL, bool VALUE, bool DOTS, bool FULL>  // PARTIAL: of the rows
-  static MSDETR_INLINE void scatter_group(const Points<T>& points, int64_t i, int64_t count, const T* value,
+  static MSDETR_INLINE void scatter_group(Located<T>& located, int64_t lane, int64_t count, const T* value,
                                           T* grad_value, int64_t stride, const Last& last, const V (&grad)[NV],
                                           bool add) {
     V dots[kDots];
@@ -298,12 +323,12 @@ struct Kernel {
       for (int corner = 0; corner < 4; ++corner) {
         V dot = {};
         if (FULL || p < count) {
-          const int64_t offset = points.row[corner][i + p] * stride;
+          const int64_t offset = located.row[corner][lane + p] * stride;
           if constexpr (DOTS) {
             for (int k = 0; k < NV; ++k) dot += grad[k] * Block<NV, PARTIAL>::load(value + offset, k, last);
           }
           if constexpr (VALUE) {
-            const T weight = points.weight[corner][i + p];
+            const T weight = located.weight[corner][lane + p];
             T* target = grad_value + offset;
             for (int k = 0; k < NV; ++k) {
               const V sum = Block<NV, PARTIAL>::load(target, k, last) + weight * grad[k];
@@ -325,7 +350,7 @@ struct Kernel {
         }
       }
       for (int corner = 0; corner < 4; ++corner) {
-        T* dot = points.dot[corner] + i;
+        T* dot = located.dot[corner] + lane;
         for (int p = 0; p < (FULL ? kGroup : count); ++p) {
           dot[p] = add ? dot[p] + sums[corner * kGroup + p] : sums[corner * kGroup + p];
         }
@@ -341,15 +366,16 @@ struct Kernel {
     if (PARTIAL && !kMasks) {
       for (int lane = 0; lane < last.skip; ++lane) grad[NV - 1][lane] = T(0);
     }
-    int64_t i = 0;
-    for (; i + kGroup <= count; i += kGroup) {
-      scatter_group<NV, PARTIAL && !PADDED, VALUE, DOTS, true>(
-          points, first + i, kGroup, value, grad_value, stride, last, grad, add);
-    }
-    if (i < count) {
-      scatter_group<NV, PARTIAL && !PADDED, VALUE, DOTS, false>(
-          points, first + i, count - i, value, grad_value, stride, last, grad, add);
-    }
+    points.for_registers(first, count, [&](Located<T>& located, int64_t lane, int64_t lanes) {
+      for (; lanes >= kGroup; lane += kGroup, lanes -= kGroup) {
+        scatter_group<NV, PARTIAL && !PADDED, VALUE, DOTS, true>(
+            located, lane, kGroup, value, grad_value, stride, last, grad, add);
+      }
+      if (lanes > 0) {
+        scatter_group<NV, PARTIAL && !PADDED, VALUE, DOTS, false>(
+            located, lane, lanes, value, grad_value, stride, last, grad, add);
+      }
+    });
   }
 
   static Last last_of(int64_t channels, int vectors) {
@@ -398,12 +424,12 @@ struct Kernel {
       : problem(p), M(p.heads), D(p.channels), S(p.tokens), Q(p.queries), n(p.levels * p.points), stride(M * D) {
     constexpr int64_t kAlign = 64;
     const int64_t count = heads * n;
-    const int64_t padded = (count + 15) / 16 * 16;
-    const int64_t arrays = 7 * padded * int64_t(sizeof(Integer<T>)) + (backward ? 8 : 4) * padded * int64_t(sizeof(T));
+    const int64_t registers = (count + kPoints<T> - 1) / kPoints<T>;
     if (copied) stride = kMasks ? (D + W - 1) / W * W : D;
     const int64_t copy = copied ? (heads * S * stride * int64_t(sizeof(T)) + kAlign - 1) / kAlign * kAlign : 0;
     const int64_t copies = copy * (backward && p.grad_value ? 2 : 1);
-    if (posix_memalign(&memory, kAlign, size_t(copies + arrays))) memory = nullptr;
+    const int64_t bytes = copies + registers * int64_t(sizeof(Levels<T>) + sizeof(Located<T>));
+    if (posix_memalign(&memory, kAlign, size_t(bytes))) memory = nullptr;
     if (!memory) return;
     char* at = static_cast<char*>(memory);
     const auto take = [&at](int64_t bytes) {
@@ -414,26 +440,16 @@ struct Kernel {
     if (copied) value_copy = reinterpret_cast<T*>(take(copy));
     if (copied && copies > copy) grad_copy = reinterpret_cast<T*>(take(copy));
     points.count = count;
-    for (T*& array : points.weight) array = reinterpret_cast<T*>(take(padded * sizeof(T)));
-    for (T*& array : points.dot) array = backward ? reinterpret_cast<T*>(take(padded * sizeof(T))) : nullptr;
-    for (Integer<T>*& array : points.row) array = reinterpret_cast<Integer<T>*>(take(padded * sizeof(Integer<T>)));
-    points.width = reinterpret_cast<Integer<T>*>(take(padded * sizeof(Integer<T>)));
-    points.height = reinterpret_cast<Integer<T>*>(take(padded * sizeof(Integer<T>)));
-    points.start = reinterpret_cast<Integer<T>*>(take(padded * sizeof(Integer<T>)));
-    int64_t i = 0, start = 0;
-    for (int64_t level = 0; level < p.levels; ++level) {
-      const int64_t height = p.shapes[2 * level], width = p.shapes[2 * level + 1];
-      for (int64_t point = 0; point < p.points; ++point, ++i) {
-        points.height[i] = Integer<T>(height);
-        points.width[i] = Integer<T>(width);
-        points.start[i] = Integer<T>(start);
-      }
-      start += height * width;
-    }
-    for (; i < padded; ++i) {  // the other heads, and the padding
-      points.height[i] = points.height[i - n];
-      points.width[i] = points.width[i - n];
-      points.start[i] = points.start[i - n];
+    points.levels = reinterpret_cast<Levels<T>*>(take(registers * int64_t(sizeof(Levels<T>))));
+    points.located = reinterpret_cast<Located<T>*>(at);
+    memset(at, 0, size_t(registers) * sizeof(Located<T>));  // of lanes without a point as well: to compute with denormals is slow
+    for (int64_t i = 0; i < registers * kPoints<T>; ++i) {
+      int64_t level = i % n / p.points, start = 0;  // every head's points are alike; the padding goes on with them
+      for (int64_t before = 0; before < level; ++before) start += p.shapes[2 * before] * p.shapes[2 * before + 1];
+      Levels<T>& levels = points.levels[i / kPoints<T>];
+      levels.height[i % kPoints<T>] = Integer<T>(p.shapes[2 * level]);
+      levels.width[i % kPoints<T>] = Integer<T>(p.shapes[2 * level + 1]);
+      levels.start[i % kPoints<T>] = Integer<T>(start);
     }
   }
   ~Kernel() { free(memory); }
@@ -444,12 +460,28 @@ struct Kernel {
   int64_t point_offset(int64_t b, int64_t q, int64_t m) const { return ((b * Q + q) * M + m) * n; }
   int64_t output_offset(int64_t b, int64_t q, int64_t m) const { return ((b * Q + q) * M + m) * D; }
 
+  // One token's channels between the call's tensors and a copy, whose row is padded with zeros.
+  template <bool TO_COPY>
+  MSDETR_INLINE void copy_row(const T* from, T* to) const {
+    int64_t c = 0;
+    for (; c + W <= D; c += W) Simd<T, W>::store(to + c, Simd<T, W>::load(from + c));
+    if (c == D) return;
+    if (!kMasks) c = D - W;  // moved back, as in Last
+    const V rest = load_last<T, W>(from + c, int(D - c));
+    if (TO_COPY) {
+      Simd<T, W>::store(to + c, rest);
+    } else {
+      store_last<T, W>(to + c, rest, int(D - c));
+    }
+  }
+
   void copy_heads(const T* value, int64_t first_head, int64_t last_head) {
     T* to = value_copy;
     for (int64_t m = first_head; m < last_head; ++m) {
       for (int64_t s = 0; s < S; ++s, to += stride) {
-        memcpy(to, value + (s * M + m) * D, size_t(D) * sizeof(T));
-        for (int64_t c = D; c < stride; ++c) to[c] = T(0);
+        const T* from = value + (s * M + m) * D;
+        if (s + kAhead < S) fetch_lines<false>(from + kAhead * M * D, D);
+        copy_row<true>(from, to);
       }
     }
   }
@@ -458,10 +490,37 @@ struct Kernel {
     const T* from = grad_copy;
     for (int64_t m = first_head; m < last_head; ++m) {
       for (int64_t s = 0; s < S; ++s, from += stride) {
-        memcpy(grad_value + (s * M + m) * D, from, size_t(D) * sizeof(T));
+        T* to = grad_value + (s * M + m) * D;
+        if (s + kAhead < S) fetch_lines<true>(to + kAhead * M * D, D);
+        copy_row<false>(from, to);
       }
     }
   }
+
+  // What the pass over some of the heads will need of a later query. Their parts of one query lie apart from those of the
+  // next, at a distance that the processor does not foresee, and waiting for them took a third of an encoder's time.
+  MSDETR_INLINE void fetch(int64_t b, int64_t q, int64_t first_head, int64_t last_head, bool backward) const {
+    if (q >= Q || last_head - first_head == M) return;
+    const int64_t point = point_offset(b, q, first_head), points_here = (last_head - first_head) * n;
+    const int64_t output = output_offset(b, q, first_head), outputs = (last_head - first_head) * D;
+    fetch_lines<false>(at(problem.locations, 2 * point), 2 * points_here);
+    fetch_lines<false>(at(problem.weights, point), points_here);
+    if (!backward) {
+      fetch_lines<true>(at(problem.output, output), outputs);
+    } else {
+      fetch_lines<false>(at(problem.grad_output, output), outputs);
+      if (problem.grad_weights) {
+        fetch_lines<true>(at(problem.grad_locations, 2 * point), 2 * points_here);
+        fetch_lines<true>(at(problem.grad_weights, point), points_here);
+      }
+    }
+  }
+  template <bool WRITE>
+  static MSDETR_INLINE void fetch_lines(const T* from, int64_t count) {
+    constexpr int64_t kLine = 64 / int64_t(sizeof(T));
+    for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(from + i, WRITE);
+  }
+  static MSDETR_INLINE const T* at(const void* tensor, int64_t offset) { return static_cast<const T*>(tensor) + offset; }
 
   template <bool PADDED>
   void forward_query(int64_t b, int64_t q, int64_t first_head, int64_t last_head, const T* value) {
@@ -482,7 +541,10 @@ struct Kernel {
   void forward(int64_t b, int64_t first_head, int64_t last_head, int64_t first_query, int64_t last_query) {
     const T* value = static_cast<const T*>(problem.value) + b * S * M * D;
     if (value_copy) copy_heads(value, first_head, last_head);
-    for (int64_t q = first_query; q < last_query; ++q) forward_query<PADDED>(b, q, first_head, last_head, value);
+    for (int64_t q = first_query; q < last_query; ++q) {
+      fetch(b, q + kAhead, first_head, last_head, false);
+      forward_query<PADDED>(b, q, first_head, last_head, value);
+    }
   }
 
   template <bool PADDED, bool VALUE, bool DOTS>
@@ -520,7 +582,10 @@ struct Kernel {
         memset(grad_value + (s * M + first_head) * D, 0, size_t((last_head - first_head) * D) * sizeof(T));
       }
     }
-    for (int64_t q = 0; q < Q; ++q) backward_query<PADDED, VALUE, DOTS>(b, q, first_head, last_head, value, grad_value);
+    for (int64_t q = 0; q < Q; ++q) {
+      fetch(b, q + kAhead, first_head, last_head, true);
+      backward_query<PADDED, VALUE, DOTS>(b, q, first_head, last_head, value, grad_value);
+    }
     if (VALUE && grad_copy) copy_gradient_back(grad_value, first_head, last_head);
   }
 
