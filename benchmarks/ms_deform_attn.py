@@ -4,6 +4,8 @@
 
 All contenders of a shape are timed in turns in one run, so that whatever else the machine does hits them alike; a
 figure is the best of its repeats. On one CPU thread it is processor time, on several it is time on the clock. Peak extra memory is what a call needs beyond its inputs, each in a process of its own.
+On the CPU the forward has a yardstick: what PyTorch's ``embedding_bag`` takes to add up the same rows when it is told where they
+are, what they weigh, and has each head's rows side by side already; there is none for the backward.
 On CUDA several calls are captured in a graph and replayed, so that the host's time is not in it (that of one forward is
 given apart), and a bound is given beside each time: the largest of moving every tensor once through DRAM, reading the sampled
 pixels from L2, adding to their gradients there, and the arithmetic, at rates measured in the same run. Where the package
@@ -147,6 +149,27 @@ class _OneThreadPerOutput(torch.autograd.Function):
         return grad_value.to(value.dtype), None, *gradients[1:]
 
 
+def gather_alone(shape: Shape, inputs: tuple[Tensor, ...]) -> Callable[[], Tensor]:
+    """The sums of a forward without finding the rows: ``embedding_bag`` with their numbers and weights, [B * M * Q, D]."""
+    value, locations, weights, _ = inputs
+    numbers, factors, start = [], [], 0
+    for level, (height, width) in enumerate(shape.levels):
+        pixel = locations[:, :, :, level] * torch.tensor([width, height]) - 0.5
+        low = pixel.floor()
+        for corner in torch.cartesian_prod(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])):
+            x, y = (low + corner).unbind(-1)
+            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            near = (1 - (pixel - low - corner).abs()).prod(-1)
+            numbers.append(start + y.clamp(0, height - 1).long() * width + x.clamp(0, width - 1).long())
+            factors.append(near * weights[:, :, :, level] * inside)
+        start += height * width
+    heads = torch.arange(shape.batch * shape.heads).view(shape.batch, shape.heads, 1, 1) * start
+    rows = (torch.cat(numbers, -1).transpose(1, 2) + heads).flatten(0, 2).int()
+    factors = torch.cat(factors, -1).transpose(1, 2).flatten(0, 2).contiguous()
+    table = value.transpose(1, 2).flatten(0, 2).contiguous()
+    return lambda: torch.nn.functional.embedding_bag(rows, table, mode="sum", per_sample_weights=factors)
+
+
 _yardsticks: dict = {}
 
 
@@ -267,7 +290,10 @@ def host_seconds(function: Callable, inputs, shapes, calls: int = 200) -> float:
 
 def once(function: Callable, inputs, shapes, backward: bool) -> float:
     """Seconds of one forward, or of one forward and backward, on a processor."""
-    call = a_call(function, inputs, shapes, backward)
+    return seconds_of(a_call(function, inputs, shapes, backward))
+
+
+def seconds_of(call: Callable[[], object]) -> float:
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     begin = clock()
     call()
@@ -290,6 +316,9 @@ def measure(shape: Shape, device: str, dtype: torch.dtype, geometry: torch.dtype
             calls = 2 if name == "composite" else 10
             timers[name] = timer(function, inputs, shape.levels, backward, device, calls)
             timers[name]()  # warm up: threads, memory, compilation
+        if device == "cpu" and not backward:
+            timers["the gather alone"] = functools.partial(seconds_of, gather_alone(shape, inputs))
+            times["the gather alone"] = [timers["the gather alone"]()]
         begin = time.perf_counter()
         while time.perf_counter() - begin < seconds or len(times["composite"]) < 3:
             for name, take in timers.items():
@@ -297,7 +326,7 @@ def measure(shape: Shape, device: str, dtype: torch.dtype, geometry: torch.dtype
                     times[name].append(take())
         for name, taken in times.items():
             best = min(taken) * 1e3
-            results[name][key] = {
+            results.setdefault(name, {})[key] = {
                 "best_ms": best,
                 "median_ms": statistics.median(taken) * 1e3,
                 "repeats": len(taken),
@@ -461,10 +490,11 @@ def table(results: list[dict]) -> str:
     lines = [f"{head}{'MiB fwd':>9}{'MiB f+b':>9}"]
     for result in results:
         for name, times in result["contenders"].items():
-            forward, both, memory = times["forward"], times["forward_backward"], times.get("peak_mib", {})
+            forward, both, memory = times["forward"], times.get("forward_backward"), times.get("peak_mib", {})
             lines.append(
                 f"{result['shape']:6}{result['threads'] or '':>8}{result['dtype']:>10}  {name:22}"
-                f"{forward['best_ms']:10.2f}{forward['ratio']:7.1f}{both['best_ms']:12.2f}{both['ratio']:7.1f}"
+                f"{forward['best_ms']:10.2f}{forward['ratio']:7.1f}"
+                + (f"{both['best_ms']:12.2f}{both['ratio']:7.1f}" if both else "")
                 + "".join(f"{memory[key]:9.0f}" if memory.get(key) is not None else " " * 9 for key in memory)
             )
         if bound := result.get("bound_ms"):
@@ -503,8 +533,8 @@ def main() -> None:
                 result["load_before"] = os.getloadavg()[0]
                 result["contenders"] = measure(SHAPES[name], options.device, dtype, geometry, options.seconds)
                 if name in MEMORY_SHAPES and not options.no_memory and threads in (None, 1):
-                    for contender, times in result["contenders"].items():
-                        times["peak_mib"] = {
+                    for contender in contenders(options.device):
+                        result["contenders"][contender]["peak_mib"] = {
                             key: peak_memory(SHAPES[name], contender, backward, options.device, dtype, geometry)
                             for key, backward in (("forward", False), ("forward_backward", True))
                         }
