@@ -101,10 +101,13 @@ Plan make_plan(const MsdetrDeformAttn& problem, int dtype, bool backward, int th
   const int64_t image_bytes = problem.tokens * problem.heads * problem.channels * size;
   const bool large = image_bytes > (int64_t(1) << 20);
   const bool shared = 4 * problem.queries * problem.levels * problem.points > 8 * problem.tokens;
-  const int64_t wanted = threads == 1 ? 1 : (4 * threads + problem.batch - 1) / problem.batch;
   Plan plan;
   plan.copied = shared && (backward || problem.batch * problem.heads >= threads);
   plan.split_heads = backward || plan.copied;
+  // Some tasks for each thread, so that none waits long for the others; but heads that are not copied stay together, since a
+  // head's part of a token is short.
+  const int64_t parts = threads == 1 ? 1 : (backward && !plan.copied ? 1 : 4) * threads;
+  const int64_t wanted = (parts + problem.batch - 1) / problem.batch;
   const int64_t most = plan.split_heads ? problem.heads : problem.queries;
   plan.splits = plan.copied && large ? problem.heads : wanted < most ? wanted : most;
   plan.tasks = plan.splits * problem.batch;

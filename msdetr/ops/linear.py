@@ -28,8 +28,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = F
                 return _Linear.apply(*(t if t is None else t.bfloat16() for t in (x, weight, bias)), relu)
         if slow_mkl():
             return _Linear.apply(x, weight, bias, relu)
-    output = F.linear(x, weight, bias)
-    return F.relu(output) if relu else output
+    if not relu or x.dim() == 1:
+        output = F.linear(x, weight, bias)
+        return F.relu(output) if relu else output
+    # In place, which the product of two matrices allows: that of more dimensions is a view of it.
+    return F.linear(x.flatten(0, -2), weight, bias).relu_().unflatten(0, x.shape[:-1])
 
 
 def takes(*tensors: Tensor) -> bool:
