@@ -15,7 +15,7 @@ from msdetr.analysis.arrays import predictions_from_arrays, targets_from_arrays
 from msdetr.analysis.look import SamplingPoints, sampling_points, training_output
 from msdetr.analysis.matching import Explanation, explain
 from msdetr.analysis.stability import MatchHistory
-from msdetr.config import RunConfig
+from msdetr.config import RunConfig, from_dict
 from msdetr.errors import ConfigError, InputError
 from msdetr.matching import MatchingRules
 from msdetr.methods import build_criterion, build_postprocess, matching_rules
@@ -138,7 +138,8 @@ class Microscope:
 def recorded(history: MatchHistory, record: int, image: int) -> Specimen:
     """One image as a detector saw it at one recorded step of its training.
 
-    record: 0 for the first of ``history.steps``. Raises InputError where no predictions were kept.
+    record: 0 for the first of ``history.steps``. Raises InputError where no predictions were kept, and ConfigError where the
+    run had settings that are none any more.
     """
     if not history.states:
         raise InputError("no predictions were kept: record with states > 0")
@@ -158,4 +159,5 @@ def recorded(history: MatchHistory, record: int, image: int) -> Specimen:
         history.pictures[image],
         history.class_names,
         f"image {targets.image_ids[0] if targets.image_ids else image}, step {history.steps[record]}",
+        config=None if history.config is None else from_dict(history.config),
     )

@@ -21,6 +21,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from torch import nn
 
 from msdetr import files
 from msdetr.analysis.look import training_output
-from msdetr.config import RunConfig
+from msdetr.config import RunConfig, plain
 from msdetr.errors import InputError, RecordsError, RunError
 from msdetr.losses import Criterion, Supervised
 from msdetr.matching import MatchingRules
@@ -78,7 +79,8 @@ class MatchRecorder:
             "image_ids": list(targets.image_ids),
             "class_names": list(class_names),
         }
-        files.write_json(self.directory / "about.json", about | {"matching": vars(matching_rules(config))})
+        about |= {"matching": vars(matching_rules(config)), "config": plain(config.to_dict())}
+        files.write_json(self.directory / "about.json", about)
 
     def _require_same(self, objects: Mapping[str, np.ndarray]) -> None:
         path = self.directory / "objects.npz"
@@ -220,7 +222,8 @@ class BranchHistory:
 @dataclass(frozen=True)
 class MatchHistory:
     """What a recorder left. steps, epochs: [R]. branches: by name, in the order of the criterion. states: per record the
-    output for the first S images, whose objects are ``kept_targets()`` and pictures ``pictures[i]`` [h, w, 3] uint8."""
+    output for the first S images, whose objects are ``kept_targets()`` and pictures ``pictures[i]`` [h, w, 3] uint8. config: the
+    run's settings as nested mappings; None in records of before version 0.2."""
 
     steps: np.ndarray
     epochs: np.ndarray
@@ -230,6 +233,7 @@ class MatchHistory:
     states: list[DetectorOutput]
     pictures: list[np.ndarray]
     class_names: tuple[str, ...]
+    config: Mapping[str, Any] | None = None
 
     def kept_targets(self) -> Targets:
         """The objects of the images kept in full, as a batch."""
@@ -272,6 +276,7 @@ def load_history(directory: str | Path) -> MatchHistory:
         states=[_state(r) for r in records if "one_to_one_logits" in r],
         pictures=[objects[f"picture_{i}"] for i in range(sum(name.startswith("picture_") for name in objects))],
         class_names=tuple(about["class_names"]),
+        config=about.get("config"),
     )
 
 

@@ -9,7 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msdetr.analysis.look import both_branches, sampling_points
+from msdetr import recipes
+from msdetr.analysis.look import both_branches, sampling_points, training_output
+from msdetr.analysis.matching import explain
+from msdetr.analysis.specimen import recorded
 from msdetr.analysis.stability import (
     BranchHistory,
     MatchHistory,
@@ -22,7 +25,7 @@ from msdetr.config import RunConfig
 from msdetr.data import Sample
 from msdetr.errors import InputError, RunError
 from msdetr.matching import MatchingRules
-from msdetr.methods import build_detector
+from msdetr.methods import build_criterion, build_detector, build_postprocess
 from msdetr.structures import ImageBatch, Targets
 
 
@@ -268,3 +271,24 @@ def test_sampling_points_reproduce_the_attention(detector, images):
             )
         expected = attention.output_proj(sampled.permute(2, 0, 1).flatten(1))
     torch.testing.assert_close(seen["output"][1], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", ["ms-detr-c", "stable-dino-ms-c", "deta-ms-c", "mr-detr", "dino", "group-detr-ms-c"])
+def test_a_recorded_image_is_explained_as_the_run_matched_it(tmp_path, images, recipe):
+    """By the matchers and costs of its method, and its answer by the method's post-processing."""
+    torch.manual_seed(0)
+    run = recipes.get(f"shapes/{recipe}").override(small.SMALL | {"model.num_queries": 20, "model.dropout": 0.0})
+    batch, targets = images
+    detector = build_detector(run)
+    MatchRecorder(tmp_path, batch, targets, run, every=1)(detector, 0, 0.0)
+    output = training_output(detector, batch, targets)
+    wanted = explain(output, targets, criterion=build_criterion(run), postprocess=build_postprocess(run))
+    found = recorded(load_history(tmp_path), 0, 0).explain()
+    for name in {"one_to_one", "one_to_many"} & set(wanted.branches):
+        for table in ("matched", "status", "cost", "score"):
+            expected, got = (getattr(e.branches[name], table) for e in (wanted, found))
+            np.testing.assert_allclose(got, expected, atol=1e-4, err_msg=f"{name}.{table}")
+    answers = [e.answer() for e in (wanted, found)]
+    assert (answers[0] is None) == (answers[1] is None)
+    if answers[0] is not None:
+        assert answers[0].query.tolist() == answers[1].query.tolist()

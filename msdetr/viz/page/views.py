@@ -42,12 +42,12 @@ class View:
 
 def films_of(history: MatchHistory, config: RunConfig | None = None) -> dict[Key, list[tuple[int, Specimen]]]:
     """The images that a recorded training keeps predictions of, as films. config: the run's, by whose matchers and
-    post-processing they are explained; by default one-to-one and one-to-many matching by the recorded rules."""
+    post-processing they are explained; by default the one that was recorded, of before version 0.2 the matching rules alone."""
     ids = history.targets.image_ids or tuple(range(history.targets.num_images))
 
     def film(image: int) -> list[tuple[int, Specimen]]:
         moments = [recorded(history, i, image) for i in range(len(history.states))]
-        return [(int(step), replace(one, config=config)) for step, one in zip(history.steps, moments)]
+        return [(int(step), replace(one, config=config or one.config)) for step, one in zip(history.steps, moments)]
 
     return {ids[image]: film(image) for image in range(len(history.pictures))}
 
