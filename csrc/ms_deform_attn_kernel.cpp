@@ -25,7 +25,7 @@ constexpr int kRegisterBytes = 64;
 constexpr bool kMasks = true;
 #elif defined(__AVX2__)
 constexpr int kRegisterBytes = 32;
-constexpr bool kMasks = false;
+constexpr bool kMasks = true;
 #else
 constexpr int kRegisterBytes = 16;
 constexpr bool kMasks = false;
@@ -51,6 +51,16 @@ struct Last {
   int lanes, skip;
 };
 
+#if defined(__AVX2__)
+// The first `lanes` lanes of eight or four, as AVX2's masked instructions want them.
+template <typename T>
+MSDETR_INLINE __m256i first_lanes(int lanes) {
+  alignas(32) static constexpr int32_t kOnes[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  const int width = int(sizeof(T)) / 4;
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kOnes + 8 - width * lanes));
+}
+#endif
+
 template <typename T, int W>
 MSDETR_INLINE typename Simd<T, W>::Vector load_last(const T* from, int lanes) {
 #if defined(__AVX512F__)
@@ -59,6 +69,14 @@ MSDETR_INLINE typename Simd<T, W>::Vector load_last(const T* from, int lanes) {
       return (typename Simd<T, W>::Vector)_mm512_maskz_loadu_ps(__mmask16((1u << lanes) - 1), from);
     } else {
       return (typename Simd<T, W>::Vector)_mm512_maskz_loadu_pd(__mmask8((1u << lanes) - 1), from);
+    }
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) * W == 32) {
+    if constexpr (sizeof(T) == 4) {
+      return (typename Simd<T, W>::Vector)_mm256_maskload_ps(from, first_lanes<T>(lanes));
+    } else {
+      return (typename Simd<T, W>::Vector)_mm256_maskload_pd(from, first_lanes<T>(lanes));
     }
   }
 #endif
@@ -74,6 +92,15 @@ MSDETR_INLINE void store_last(T* to, typename Simd<T, W>::Vector v, int lanes) {
       _mm512_mask_storeu_ps(to, __mmask16((1u << lanes) - 1), (__m512)v);
     } else {
       _mm512_mask_storeu_pd(to, __mmask8((1u << lanes) - 1), (__m512d)v);
+    }
+    return;
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) * W == 32) {
+    if constexpr (sizeof(T) == 4) {
+      _mm256_maskstore_ps(to, first_lanes<T>(lanes), (__m256)v);
+    } else {
+      _mm256_maskstore_pd(to, first_lanes<T>(lanes), (__m256d)v);
     }
     return;
   }
@@ -624,11 +651,12 @@ struct Kernel {
 template <typename T>
 bool run_typed(const MsdetrDeformAttn& problem, bool backward, const Plan& plan, int64_t task) {
   constexpr int kWidest = kRegisterBytes / int(sizeof(T));
-  if (kMasks || problem.channels >= kWidest) return Kernel<T, kWidest>::run(problem, backward, plan, task);
-  if constexpr (kWidest > 4) {
-    if (problem.channels >= 4) return Kernel<T, 4>::run(problem, backward, plan, task);
+  if constexpr (kMasks) {
+    return Kernel<T, kWidest>::run(problem, backward, plan, task);
+  } else {
+    if (problem.channels >= kWidest) return Kernel<T, kWidest>::run(problem, backward, plan, task);
+    return Kernel<T, 1>::run(problem, backward, plan, task);
   }
-  return Kernel<T, 1>::run(problem, backward, plan, task);
 }
 
 }  // namespace
