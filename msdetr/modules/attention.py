@@ -154,6 +154,7 @@ class MultiScaleDeformableAttention(nn.Module):
         if mask is not None and (not takes(values) or mask.any()):  # on a processor looking is cheaper than copying
             values = values.masked_fill(mask[..., None], 0)
         values = values.unflatten(-1, (self.num_heads, -1))  # [B, S, M, D]
-        points = self._points_at_once if takes_points(queries, references) else self.points
+        whole = references.shape[:3] == (*queries.shape[:2], self.num_levels) and len(shapes) == self.num_levels
+        points = self._points_at_once if whole and takes_points(queries, references) else self.points
         locations, weights = points(queries, references, shapes)
         return self.output_proj(ms_deform_attn(values, shapes, locations, weights))

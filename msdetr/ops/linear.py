@@ -22,12 +22,13 @@ from . import backends
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """x [..., I], weight [O, I], bias [O] -> [..., O]; relu: negative outputs become 0."""
-    if x.dim() > 1 and takes(x, weight):
+    if x.dim() > 1 and x.shape[-1] == weight.shape[1] and takes(x, weight):
         if torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
-                return _Linear.apply(*(t if t is None else t.bfloat16() for t in (x, weight, bias)), relu)
+                x, weight, bias = (t if t is None else t.bfloat16() for t in (x, weight, bias))
+                return _Linear.apply(x.contiguous(), weight, bias, relu)
         if slow_mkl():
-            return _Linear.apply(x, weight, bias, relu)
+            return _Linear.apply(x.contiguous(), weight, bias, relu)
     if not relu or x.dim() == 1:
         output = F.linear(x, weight, bias)
         return F.relu(output) if relu else output
@@ -81,9 +82,10 @@ def multiplies_bf16() -> bool:
 
 
 class _Linear(torch.autograd.Function):
+    """Of a contiguous x: a copy made in here would have no graph of its own for second derivatives."""
+
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-        x = x.contiguous()
         output = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
         ctx.save_for_backward(x, weight, output if relu else None)
         return output

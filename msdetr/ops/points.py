@@ -12,7 +12,7 @@ import functools
 import torch
 from torch import Tensor
 
-from ..errors import OperatorError
+from ..errors import InputError, OperatorError
 from . import cpu
 from .linear import again, takes
 
@@ -45,7 +45,15 @@ def sampling_points(
 
     projected: [B, Q, 3 * M * L * P], the offsets [M, L, P, 2] of a query, then its logits [M, L, P].
     base: [B, Q, L, 2].   scale: the same, or [L, 2] for all queries. All are on the processor; computed in fp32.
+
+    Raises InputError for shapes that do not fit together.
     """
+    numbers = (*base.shape[:2], 3 * num_heads * base.shape[2] * num_points)
+    if projected.shape != numbers or scale.shape not in (base.shape, base.shape[2:]):
+        raise InputError(
+            f"sampling points: projected {list(projected.shape)} and scale {list(scale.shape)} do not fit base {list(base.shape)}, "
+            f"which with {num_heads} heads of {num_points} points wants {list(numbers)}, and {list(base.shape)} or {list(base.shape[2:])}"
+        )
     projected, base, scale = (x.float().contiguous() for x in (projected, base, scale))
     return _Points.apply(projected, base, scale, num_heads, num_points)
 

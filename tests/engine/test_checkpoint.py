@@ -192,6 +192,17 @@ def test_another_number_of_classes(tmp_path):
         assert torch.equal(value, expected), name
 
 
+def test_as_many_other_classes(tmp_path):
+    config = tiny.config(tmp_path)
+    old, new = build_detector(config), build_detector(config)
+    before = {name: value.clone() for name, value in new.state_dict().items()}
+    taken = checkpoints.load_weights(new, old.state_dict(), reset_class_head=True)
+    assert taken.anew and "started anew: decoder.class_heads" in taken.report()
+    for name, value in new.state_dict().items():
+        assert torch.equal(value, (before if name in taken.anew else old.state_dict())[name]), name
+        assert ("class_head" in name) == (name in taken.anew), name
+
+
 @pytest.mark.fault("F66")
 def test_resetting_class_heads_does_not_cover_another_architecture(tmp_path):
     config = tiny.config(tmp_path)

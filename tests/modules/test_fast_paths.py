@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msdetr import recipes
+from msdetr.errors import InputError
 from msdetr.methods import build_criterion, build_detector
 from msdetr.model.backbone import BACKBONES, Backbone
 from msdetr.model.frozen import Affine, FrozenBottleneck, folds, frozen_norms
@@ -112,6 +113,23 @@ def test_linear_is_differentiated_twice():
         torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-4)
 
 
+@fast
+def test_a_tensor_with_gaps_is_differentiated_twice():
+    x, weight = torch.randn(4, 3, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+
+    def second(product):
+        gradient = torch.autograd.grad(product(x.t(), weight).square().sum(), weight, create_graph=True)[0]
+        return torch.autograd.grad(gradient.square().sum(), x)[0]
+
+    torch.testing.assert_close(second(linear), second(F.linear))
+
+
+@fast
+def test_a_tensor_of_another_width_is_named_with_its_shape():
+    with pytest.raises(RuntimeError, match="2x3 and 5x4"):
+        linear(torch.randn(2, 3), torch.randn(4, 5))
+
+
 def test_whatever_is_not_fp32_on_a_processor_is_pytorchs_own():
     x, weight = torch.randn(4, 5), torch.randn(3, 5)
     for dtype in (torch.float64, torch.bfloat16):
@@ -187,6 +205,25 @@ def test_points_are_differentiated_twice_and_for_many_at_once(width):
 
 
 @with_points
+@with_points
+def test_points_of_other_shapes_are_what_pytorch_makes_of_them():
+    """Too many levels or queries are an error, and what can be broadcast is."""
+    module = MultiScaleDeformableAttention(32, 4, 2, 2)
+    queries, tokens, shapes = torch.randn(2, 6, 32), torch.randn(2, 42, 32), SHAPES
+    with torch.no_grad():
+        for references in (torch.rand(1, 6, 2, 2), torch.rand(2, 6, 1, 4), torch.rand(2, 6, 2, 4)):
+            expected = module(queries, references.expand(2, 6, 2, -1), tokens, shapes)
+            torch.testing.assert_close(module(queries, references, tokens, shapes), expected)
+        for references in (torch.rand(2, 6, 4, 2), torch.rand(2, 12, 2, 2), torch.rand(4, 6, 2, 2)):
+            with pytest.raises((RuntimeError, InputError)):
+                module(queries, references, tokens, shapes)
+    projected, base = torch.randn(2, 6, 3 * 4 * 2 * 2), torch.rand(2, 6, 2, 2)
+    for changes in ({"projected": projected[:1]}, {"base": base[:, :, :1]}, {"scale": base[:, :1]}):
+        given = {"projected": projected, "base": base, "scale": base[0, 0]} | changes
+        with pytest.raises(InputError, match="sampling points: projected"):
+            sampling_points(**given, num_heads=4, num_points=2)
+
+
 def test_references_that_learn_and_numbers_that_are_none():
     """A reference that wants a gradient gets it; logits that are infinite or NaN become what softmax makes of them."""
     attention = MultiScaleDeformableAttention(8, 2, len(SHAPES), 4)

@@ -22,13 +22,17 @@ class TakenOver:
     missing: tuple[str, ...] = ()  # of the detector, not in the file: keep their initial values
     unexpected: tuple[str, ...] = ()  # in the file, not of the detector: ignored
     misshapen: tuple[str, ...] = ()  # "name: shape in the file, shape in the detector": keep their initial values
+    anew: tuple[str, ...] = ()  # class heads of as many classes, which were to be reset: keep their initial values
 
     def report(self) -> str:
         lines = [f"{len(self.taken)} tensors taken over"]
-        for what in ("missing", "unexpected", "misshapen"):
+        for what, words in (
+            *((what, what) for what in ("missing", "unexpected", "misshapen")),
+            ("anew", "started anew"),
+        ):
             names = getattr(self, what)
             if names:
-                lines.append(f"{len(names)} {what}: " + _shortened(names))
+                lines.append(f"{len(names)} {words}: " + _shortened(names))
         return "; ".join(lines)
 
 
@@ -41,7 +45,7 @@ def load_weights(
 ) -> TakenOver:
     """Copies weights into a detector.
 
-    reset_class_head: class heads of another number of classes keep their initial values.
+    reset_class_head: class heads keep their initial values, of another number of classes or of as many.
     partial: whatever fits is taken, the rest keeps its initial values.
     exact: dtypes must be the same; otherwise weights of another precision are converted.
 
@@ -52,12 +56,14 @@ def load_weights(
     shared = own.keys() & tensors.keys()
     misshapen = sorted(name for name in shared if not _fits(tensors[name], own[name], exact))
     heads = [name for name in misshapen if _is_class_head(name, own[name], tensors[name])]
-    taken = sorted(shared - set(misshapen))
+    anew = sorted(name for name in shared - set(misshapen) if reset_class_head and "class_head" in name)
+    taken = sorted(shared - set(misshapen) - set(anew))
     result = TakenOver(
         taken=tuple(taken),
         missing=tuple(sorted(own.keys() - tensors.keys())),
         unexpected=tuple(sorted(tensors.keys() - own.keys())),
         misshapen=tuple(f"{name}: {_difference(tensors[name], own[name])}" for name in misshapen),
+        anew=tuple(anew),
     )
     covered = set(heads) if reset_class_head else set()
     if not partial and (result.missing or result.unexpected or set(misshapen) - covered):
