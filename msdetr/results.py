@@ -17,12 +17,17 @@ from .files import read_json, stream_json
 from .predictor import NamedDetections, Predictor
 
 
-def category_ids(predictor: Predictor) -> list[int]:
-    """The id of each class: those of the annotations it was trained on, else 1, 2, … in the order of the classes.
+def category_ids(predictor: Predictor, annotations: str | Path | None = None) -> list[int]:
+    """The id of each class: those of the annotations it was trained on, else by name those of a COCO annotation file, else 1, 2, … in
+    the order of the classes.
 
-    Where only some classes have an id, the others get the smallest ones that are free.
+    Where only some classes have an id, the others get the smallest ones that are free. Raises AnnotationError for a file whose
+    categories have no ids and names.
     """
-    known = predictor.category_ids or (None,) * len(predictor.class_names)
+    known: Sequence[int | None] = predictor.category_ids or (None,) * len(predictor.class_names)
+    if predictor.category_ids is None and annotations is not None:
+        by_name = _categories(annotations)
+        known = [by_name.get(name) for name in predictor.class_names]
     taken, free = {i for i in known if i is not None}, iter(range(1, 2 * len(known) + 1))
     return [next(i for i in free if i not in taken) if own is None else own for own in known]
 
@@ -71,6 +76,19 @@ def _ids_by_name(annotations: str | Path) -> dict[str, int]:
                 "each its own"
             )
     return ids
+
+
+def _categories(annotations: str | Path) -> dict[str, int]:
+    """Ids by name; of a name that several categories have, none."""
+    content = stream_json(annotations, {"images": lambda _: None, "annotations": lambda _: None})
+    if content is None:
+        content = read_json(annotations, AnnotationError)
+    try:
+        pairs = [(str(category["name"]), int(category["id"])) for category in content["categories"]]
+    except (TypeError, KeyError, ValueError) as error:
+        raise AnnotationError(f"{annotations}: its categories need a name and an id, a whole number") from error
+    names = [name for name, _ in pairs]
+    return {name: number for name, number in pairs if names.count(name) == 1}
 
 
 def _name_and_id(image: Any) -> tuple[str, int]:

@@ -71,6 +71,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         course.copy(tmp_path / "file")
 
 
+def test_the_course_copied_onto_itself_stays_as_it_is(tmp_path, monkeypatch):
+    notebook = tmp_path / "notebooks" / "01_mine.ipynb"
+    notebook.parent.mkdir()
+    notebook.write_text("{}")
+    monkeypatch.setattr(course, "root", lambda: tmp_path)
+    assert course.copy(tmp_path) == [notebook] and notebook.read_text() == "{}"
+
+
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_wheel_serves_every_python_and_brings_the_course(compiled, tmp_path):
     """Built from a copy, so that the checkout's own build files do not matter."""

@@ -102,14 +102,23 @@ class Microscope:
         check_classes(predictor, self.dataset)
 
     def index(self, image: int | str | Path) -> int:
-        """The place of an image in the data set: by image id, or by file name or path. Raises ConfigError."""
+        """The place of an image in the data set: by image id, or by file name or path, of which as much as it takes to tell it from
+        the others. Raises ConfigError for none, and for several."""
         ids = list(self.dataset.image_ids)
         text = str(image)
         if text.lstrip("-").isdigit() and int(text) in ids:
             return ids.index(int(text))
         names = [self.dataset.path(i).name for i in range(len(ids))]
-        if Path(text).name in names:
-            return names.index(Path(text).name)
+        same = [i for i, name in enumerate(names) if name == Path(text).name]
+        fitting = {i: _alike(self.dataset.path(i), Path(text)) for i in same}
+        best = [i for i in same if fitting[i] == max(fitting.values())]
+        if len(best) == 1:
+            return best[0]
+        if best:
+            raise ConfigError(
+                f"image {text!r}: {len(best)} images of the data set are called so, among them {self.dataset.path(best[0])} and "
+                f"{self.dataset.path(best[1])}; name one of them with its folder, or by its id"
+            )
         raise ConfigError(
             f"image {text!r}: neither an image id nor a file name of the data set, whose first are "
             f"{', '.join(f'{i} ({name})' for i, name in zip(ids[:3], names[:3], strict=True))}"
@@ -133,6 +142,12 @@ class Microscope:
             None if points is None else tuple(points),
             self.config,
         )
+
+
+def _alike(path: Path, other: Path) -> int:
+    """How many names, from the last one backwards, two paths have in common."""
+    pairs = zip(reversed(path.parts), reversed(other.parts))
+    return next((i for i, (one, two) in enumerate(pairs) if one != two), min(len(path.parts), len(other.parts)))
 
 
 def recorded(history: MatchHistory, record: int, image: int) -> Specimen:

@@ -190,7 +190,7 @@ def export_model(
         max_detections: Kept per image; the run's own by default.
         opset: Of ONNX.
         check: Random inputs to compare on, of mixed sizes and paddings; 0: do not compare.
-        overwrite: Replace a file that is there.
+        overwrite: Replace a file that is there, or a folder of such weights.
     """
     from ..export import Graph, compare, export
     from ..export.check import onnx_function, program_function, require_onnxruntime

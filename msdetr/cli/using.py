@@ -91,7 +91,7 @@ def predict(
         draw: Folder for the images with the detections drawn in.
         coco: Write COCO JSON: with --annotations the list that COCO's evaluation reads, else a file of images, categories
             and scored annotations, as FiftyOne and labeling tools read it.
-        annotations: COCO annotation file that has the ids of the images.
+        annotations: COCO annotation file that has the ids of the images, and by name those of classes that the detector has no ids of.
         table: Write CSV with a line per object.
     """
     from .. import load, results
@@ -106,7 +106,7 @@ def predict(
     files = [file for path in images for file in (image_files(path) if path.is_dir() else [path])]
     ids = results.image_ids(annotations, files) if annotations else None
     predictor = load(model, device)
-    categories = results.category_ids(predictor)
+    categories = results.category_ids(predictor, annotations)
     if not (output or draw or coco or table):
         for detections in predictor.stream(files, max_detections, min_score):
             _show(detections, min_score)

@@ -65,6 +65,8 @@ def copy(target: str | Path) -> list[Path]:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise ConfigError(f"{changed[0]}{more}: there already, with other contents; give another folder")
     for path, copied in wanted.items():
+        if copied.exists():  # the same
+            continue
         try:
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copied)

@@ -45,20 +45,19 @@ def export(
     operator: deformable attention as row gathers, or as GridSample.
     raw, max_detections: see ``Graph``.
 
-    Raises ConfigError for a run that is not finished, an unsupported opset, a missing extra, and a file that is there unless
-    ``overwrite``; CheckpointError; WriteError.
+    Raises ConfigError for a run that is not finished, an unsupported opset, a missing extra, and what is there already: a file
+    unless ``overwrite``, of folders any but an empty one or, with ``overwrite``, earlier weights; CheckpointError; WriteError.
     """
-    output = Path(output)
-    if output.exists() and not overwrite:
-        raise ConfigError(f"{output}: is there already; give another name, or overwrite=True (--overwrite)")
+    output = Path(output).absolute()
+    if to not in ("onnx", "pt2", "weights"):
+        raise ConfigError(f"to: {to!r} is none of onnx, pt2, weights")
+    _require_place(output, to, overwrite)
     if to == "onnx":
         require_onnx(opset)
     require_finished(Path(model))
     make_folder(output.parent)
     if to == "weights":
         return _export_weights(model, output)
-    if to not in ("onnx", "pt2"):
-        raise ConfigError(f"to: {to!r} is none of onnx, pt2, weights")
     if operator not in _BACKENDS:
         raise ConfigError(f"operator: {operator!r} is none of {', '.join(_BACKENDS)}")
     predictor = load(model, "cpu")
@@ -76,6 +75,31 @@ def export(
             with replacing(output) as staging:
                 converted.save(staging, external_data=False)
     return output
+
+
+def _is_exported(folder: Path) -> bool:
+    """Whether a folder is what "weights" wrote, and nothing else is in it."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return False
+    content = read_json(manifest, FileError)
+    known = {"manifest.json", *content.get("files", ())}
+    return bool(content.get("stripped")) and {path.name for path in folder.iterdir()} <= known
+
+
+def _require_place(output: Path, to: str, overwrite: bool) -> None:
+    """Raises ConfigError where something would be lost: of folders only an empty one is taken, or exported weights are replaced."""
+    if output.is_dir():
+        if to != "weights":
+            raise ConfigError(f"{output}: is a folder; name a file to write, e.g. {output / f'detector.{to}'}")
+        if not any(output.iterdir()):
+            return
+        if not _is_exported(output):
+            raise ConfigError(
+                f"{output}: is a folder with other things in it; name a new one, e.g. {output / 'weights'}"
+            )
+    if output.exists() and not overwrite:
+        raise ConfigError(f"{output}: is there already; give another name, or overwrite=True (--overwrite)")
 
 
 def _export_weights(model: str | Path, output: Path) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import own
 import pytest
 import torch
-from small import SMALL
+from small import SMALL, config
 
 import msdetr
 from msdetr import files
@@ -17,6 +17,8 @@ from msdetr.data.layouts import YoloLayout
 from msdetr.data.layouts.base import Collected
 from msdetr.engine.metric import coco_rows
 from msdetr.errors import AnnotationError
+from msdetr.methods import build_detector
+from msdetr.predictor import Predictor
 from msdetr.results import category_ids, coco_dataset
 from msdetr.structures import Detections
 
@@ -120,6 +122,23 @@ TINY = SMALL | {
     "train.epochs": 1,
     "train.batch_size": 4,
 }
+
+
+def test_classes_without_ids_get_those_that_annotations_have_by_name(tmp_path):
+    """As those of transformers' models of COCO, whose first class is called N/A."""
+    settings = config("c", **{"model.num_classes": 4})
+    names = ("N/A", "person", "bicycle", "N/A")
+    predictor = Predictor(build_detector(settings), settings, names, device="cpu")
+    assert category_ids(predictor) == [1, 2, 3, 4]
+    file = tmp_path / "instances.json"
+    categories = [{"id": 2, "name": "bicycle"}, {"id": 1, "name": "person"}, {"id": 3, "name": "car"}]
+    file.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    assert category_ids(predictor, file) == [3, 1, 2, 4]
+    known = Predictor(predictor.detector, settings, names, (9, 8, 7, 6), device="cpu")
+    assert category_ids(known, file) == [9, 8, 7, 6], "those of the data that it was trained on"
+    file.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 2}]}))
+    with pytest.raises(AnnotationError, match="categories need a name and an id"):
+        category_ids(predictor, file)
 
 
 @pytest.mark.parametrize(

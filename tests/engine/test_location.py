@@ -12,7 +12,7 @@ from msdetr.analysis.candidates import measure_run
 from msdetr.analysis.specimen import Microscope
 from msdetr.engine import location
 from msdetr.engine.train import train
-from msdetr.errors import DataError
+from msdetr.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +112,21 @@ def test_a_run_goes_on_with_its_data_from_another_folder(project):
     with pytest.raises(DataError, match="neither"):
         location.resumed(run, wanted.override({"data.generate": "none"}))
     assert location.resumed(run, wanted.override({"data.root": "mine"})).data.root == "mine", "a person's word counts"
+
+
+def test_images_of_one_name_in_several_folders_are_told_apart(project):
+    microscope = Microscope(project / "runs" / "a", device="cpu")
+    places = ["cam1/0001.png", "cam2/0001.png", "cam2/0002.png"]
+
+    class Set:
+        image_ids = (1, 2, 3)
+
+        def path(self, index):
+            return project / "data" / "photos" / places[index]
+
+    microscope.dataset = Set()
+    for index, name in enumerate(places):
+        assert microscope.index(name) == microscope.index(Set().path(index)) == index
+    assert microscope.index("/elsewhere/0002.png") == 2, "of one name alone the folder does not matter"
+    with pytest.raises(ConfigError, match=r"image '0001.png': 2 images .*cam1.*cam2.*name one of them with its folder"):
+        microscope.index("0001.png")

@@ -127,6 +127,30 @@ def test_nothing_is_overwritten_unasked(run, tmp_path):
     assert (tmp_path / "mine.pt2").read_text() == "precious"
 
 
+@pytest.mark.fault("F131")
+def test_only_exported_weights_give_way_to_others(run, tmp_path, monkeypatch):
+    """Not a run, not its checkpoint, and not a folder in which somebody has put something."""
+    mine = write_run(tmp_path / "run")
+    [checkpoint] = (mine / "checkpoints").iterdir()
+    kept = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
+    monkeypatch.chdir(mine)
+    for place in (mine, checkpoint, "."):
+        with pytest.raises(ConfigError, match="is a folder with other things in it; name a new one"):
+            export(run, "weights", place, overwrite=True)
+    with pytest.raises(ConfigError, match="is a folder; name a file"):
+        export(run, "pt2", mine, overwrite=True)
+    assert kept == {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for overwrite in (False, True):
+        assert msdetr.load(export(run, "weights", empty, overwrite=overwrite), "cpu").class_names == NAMES
+    with pytest.raises(ConfigError, match="is there already"):
+        export(run, "weights", empty)
+    (empty / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="other things in it"):
+        export(run, "weights", empty, overwrite=True)
+
+
 @pytest.mark.fault("F132")
 @pytest.mark.parametrize("name", ["a.onnx", "a.pt2", "a.txt"])
 def test_metadata_of_a_foreign_file(name, tmp_path):
