@@ -58,13 +58,14 @@ def convert(
     annotations: Path | None = None,
     to_released: bool = False,
 ) -> None:
-    """Turn a released MS-DETR file (.pth) into a checkpoint of this package, or back.
+    """Turn a released file (.pth) into a checkpoint of this package, or back.
 
     For example:
         msdetr convert ms_detr_300.pth runs/released --recipe coco/ms-detr-300
         msdetr convert runs/mine mine.pth --to-released
 
-    Nothing in a released file is executed: it is read with weights_only=True.
+    Files of MS-DETR, Deformable DETR, H-DETR, DETA, DN-DETR and DINO. Nothing in one is executed: it is read with
+    weights_only=True.
 
     Args:
         source: The .pth file; or a run or checkpoint with --to-released.

@@ -64,7 +64,7 @@ DEMO = ("shapes/baseline", "shapes/ms-detr-c")
 def demo(runs: Path = Path("runs"), notebooks: Path | None = None, overrides: str = "", seed: Index = 0) -> None:
     """Train the baseline and MS-DETR (c) on the embedded data set through their notebooks, compare them, draw the figures.
 
-    Goes on where an earlier call was interrupted. Under 15 minutes on two CPU cores.
+    Goes on where an earlier call was interrupted. Takes ten to thirty minutes on two CPU cores.
 
     Args:
         runs: Where to leave everything.

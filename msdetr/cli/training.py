@@ -55,8 +55,8 @@ def train(
         device: auto, cpu, cuda or cuda:N.
         nproc: Processes on this machine, e.g. one per GPU; starts torchrun.
         resume: auto: go on from the newest checkpoint if there is one. never: insist on a fresh directory. Or a checkpoint.
-        init_from: Checkpoint, run, released MS-DETR or Deformable DETR file (.pth), or folder of transformers' Deformable
-            DETR (config.json, model.safetensors) whose weights to start from.
+        init_from: Checkpoint, run, released file (.pth; MS-DETR, Deformable DETR, H-DETR, DETA, DN-DETR, DINO), or folder of
+            transformers' Deformable DETR (config.json, model.safetensors) whose weights to start from.
         reset_class_head: With --init-from: start the class heads anew, for other classes, be they as many or not.
         init_partial: With --init-from: take over whatever fits and report the rest.
         allow_config_change: Resume although the configuration differs from the checkpoint's.
