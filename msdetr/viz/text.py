@@ -8,7 +8,7 @@ from msdetr.analysis.branches import branch_title
 from msdetr.analysis.health import Finding
 from msdetr.analysis.matching import BranchExplanation, Explanation, ObjectOutcome, QueryStep, object_name
 from msdetr.analysis.runs import Row
-from msdetr.viz.matching import SHORT
+from msdetr.viz.matching import fate
 from msdetr.viz.style import safe_text
 
 
@@ -33,17 +33,25 @@ def assignment_text(explanation: Explanation, layer: int | None = None) -> str:
 
 
 def candidate_text(branch: BranchExplanation, target: int, layer: int = -1, top: int = 10) -> str:
-    """Lists an object's candidates as a table, best score first."""
+    """Lists an object's candidates as a table, best score first; without costs where pairs are made by IoU alone."""
     number = range(len(branch.score))[layer] + 1
     name = safe_text(branch.object_name(target))
-    rows = [f"{name}: {branch_title(branch.name)}, layer {number}"]
+    seen = "" if branch.match_on is None else ", by the boxes that queries start from"
+    rows = [f"{name}: {branch_title(branch.name)}, layer {number}{seen}"]
+    if branch.by_overlap:
+        limit, most = branch.matching.threshold, branch.matching.k
+        rows.append(f"matched by IoU: from {limit:g} on and the best one, {most} at most; costs play no part")
+        rows.append(f"{'rank':>4} {'query':>5} {'prob.':>6} {'IoU':>6} | fate")
+        for c in branch.candidates(target, layer, top):
+            rows.append(f"{c.rank:>4} {c.query:>5} {c.probability:>6.3f} {c.iou:>6.3f} | {fate(branch, c.status)}")
+        return "\n".join(rows)
     rows.append(
         f"{'rank':>4} {'query':>5} {'prob.':>6} {'IoU':>6} {'score':>6} | {'class':>6} {'L1':>6} {'GIoU':>6} {'cost':>7} | fate"
     )
     for c in branch.candidates(target, layer, top):
         rows.append(
             f"{c.rank:>4} {c.query:>5} {c.probability:>6.3f} {c.iou:>6.3f} {c.score:>6.3f} | "
-            f"{c.cost_class:>6.2f} {c.cost_l1:>6.2f} {c.cost_giou:>6.2f} {c.cost:>7.2f} | {SHORT[c.status]}"
+            f"{c.cost_class:>6.2f} {c.cost_l1:>6.2f} {c.cost_giou:>6.2f} {c.cost:>7.2f} | {fate(branch, c.status)}"
         )
     return "\n".join(rows)
 
