@@ -18,11 +18,13 @@ import numpy as np
 
 from msdetr import files
 from msdetr.analysis.branches import branch_title
+from msdetr.analysis.reasons import innermost
 from msdetr.analysis.runs import Run, read_run
 from msdetr.errors import FileError
 from msdetr.losses import Branch
-from msdetr.matching import MatchingRules
-from msdetr.methods import build_criterion, matching_rules
+from msdetr.matching import IoUMatcher, OneToManyMatcher
+from msdetr.methods import build_criterion
+from msdetr.methods.mr_detr import FFN_ROUTE, INSTRUCT_ROUTE
 from msdetr.modules.heads import PRIOR_PROBABILITY
 
 ENOUGH_STEPS = 500  # rule of thumb: before, classes that are not found yet say nothing
@@ -198,7 +200,7 @@ def _positives(run: Run) -> Iterator[Finding]:
     free = [branch for branch in _branches(run) if not _is_fixed(branch)]
     if not free:
         return
-    m, graded, causes = matching_rules(run.config), [], []
+    graded, causes = [], []
     for branch in free:
         values = _logged(run, "positives_per_object", branch.name)
         if not values:
@@ -215,30 +217,63 @@ def _positives(run: Run) -> Iterator[Finding]:
         level = Level.FINE
         if most is not None and tail < min(1.5, 0.5 * most):
             level = Level.WARN
-            if branch.name == "one_to_many" and tail < 0.005:  # what is shown as 0.00
-                causes.append(_why_no_pair(m))
-            else:
-                causes.append(
-                    f"few predictions score above tau = {m.threshold:g}: early in training wait; later lower "
-                    "ms_detr.threshold, or look whether the boxes learn at all"
-                )
+            causes.append(_why_few(branch, tail))
         elif shares and _lately(shares) > 0.4:
             level = Level.WARN
-            causes.append(
-                "most queries are positives, so one-to-one supervision has little to tell apart: fewer per object "
-                "(ms_detr.k), or more queries (about 15 % are positive on COCO)"
-            )
+            causes.append(_why_many(branch))
         graded.append((level, text))
     yield _worst("one-to-many positives", graded, "; ".join(dict.fromkeys(causes)), run)
 
 
-def _why_no_pair(rules: MatchingRules) -> str:
+def _section(branch: Branch) -> str:
+    """The section of the configuration that says how a branch with a free number of positives is matched."""
+    if isinstance(innermost(branch.matcher), IoUMatcher):
+        return "deta"
+    if branch.name.startswith("one_to_many"):
+        return "ms_detr"
+    return "mr_detr" if branch.name in (FFN_ROUTE, INSTRUCT_ROUTE) else branch.name
+
+
+def _why_few(branch: Branch, positives: float) -> str:
+    rules, section = innermost(branch.matcher), _section(branch)
+    if isinstance(rules, IoUMatcher):
+        boxes, name = (
+            ("anchors", "encoder")
+            if branch.name.startswith("encoder")
+            else ("boxes that queries start from", "decoder")
+        )
+        return (
+            f"few {boxes} overlap an object by {rules.threshold:g}: early in training wait; later lower "
+            f"deta.{name}_threshold, or look whether the boxes learn at all"
+        )
+    if not isinstance(rules, OneToManyMatcher):
+        return "its matcher finds few pairs: early in training wait; later look whether the boxes learn at all"
+    if positives < 0.005:  # what is shown as 0.00
+        return _why_no_pair(rules, section)
+    return (
+        f"few predictions score above tau = {rules.threshold:g}: early in training wait; later lower "
+        f"{section}.threshold, or look whether the boxes learn at all"
+    )
+
+
+def _why_many(branch: Branch) -> str:
+    rules = innermost(branch.matcher)
+    fewer = f" ({_section(branch)}.k)" if isinstance(rules, (IoUMatcher, OneToManyMatcher)) else ""
+    if branch.name == "one_to_one":
+        return f"most queries are positives, so few learn what is no object: fewer per object{fewer}, or more queries"
+    return (
+        f"most queries are positives, so one-to-one supervision has little to tell apart: fewer per object{fewer}, or "
+        "more queries (about 15 % are positive on COCO)"
+    )
+
+
+def _why_no_pair(rules: OneToManyMatcher, section: str) -> str:
     """A branch without pairs learns that nothing is an object, so its probabilities stay where they begin."""
     needed = (rules.threshold - rules.alpha * PRIOR_PROBABILITY) / (1 - rules.alpha) if rules.alpha < 1 else math.inf
     box = f"a box needs an IoU above {needed:.2f} for it" if needed < 1 else "no box is good enough for it"
     return (
         f"next to no pairs: probabilities begin at {PRIOR_PROBABILITY:g}, and there, with alpha = {rules.alpha:g} and "
-        f"tau = {rules.threshold:g}, {box}; lower ms_detr.alpha or ms_detr.threshold, or look whether the boxes learn at all"
+        f"tau = {rules.threshold:g}, {box}; lower {section}.alpha or {section}.threshold, or look whether the boxes learn at all"
     )
 
 
