@@ -13,6 +13,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from msdetr.analysis.branches import branch_title
 from msdetr.analysis.outcomes import ObjectOutcome, explain_output
 from msdetr.analysis.reasons import Reason, innermost, object_name, reason_of
 from msdetr.errors import InputLookupError
@@ -91,6 +92,11 @@ class BranchExplanation:
     hypothetical: bool = False
     parts: int = 1
     match_on: Predictions | None = None
+
+    @property
+    def title(self) -> str:
+        """The name of the branch for people: one-to-one only where its matcher is."""
+        return branch_title(self.name, several=self.matcher is not None and self.matcher.each_object != 1)
 
     @property
     def seen(self) -> Predictions:

@@ -95,7 +95,7 @@ def _loss_falls(run: Run) -> Iterator[Finding]:
         values = _weighted(run, branch)
         first, last, ratio = _trend(values)
         if ratio is not None:
-            text = f"the {branch_title(branch.name)} loss went from {first:.2f} to {last:.2f} (x {ratio:.2f})"
+            text = f"the {_title(branch)} loss went from {first:.2f} to {last:.2f} (x {ratio:.2f})"
             graded.append((_grade(ratio, 0.9, 1.0), text))
     cause = (
         "a learning rate that is far too low or too high, labels shifted by one, boxes in another format than cxcywh in "
@@ -169,7 +169,7 @@ def _boxes_move(run: Run) -> Iterator[Finding]:
         first, last, ratio = _trend([terms[f"{branch.name}/l1"][-1] for terms in lines])
         if not (_is_fixed(branch) or branch.name == "one_to_one") or ratio is None:
             continue
-        text = f"{branch_title(branch.name)}: last layer's L1 per object went from {first:.3f} to {last:.3f} (x {ratio:.2f})"
+        text = f"{_title(branch)}: last layer's L1 per object went from {first:.3f} to {last:.3f} (x {ratio:.2f})"
         if f"{branch.name}/giou" in lines[-1]:
             text += f", its GIoU loss is {lines[-1][f'{branch.name}/giou'][-1]:.2f}"
         # a branch with known pairs starts from boxes that are nearly right
@@ -191,7 +191,7 @@ def _objects_have_queries(run: Run) -> Iterator[Finding]:
             shares = _logged(run, "positives_per_object", branch.name)
         if shares:
             level = Level.WARN if min(shares) < 0.999 else Level.FINE
-            graded.append((level, f"{min(shares):.3f} of the {branch_title(branch.name)} pairs at least"))
+            graded.append((level, f"{min(shares):.3f} of the {_title(branch)} pairs at least"))
     cause = "images with more objects than the branch has queries: the rest goes unsupervised; raise model.num_queries"
     yield _worst("every object has a query", graded, cause, run)
 
@@ -212,7 +212,7 @@ def _positives(run: Run) -> Iterator[Finding]:
             shares = [tail * objects / run.config.model.num_queries]
         most = branch.matcher.most
         limit = "" if most is None else f" (at most {most})"
-        text = f"{branch_title(branch.name)}: {tail:.2f} positives per object lately{limit}"
+        text = f"{_title(branch)}: {tail:.2f} positives per object lately{limit}"
         text += f", {_lately(shares):.0%} of the queries" if shares else ""
         level = Level.FINE
         if most is not None and tail < min(1.5, 0.5 * most):
@@ -286,7 +286,7 @@ def _layers_refine(run: Run) -> Iterator[Finding]:
         if not _is_fixed(branch) or not rows or len(rows[0]) < 2:
             continue
         layers = np.mean(rows, axis=0)
-        text = f"{branch_title(branch.name)} GIoU loss per decoder layer: {', '.join(f'{v:.2f}' for v in layers)}"
+        text = f"{_title(branch)} GIoU loss per decoder layer: {', '.join(f'{v:.2f}' for v in layers)}"
         graded.append((Level.WARN if layers[-1] > 1.05 * layers[0] else Level.FINE, text))
     cause = "later layers make boxes worse: references passed on in the wrong format, or too short a training"
     if graded:
@@ -370,6 +370,10 @@ def _trend(values: list[float]) -> tuple[float, float, float | None]:
 
 def _branches(run: Run) -> list[Branch]:
     return build_criterion(run.config).branches
+
+
+def _title(branch: Branch) -> str:
+    return branch_title(branch.name, several=branch.each_object != 1)
 
 
 def _is_fixed(branch: Branch) -> bool:

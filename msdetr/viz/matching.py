@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from msdetr.analysis.branches import branch_title
 from msdetr.analysis.look import SamplingPoints
 from msdetr.analysis.matching import (
     BranchExplanation,
@@ -68,7 +67,7 @@ def assignment_figure(
             canvas(ax, picture)
             draw_assignments(ax, branch, layer, picture)
             pairs = int(branch.matched[layer].sum())
-            ax.set_title(f"{branch_title(name)}, layer {layer + 1}: {pairs} pair{'s' * (pairs != 1)}", fontsize=10)
+            ax.set_title(f"{branch.title}, layer {layer + 1}: {pairs} pair{'s' * (pairs != 1)}", fontsize=10)
             ax.set_xlabel(_served_lines(branch, layer), fontsize=8, loc="left", linespacing=1.25)
     handles = [
         *_object_handles(explanation),
@@ -131,7 +130,7 @@ def ranking_figure(
     for ax in (middle, *costs):
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, frameon=False, columnspacing=1)
     name = branch.object_name(target)
-    figure.suptitle(f"{safe(name, 60)}: best candidates, {branch_title(branch.name)}, layer {layer + 1}", fontsize=12)
+    figure.suptitle(f"{safe(name, 60)}: best candidates, {branch.title}, layer {layer + 1}", fontsize=12)
     return figure
 
 
@@ -163,7 +162,9 @@ def query_figure(
         many = "–" if not step.one_to_many else ", ".join(map(str, step.one_to_many))
         one = "–" if step.one_to_one is None else step.one_to_one
         ax.set_title(f"layer {step.layer + 1}: {safe(label, 18)} {step.probability:.2f}", fontsize=10)
-        ax.set_xlabel(f"one-to-one: object {one}\none-to-many: object {many}\nIoU {step.iou:.2f}", fontsize=9)
+        ax.set_xlabel(
+            f"{explanation.one_to_one.title}: object {one}\none-to-many: object {many}\nIoU {step.iou:.2f}", fontsize=9
+        )
     references = [step.reference for step in steps if step.reference is not None]
     handles = []
     if any(reference[2:].any() for reference in references):
@@ -203,7 +204,7 @@ def why_not_figure(
     _box(left, branch.seen.boxes[layer, 0, query].numpy(), picture, DARK, "--", 2.2)
     words = f"query {query}" if branch.match_on is None else f"box that query {query} starts from"
     handles.append(Line2D([], [], color=DARK, linestyle="--", linewidth=2.2, label=words))
-    left.set_title(f"{branch_title(branch.name)}, layer {layer + 1}", fontsize=10)
+    left.set_title(f"{branch.title}, layer {layer + 1}", fontsize=10)
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=9)
 
     verdict = "yes" if not reason.obstacles else "no: " + ", ".join(status.value for status in reason.obstacles)

@@ -21,14 +21,14 @@ def assignment_text(explanation: Explanation, layer: int | None = None) -> str:
         for t in range(len(explanation.targets)):
             name = safe_text(object_name(t, explanation.targets, explanation.class_names))
             one, many = (_queries(explanation.branch(b).serving(t, i)) for b in ("one_to_one", "one_to_many"))
-            lines.append(f"  {name:<28} one-to-one: {one:<6} one-to-many: {many}")
+            lines.append(f"  {name:<28} {explanation.one_to_one.title}: {one:<6} one-to-many: {many}")
             for branch in explanation.further:
                 if i == layers[-1]:
-                    lines.append(f"    {branch_title(branch.name)}: {_queries(_serving(branch, t))}")
+                    lines.append(f"    {branch.title}: {_queries(_serving(branch, t))}")
     lines += [f"({branch_title(name)}: its matcher does not explain itself)" for name in explanation.unexplained]
     if explanation.one_to_many.hypothetical:
         what = "one-to-many is" if "one_to_many" in explanation.unexplained else "no one-to-many branch:"
-        lines.append(f"({what} shown as it would be on the one-to-one predictions)")
+        lines.append(f"({what} shown as it would be on the {explanation.one_to_one.title} predictions)")
     return "\n".join(lines)
 
 
@@ -37,7 +37,7 @@ def candidate_text(branch: BranchExplanation, target: int, layer: int = -1, top:
     number = range(len(branch.score))[layer] + 1
     name = safe_text(branch.object_name(target))
     seen = "" if branch.match_on is None else ", by the boxes that queries start from"
-    rows = [f"{name}: {branch_title(branch.name)}, layer {number}{seen}"]
+    rows = [f"{name}: {branch.title}, layer {number}{seen}"]
     if branch.by_overlap:
         limit, most = branch.matching.threshold, branch.matching.k
         rows.append(f"matched by IoU: from {limit:g} on and the best one, {most} at most; costs play no part")
@@ -58,15 +58,17 @@ def candidate_text(branch: BranchExplanation, target: int, layer: int = -1, top:
 
 def served_text(branch: BranchExplanation, query: int) -> str:
     """Says which objects a query serves in each layer of a branch, one line each."""
-    lines = [f"query {query}: {branch_title(branch.name)}"]
+    lines = [f"query {query}: {branch.title}"]
     for layer in range(len(branch.score)):
         names = (safe_text(branch.object_name(target)) for target in branch.served(query, layer))
         lines.append(f"  layer {layer + 1}: serves {', '.join(names) or '-'}")
     return "\n".join(lines)
 
 
-def path_text(steps: Sequence[QueryStep], query: int, class_names: Sequence[str] = ()) -> str:
-    """Follows a query through the layers, one line each."""
+def path_text(
+    steps: Sequence[QueryStep], query: int, class_names: Sequence[str] = (), title: str = "one-to-one"
+) -> str:
+    """Follows a query through the layers, one line each. title: of the branch that the path is of."""
     lines = [f"query {query}"]
     for step in steps:
         label = class_names[step.label] if step.label < len(class_names) else f"class {step.label}"
@@ -76,7 +78,7 @@ def path_text(steps: Sequence[QueryStep], query: int, class_names: Sequence[str]
         near = "" if step.nearest is None else f"; closest to object {step.nearest} (IoU {step.iou:.2f})"
         lines.append(
             f"  layer {step.layer + 1}: {safe_text(label, 20)} {step.probability:.2f}, box ({box}); "
-            f"serves one-to-one: {one}, one-to-many: {many}{near}"
+            f"serves {title}: {one}, one-to-many: {many}{near}"
         )
     return "\n".join(lines)
 

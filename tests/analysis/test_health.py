@@ -87,6 +87,7 @@ def test_advice_on_positives_is_of_the_method_that_makes_them(tmp_path, settings
     path = make_run(tmp_path / "run", lines=lines(lambda step: change), **settings)
     finding = report(path)["one-to-many positives"]
     assert finding.level is Level.WARN and re.search(cause, finding.cause) and "ms_detr" not in finding.cause
+    assert branch != "one_to_one" or finding.text.startswith("decoder: ")
 
 
 @pytest.mark.parametrize(("steps", "level"), [(40, Level.UNKNOWN), (499, Level.UNKNOWN), (500, Level.BAD)])

@@ -74,11 +74,15 @@ def test_boxes_are_drawn_where_they_are(specimen):
     assert object_color(0) != object_color(1)
 
 
-def test_candidates_of_matching_by_overlap_are_drawn_without_scores_and_costs(specimen):
+def test_matching_by_overlap_is_drawn_under_its_own_name_without_scores_and_costs(specimen):
     """DETA: what is drawn are the boxes that queries start from, of which the numbers are."""
     output = specimen.output
     output = replace(output, references=output.one_to_one.boxes.flip(2).contiguous())
     found = replace(specimen, output=output, config=recipes.get("shapes/deta")).explain()
+    titles = [ax.get_title() for ax in assignment_figure(found, specimen.picture).axes]
+    assert [title.split(",")[0] for title in titles] == ["decoder"] * 2 + ["one-to-many"] * 2
+    for text in (assignment_text(found), candidate_text(found.one_to_one, 0)):
+        assert "decoder" in text and "one-to-one" not in text
     figure = ranking_figure(found.one_to_one, 0, picture=specimen.picture)
     left, middle = figure.axes
     assert "boxes that queries start from" in left.get_title()
