@@ -13,10 +13,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from msdetr.analysis.branches import branch_title
 from msdetr.analysis.outcomes import ObjectOutcome, explain_output
-from msdetr.analysis.reasons import Reason, object_name, reason_of
+from msdetr.analysis.reasons import Reason, innermost, object_name, reason_of
 from msdetr.errors import InputLookupError
-from msdetr.matching import STATUSES, Matcher, MatchingRules, Status
+from msdetr.matching import STATUSES, IoUMatcher, Matcher, MatchingRules, Status, pair_iou
 from msdetr.structures import Detections, Matches, Predictions, Targets
 
 
@@ -60,6 +61,8 @@ class BranchExplanation:
 
     predictions: what is supervised. targets: with what; objects repeated where the branch repeats them. objects: those of the
     image. matcher: None where the pairs were known. parts: the queries are so many equal parts, each matched by itself.
+    match_on: what the matcher saw, where that is not what is supervised: boxes that queries start from, anchors of the encoder.
+    Probability, IoU, score and costs are of what the matcher saw.
     score is alpha * probability + (1 - alpha) * iou; cost_class, cost_l1 and cost_giou are weighted terms of the
     Hungarian cost. place is the 1-based rank of the query among those the rule lets compete for the object, were it one
     of them. hypothetical: the detector has no such branch, or none that explains itself; its one-to-one
@@ -88,6 +91,22 @@ class BranchExplanation:
     class_names: tuple[str, ...] = ()
     hypothetical: bool = False
     parts: int = 1
+    match_on: Predictions | None = None
+
+    @property
+    def title(self) -> str:
+        """The name of the branch for people: one-to-one only where its matcher is."""
+        return branch_title(self.name, several=self.matcher is not None and self.matcher.each_object != 1)
+
+    @property
+    def seen(self) -> Predictions:
+        """What the matcher saw, of which all numbers are."""
+        return self.predictions if self.match_on is None else self.match_on
+
+    @property
+    def by_overlap(self) -> bool:
+        """Whether pairs are made by IoU alone, from ``matching.threshold`` on; costs then play no part."""
+        return self.matcher is not None and isinstance(innermost(self.matcher), IoUMatcher)
 
     @property
     def cost(self) -> np.ndarray:
@@ -213,10 +232,11 @@ class Explanation:
         """A query from the first layer to the last, as the one-to-one branch predicts it."""
         branch = self.one_to_one
         boxes = branch.predictions.boxes[:, 0, query].numpy()
+        overlaps = pair_iou(branch.predictions, branch.targets)[..., query].numpy()  # [K, T], of the boxes predicted
         probability = branch.predictions.logits[:, 0, query].sigmoid().numpy()
         steps = []
         for layer in range(self.num_layers):
-            overlap = branch.iou[layer, :, query]
+            overlap = overlaps[layer]
             steps.append(
                 QueryStep(
                     layer=layer,

@@ -18,11 +18,13 @@ import numpy as np
 
 from msdetr import files
 from msdetr.analysis.branches import branch_title
+from msdetr.analysis.reasons import innermost
 from msdetr.analysis.runs import Run, read_run
 from msdetr.errors import FileError
 from msdetr.losses import Branch
-from msdetr.matching import MatchingRules
-from msdetr.methods import build_criterion, matching_rules
+from msdetr.matching import IoUMatcher, OneToManyMatcher
+from msdetr.methods import build_criterion
+from msdetr.methods.mr_detr import FFN_ROUTE, INSTRUCT_ROUTE
 from msdetr.modules.heads import PRIOR_PROBABILITY
 
 ENOUGH_STEPS = 500  # rule of thumb: before, classes that are not found yet say nothing
@@ -93,7 +95,7 @@ def _loss_falls(run: Run) -> Iterator[Finding]:
         values = _weighted(run, branch)
         first, last, ratio = _trend(values)
         if ratio is not None:
-            text = f"the {branch_title(branch.name)} loss went from {first:.2f} to {last:.2f} (x {ratio:.2f})"
+            text = f"the {_title(branch)} loss went from {first:.2f} to {last:.2f} (x {ratio:.2f})"
             graded.append((_grade(ratio, 0.9, 1.0), text))
     cause = (
         "a learning rate that is far too low or too high, labels shifted by one, boxes in another format than cxcywh in "
@@ -167,7 +169,7 @@ def _boxes_move(run: Run) -> Iterator[Finding]:
         first, last, ratio = _trend([terms[f"{branch.name}/l1"][-1] for terms in lines])
         if not (_is_fixed(branch) or branch.name == "one_to_one") or ratio is None:
             continue
-        text = f"{branch_title(branch.name)}: last layer's L1 per object went from {first:.3f} to {last:.3f} (x {ratio:.2f})"
+        text = f"{_title(branch)}: last layer's L1 per object went from {first:.3f} to {last:.3f} (x {ratio:.2f})"
         if f"{branch.name}/giou" in lines[-1]:
             text += f", its GIoU loss is {lines[-1][f'{branch.name}/giou'][-1]:.2f}"
         # a branch with known pairs starts from boxes that are nearly right
@@ -189,7 +191,7 @@ def _objects_have_queries(run: Run) -> Iterator[Finding]:
             shares = _logged(run, "positives_per_object", branch.name)
         if shares:
             level = Level.WARN if min(shares) < 0.999 else Level.FINE
-            graded.append((level, f"{min(shares):.3f} of the {branch_title(branch.name)} pairs at least"))
+            graded.append((level, f"{min(shares):.3f} of the {_title(branch)} pairs at least"))
     cause = "images with more objects than the branch has queries: the rest goes unsupervised; raise model.num_queries"
     yield _worst("every object has a query", graded, cause, run)
 
@@ -198,7 +200,7 @@ def _positives(run: Run) -> Iterator[Finding]:
     free = [branch for branch in _branches(run) if not _is_fixed(branch)]
     if not free:
         return
-    m, graded, causes = matching_rules(run.config), [], []
+    graded, causes = [], []
     for branch in free:
         values = _logged(run, "positives_per_object", branch.name)
         if not values:
@@ -210,35 +212,68 @@ def _positives(run: Run) -> Iterator[Finding]:
             shares = [tail * objects / run.config.model.num_queries]
         most = branch.matcher.most
         limit = "" if most is None else f" (at most {most})"
-        text = f"{branch_title(branch.name)}: {tail:.2f} positives per object lately{limit}"
+        text = f"{_title(branch)}: {tail:.2f} positives per object lately{limit}"
         text += f", {_lately(shares):.0%} of the queries" if shares else ""
         level = Level.FINE
         if most is not None and tail < min(1.5, 0.5 * most):
             level = Level.WARN
-            if branch.name == "one_to_many" and tail < 0.005:  # what is shown as 0.00
-                causes.append(_why_no_pair(m))
-            else:
-                causes.append(
-                    f"few predictions score above tau = {m.threshold:g}: early in training wait; later lower "
-                    "ms_detr.threshold, or look whether the boxes learn at all"
-                )
+            causes.append(_why_few(branch, tail))
         elif shares and _lately(shares) > 0.4:
             level = Level.WARN
-            causes.append(
-                "most queries are positives, so one-to-one supervision has little to tell apart: fewer per object "
-                "(ms_detr.k), or more queries (about 15 % are positive on COCO)"
-            )
+            causes.append(_why_many(branch))
         graded.append((level, text))
     yield _worst("one-to-many positives", graded, "; ".join(dict.fromkeys(causes)), run)
 
 
-def _why_no_pair(rules: MatchingRules) -> str:
+def _section(branch: Branch) -> str:
+    """The section of the configuration that says how a branch with a free number of positives is matched."""
+    if isinstance(innermost(branch.matcher), IoUMatcher):
+        return "deta"
+    if branch.name.startswith("one_to_many"):
+        return "ms_detr"
+    return "mr_detr" if branch.name in (FFN_ROUTE, INSTRUCT_ROUTE) else branch.name
+
+
+def _why_few(branch: Branch, positives: float) -> str:
+    rules, section = innermost(branch.matcher), _section(branch)
+    if isinstance(rules, IoUMatcher):
+        boxes, name = (
+            ("anchors", "encoder")
+            if branch.name.startswith("encoder")
+            else ("boxes that queries start from", "decoder")
+        )
+        return (
+            f"few {boxes} overlap an object by {rules.threshold:g}: early in training wait; later lower "
+            f"deta.{name}_threshold, or look whether the boxes learn at all"
+        )
+    if not isinstance(rules, OneToManyMatcher):
+        return "its matcher finds few pairs: early in training wait; later look whether the boxes learn at all"
+    if positives < 0.005:  # what is shown as 0.00
+        return _why_no_pair(rules, section)
+    return (
+        f"few predictions score above tau = {rules.threshold:g}: early in training wait; later lower "
+        f"{section}.threshold, or look whether the boxes learn at all"
+    )
+
+
+def _why_many(branch: Branch) -> str:
+    rules = innermost(branch.matcher)
+    fewer = f" ({_section(branch)}.k)" if isinstance(rules, (IoUMatcher, OneToManyMatcher)) else ""
+    if branch.name == "one_to_one":
+        return f"most queries are positives, so few learn what is no object: fewer per object{fewer}, or more queries"
+    return (
+        f"most queries are positives, so one-to-one supervision has little to tell apart: fewer per object{fewer}, or "
+        "more queries (about 15 % are positive on COCO)"
+    )
+
+
+def _why_no_pair(rules: OneToManyMatcher, section: str) -> str:
     """A branch without pairs learns that nothing is an object, so its probabilities stay where they begin."""
     needed = (rules.threshold - rules.alpha * PRIOR_PROBABILITY) / (1 - rules.alpha) if rules.alpha < 1 else math.inf
     box = f"a box needs an IoU above {needed:.2f} for it" if needed < 1 else "no box is good enough for it"
     return (
         f"next to no pairs: probabilities begin at {PRIOR_PROBABILITY:g}, and there, with alpha = {rules.alpha:g} and "
-        f"tau = {rules.threshold:g}, {box}; lower ms_detr.alpha or ms_detr.threshold, or look whether the boxes learn at all"
+        f"tau = {rules.threshold:g}, {box}; lower {section}.alpha or {section}.threshold, or look whether the boxes learn at all"
     )
 
 
@@ -251,7 +286,7 @@ def _layers_refine(run: Run) -> Iterator[Finding]:
         if not _is_fixed(branch) or not rows or len(rows[0]) < 2:
             continue
         layers = np.mean(rows, axis=0)
-        text = f"{branch_title(branch.name)} GIoU loss per decoder layer: {', '.join(f'{v:.2f}' for v in layers)}"
+        text = f"{_title(branch)} GIoU loss per decoder layer: {', '.join(f'{v:.2f}' for v in layers)}"
         graded.append((Level.WARN if layers[-1] > 1.05 * layers[0] else Level.FINE, text))
     cause = "later layers make boxes worse: references passed on in the wrong format, or too short a training"
     if graded:
@@ -335,6 +370,10 @@ def _trend(values: list[float]) -> tuple[float, float, float | None]:
 
 def _branches(run: Run) -> list[Branch]:
     return build_criterion(run.config).branches
+
+
+def _title(branch: Branch) -> str:
+    return branch_title(branch.name, several=branch.each_object != 1)
 
 
 def _is_fixed(branch: Branch) -> bool:

@@ -28,6 +28,7 @@ from msdetr.losses import Branch, Criterion, Supervised, answer, candidates
 from msdetr.matching import (
     STATUSES,
     HungarianMatcher,
+    IoUMatcher,
     MatchingRules,
     OneToManyMatcher,
     Status,
@@ -129,6 +130,8 @@ def _branch(
     matcher = None if given.pairs is not None else innermost(branch.matcher)
     if isinstance(matcher, OneToManyMatcher):  # that of a route has settings of its own
         matching = replace(matching, alpha=matcher.alpha, threshold=matcher.threshold, k=matcher.k)
+    if isinstance(matcher, IoUMatcher):  # classes play no part
+        matching = replace(matching, alpha=0.0, threshold=matcher.threshold, k=matcher.k)
     seen = predictions if given.match_on is None else given.match_on.detach().float()
     table = score(seen, targets, matching.alpha)
     with torch.random.fork_rng(devices=[]):  # the released rule draws at random: the same draw each time
@@ -167,6 +170,7 @@ def _branch(
         class_names=class_names,
         hypothetical=hypothetical,
         parts=given.parts,
+        match_on=None if given.match_on is None else seen,
     )
 
 

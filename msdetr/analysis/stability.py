@@ -3,7 +3,7 @@
 ``MatchRecorder`` looks at a fixed set of images at intervals of a training run and writes down who is matched to whom in
 every branch of the criterion; ``load_history`` reads that back and ``flip_rates`` measures the change from one record to the
 next: one minus the overlap of an object's old and new set of queries, |A ∩ B| / |A ∪ B|. An object that swaps its only
-query flips by 1, so in a one-to-one branch the rate is the share of objects whose query is another one than before. Copies
+query flips by 1, so where no object has several queries the rate is the share of objects whose query is another one than before. Copies
 of an object (hybrid matching) count as the object.
 
 In a two-stage detector query number 7 is a new proposal at every look, so there a query is identified by the encoder
@@ -347,12 +347,13 @@ def _state(arrays: dict[str, np.ndarray]) -> DetectorOutput:
 class FlipRates:
     """Change between consecutive records. steps, epochs: [R - 1], of the later one. rates: branch -> [R - 1, K] means over
     objects, NaN where no object counts. An object counts where it has a query in at least one of the two records;
-    counted: branch -> [R - 1, K] says how many do."""
+    counted: branch -> [R - 1, K] says how many do. several: branches in which some object had more than one query at once."""
 
     steps: np.ndarray
     epochs: np.ndarray
     rates: Mapping[str, np.ndarray]
     counted: Mapping[str, np.ndarray]
+    several: frozenset[str] = frozenset()
 
     def per_epoch(self, branch: str = "one_to_one") -> tuple[np.ndarray, np.ndarray]:
         """Epochs [E] (whole numbers, the last one of a record) and mean flip rate between records [E, K]."""
@@ -376,7 +377,13 @@ def flip_rates(history: MatchHistory) -> FlipRates:
         if not branch.known
     }
     rates, counted = ({name: pair[i] for name, pair in changes.items()} for i in (0, 1))
-    return FlipRates(history.steps[1:], history.epochs[1:], rates, counted)
+    several = frozenset(name for name in changes if any(map(_several, history.branches[name].rows)))
+    return FlipRates(history.steps[1:], history.epochs[1:], rates, counted, several)
+
+
+def _several(rows: np.ndarray) -> bool:
+    """Whether some object has more than one query in a layer. rows: [pairs, 3] layer, object, query identity."""
+    return len(np.unique(rows[:, :2], axis=0)) < len(np.unique(rows, axis=0))
 
 
 def _changes(records: Sequence[np.ndarray], num_layers: int, num_objects: int) -> tuple[np.ndarray, np.ndarray]:

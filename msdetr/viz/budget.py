@@ -15,7 +15,7 @@ from ..analysis.budget import Budget, Cause, Comparison, Failure, Kind, Part
 from ..analysis.budget.scene import corners
 from ..errors import InputError
 from .data import draw_box
-from .style import DARK, PALETTE, finish, safe, subplots
+from .style import DARK, PALETTE, finish, safe, show_pixels, subplots
 
 _COLOR = dict(zip(Cause, PALETTE))
 _HATCH = dict(zip(Cause, ("", "//", "", "..", "", "xx", "\\\\", "--", "++")))
@@ -115,7 +115,7 @@ def failure_figure(dataset, failures: Sequence[Failure], count: int = 6, budget:
     found = {} if budget is None else {one.scene.image_id: one.scene for one in budget.ledger.scenes}
     for ax, one in zip(axes, chosen, strict=False):
         pixels = dataset.pixels(index[one.image_id]).permute(1, 2, 0).numpy()
-        ax.imshow(pixels)
+        show_pixels(ax, pixels)
         boxes = [one.box]
         if one.image_id in found:
             boxes += _draw_scene(ax, one, found[one.image_id])
@@ -154,5 +154,5 @@ def _surroundings(ax: Axes, boxes: Sequence[Sequence[float]], shape: tuple[int, 
     x0, y0 = (min(box[i] for box in boxes) for i in (0, 1))
     x1, y1 = (max(box[i] for box in boxes) for i in (2, 3))
     around = max(32.0, 0.67 * max(x1 - x0, y1 - y0))
-    ax.set_xlim(max(x0 - around, -0.5), min(x1 + around, shape[1] - 0.5))
-    ax.set_ylim(min(y1 + around, shape[0] - 0.5), max(y0 - around, -0.5))
+    ax.set_xlim(max(x0 - around, 0), min(x1 + around, shape[1]))
+    ax.set_ylim(min(y1 + around, shape[0]), max(y0 - around, 0))

@@ -16,7 +16,7 @@ from ..boxes import cxcywh_to_xyxy
 from ..data import Categories
 from ..errors import InputError
 from .data import draw_box
-from .style import PALETTE, colors, finish, safe, subplots
+from .style import PALETTE, colors, finish, safe, show_pixels, subplots
 
 # what the "license" of an image means in COCO's annotation files: name, and whether a small copy may be shown freely
 LICENCES = {
@@ -64,8 +64,7 @@ def thumbnail_figure(
         height, width = pixels.shape[-2:]
         scale = min(1.0, side / max(height, width))
         h, w = max(1, round(scale * height)), max(1, round(scale * width))
-        ax.imshow(F.resize(pixels, [h, w], antialias=True).permute(1, 2, 0).numpy())
-        ax.set(xlim=(0, w), ylim=(h, 0))
+        show_pixels(ax, F.resize(pixels, [h, w], antialias=True).permute(1, 2, 0).numpy())
         ax.set_axis_off()
         for box, label in zip(cxcywh_to_xyxy(sample.boxes).numpy() * [w, h, w, h], sample.labels.tolist(), strict=True):
             draw_box(ax, box, PALETTE[label % len(PALETTE)], width=1.0)

@@ -14,7 +14,9 @@ from matplotlib.patches import Rectangle
 from ..analysis.budget.scene import Scene, corners
 from ..boxes import cxcywh_to_xyxy
 from .labels import draw_labels
-from .style import DARK, PALETTE, safe, subplots
+from .style import DARK, PALETTE, safe, show_pixels, subplots
+
+ANNOTATED = "white"  # objects; a line has a dark edge
 
 
 def sample_figure(dataset, count: int = 6, start: int = 0) -> Figure:
@@ -38,7 +40,7 @@ def detection_figure(predictor, dataset, count: int = 6, threshold: float = 0.5,
     for ax, index in zip(axes, range(start, min(start + count, len(dataset)))):
         _image(ax, dataset, index)
         for box, _ in zip(*_objects(dataset, index)):
-            draw_box(ax, box, "white", style="--", width=1.0)
+            draw_box(ax, box, ANNOTATED, style="--", width=1.2)
         found = predictor.predict(dataset.pixels(index), min_score=threshold)
         order = found.scores.argsort(descending=True)  # the highest score has the first choice of a place for its name
         boxes, labels = found.boxes[order].tolist(), found.labels[order].tolist()
@@ -63,7 +65,7 @@ def answer_figure(dataset, index: int, answers: Mapping[str, Scene], threshold: 
         _image(ax, dataset, index)
         ax.set_axis_off()
         for box in corners(scene.objects.boxes):
-            draw_box(ax, box, "#999999", style="--", width=1.2)
+            draw_box(ax, box, ANNOTATED, style="--", width=1.2)
         shown = scene.found.scores > threshold
         found = corners(scene.found.boxes[shown]), scene.found.labels[shown], scene.found.scores[shown]
         for box, label, score in zip(*found):
@@ -73,10 +75,14 @@ def answer_figure(dataset, index: int, answers: Mapping[str, Scene], threshold: 
     return figure
 
 
+def outlined(width: float) -> list[patheffects.AbstractPathEffect]:
+    """A dark edge around a line of this width, which stands out from any background."""
+    return [patheffects.withStroke(linewidth=width + 1.6, foreground=DARK, alpha=0.6)]
+
+
 def draw_box(ax: Axes, box: Sequence[float], color: str, text: str = "", style: str = "-", width: float = 1.6) -> None:
     """Draws an xyxy box in pixels with a name that stays readable on any background."""
     x0, y0, x1, y1 = box
-    outline = [patheffects.withStroke(linewidth=width + 1.6, foreground=DARK, alpha=0.6)]
     ax.add_patch(
         Rectangle(
             (x0, y0),
@@ -86,7 +92,7 @@ def draw_box(ax: Axes, box: Sequence[float], color: str, text: str = "", style: 
             edgecolor=color,
             linestyle=style,
             linewidth=width,
-            path_effects=outline,
+            path_effects=outlined(width),
         )
     )
     if text:
@@ -106,7 +112,9 @@ def draw_box(ax: Axes, box: Sequence[float], color: str, text: str = "", style: 
 def _legend(figure: Figure) -> None:
     handles = [
         Line2D([], [], color=PALETTE[0], linewidth=1.6, label="detection (one color per class)"),
-        Line2D([], [], color="#999999", linewidth=1.2, linestyle="--", label="annotated object"),
+        Line2D(
+            [], [], color=ANNOTATED, linewidth=1.2, linestyle="--", label="annotated object", path_effects=outlined(1.2)
+        ),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
 
@@ -122,9 +130,7 @@ def _grid(count: int) -> tuple[Figure, list[Axes]]:
 
 def _image(ax: Axes, dataset, index: int) -> None:
     pixels = dataset.pixels(index).permute(1, 2, 0).numpy()
-    ax.imshow(pixels)
-    ax.set_xlim(0, pixels.shape[1])
-    ax.set_ylim(pixels.shape[0], 0)
+    show_pixels(ax, pixels)
     ax.set_title(f"image {dataset.image_ids[index]}", fontsize=9)
 
 

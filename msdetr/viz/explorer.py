@@ -87,11 +87,11 @@ class Explorer:
         layer = range(found.num_layers)[layer]
         figure = Figure(figsize=(12, 4.6), dpi=90, layout="constrained")
         left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.25))
-        for ax, branch, name in ((left, found.one_to_one, "one-to-one"), (middle, found.one_to_many, "one-to-many")):
+        for ax, branch in ((left, found.one_to_one), (middle, found.one_to_many)):
             canvas(ax, specimen.picture)
             draw_assignments(ax, branch, layer, specimen.picture)
             would = " (as it would be)" if branch.hypothetical else ""
-            ax.set_title(f"{name}{would}: {int(branch.matched[layer].sum())} pairs", fontsize=10)
+            ax.set_title(f"{branch.title}{would}: {int(branch.matched[layer].sum())} pairs", fontsize=10)
             ax.set_xlabel("solid: object, dashed: queries that serve it", fontsize=9)
         _score_panel(right, found, layer)
         m = found.one_to_many.matching

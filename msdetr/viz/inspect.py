@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msdetr import files
-from msdetr.analysis.branches import branch_title
 from msdetr.analysis.health import health
 from msdetr.analysis.matching import BranchExplanation, Explanation
 from msdetr.analysis.runs import open_folder
@@ -82,12 +81,12 @@ def inspect(
     if query is not None and branch is not None:
         texts += ["", served_text(looked_at[0], query)]
     elif query is not None:
-        texts += ["", path_text(found.query_path(query), query, specimen.class_names)]
+        texts += ["", path_text(found.query_path(query), query, specimen.class_names, found.one_to_one.title)]
         figures[f"query_{query}"] = query_figure(found, query, picture, specimen.sampling)
     if object is not None and query is not None:
         texts += ["", "WHY NOT?"]
         for one in looked_at:
-            texts.append(f"{branch_title(one.name)}: {one.why_not(query, object, index).text}")
+            texts.append(f"{one.title}: {one.why_not(query, object, index).text}")
             figures[f"why_not_{one.name}"] = why_not_figure(one, query, object, index, picture)
     if (Path(run) / "config.yaml").exists():
         texts += ["", "HEALTH OF THE RUN", health_text(health(run))]

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from msdetr.analysis.branches import branch_title
 from msdetr.analysis.look import SamplingPoints
 from msdetr.analysis.matching import (
     BranchExplanation,
+    Candidate,
     Explanation,
     ObjectOutcome,
     Outcome,
@@ -67,7 +67,7 @@ def assignment_figure(
             canvas(ax, picture)
             draw_assignments(ax, branch, layer, picture)
             pairs = int(branch.matched[layer].sum())
-            ax.set_title(f"{branch_title(name)}, layer {layer + 1}: {pairs} pair{'s' * (pairs != 1)}", fontsize=10)
+            ax.set_title(f"{branch.title}, layer {layer + 1}: {pairs} pair{'s' * (pairs != 1)}", fontsize=10)
             ax.set_xlabel(_served_lines(branch, layer), fontsize=8, loc="left", linespacing=1.25)
     handles = [
         *_object_handles(explanation),
@@ -82,63 +82,55 @@ def ranking_figure(
     branch: BranchExplanation, target: int, layer: int = -1, top: int = 12, picture: Picture = None
 ) -> Figure:
     """Draws an object's candidates, ranked by score: where they are, of what their score is made, the Hungarian cost split
-    into its terms, and what became of each."""
+    into its terms (where pairs are not made by IoU alone), and what became of each."""
     layer = range(len(branch.score))[layer]
     candidates = branch.candidates(target, layer, top)
     figure = Figure(figsize=(11.5, max(3.6, 1.7 + 0.27 * len(candidates))), dpi=100, layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1.3, 1.1))
-    color = object_color(target)
+    ratios = (1.1, 1.3) if branch.by_overlap else (1.1, 1.3, 1.1)
+    left, middle, *costs = figure.subplots(1, len(ratios), width_ratios=ratios)
+    color, boxes = object_color(target), branch.seen.boxes
     canvas(left, picture)
     for candidate in reversed(candidates):
         matched = candidate.status in (Status.MATCHED, Status.MERGED)
-        box = branch.predictions.boxes[layer, 0, candidate.query].numpy()
+        box = boxes[layer, 0, candidate.query].numpy()
         _box(left, box, picture, color if matched else DARK, "-" if matched else ":", 1.6 if matched else 1.2)
     _box(left, branch.targets.boxes[target].numpy(), picture, "white", "-", 4)
     _box(left, branch.targets.boxes[target].numpy(), picture, color, "-", 2.4)
     first = candidates[:NUMBERED]
-    corners = [_corners(branch.predictions.boxes[layer, 0, c.query].numpy(), picture) for c in first]
+    corners = [_corners(boxes[layer, 0, c.query].numpy(), picture) for c in first]
     shades = [color if c.status in (Status.MATCHED, Status.MERGED) else "#d9d9d9" for c in first]
     draw_labels(left, corners, [str(c.query) for c in first], shades, size=8)
-    left.set_title("solid: matched; numbers: queries", fontsize=10)
+    words = "solid: matched; numbers: queries" + ("" if branch.match_on is None else "\nboxes that queries start from")
+    left.set_title(words, fontsize=10)
 
     place = np.arange(len(candidates))
     alpha = branch.matching.alpha
     probability = np.array([alpha * c.probability for c in candidates])
     overlap = np.array([(1 - alpha) * c.iou for c in candidates])
-    middle.barh(place, probability, color=PALETTE[0], label=f"{alpha:g} · class probability")
-    middle.barh(place, overlap, left=probability, color=PALETTE[9], label=f"{1 - alpha:g} · IoU")
-    if branch.name == "one_to_many":
-        middle.axvline(
-            branch.matching.threshold, color=DARK, linestyle="--", label=f"τ = {branch.matching.threshold:g}"
-        )
+    if not branch.by_overlap:
+        middle.barh(place, probability, color=PALETTE[0], label=f"{alpha:g} · class probability")
+    share = "" if branch.by_overlap else f"{1 - alpha:g} · "
+    middle.barh(place, overlap, left=probability, color=PALETTE[9], label=f"{share}IoU")
+    if branch.by_overlap or branch.name == "one_to_many":
+        limit, name = branch.matching.threshold, "threshold" if branch.by_overlap else "τ"
+        middle.axvline(limit, color=DARK, linestyle="--", label=f"{name} = {limit:g}")
     for y, candidate in zip(place, candidates, strict=True):
         bold = "bold" if candidate.status in (Status.MATCHED, Status.MERGED) else "normal"
-        middle.text(1.03, y, SHORT[candidate.status], va="center", fontsize=8, fontweight=bold)
+        middle.text(1.03, y, fate(branch, candidate.status), va="center", fontsize=8, fontweight=bold)
     middle.set_yticks(place, [f"query {c.query}" for c in candidates], fontsize=8)
     middle.set_xlim(0, 1.4)
     middle.set_xticks([0, 0.25, 0.5, 0.75, 1])
 
-    rest = np.zeros(len(candidates)), np.zeros(len(candidates))  # ends of the bars to the left and right of 0
-    for shade, label, values in (
-        (PALETTE[1], "class", [c.cost_class for c in candidates]),
-        (PALETTE[2], "L1", [c.cost_l1 for c in candidates]),
-        (PALETTE[4], "GIoU", [c.cost_giou for c in candidates]),
-    ):
-        values = np.array(values)
-        start = np.where(values < 0, rest[0], rest[1])
-        right.barh(place, values, left=start, color=shade, label=label)
-        rest = rest[0] + np.minimum(values, 0), rest[1] + np.maximum(values, 0)
-    right.plot([c.cost for c in candidates], place, "D", color=DARK, markersize=4, label="total")
-    right.axvline(0, color=DARK, linewidth=0.8)
-    right.set_yticks(place, [])
-    for ax in (middle, right):
+    for right in costs:
+        _draw_costs(right, candidates)
+    for ax in (middle, *costs):
         ax.invert_yaxis()
-    finish(middle, "score and fate", "score", "", legend=False)
-    finish(right, "Hungarian cost (lower is better)", "cost", "", legend=False)
-    middle.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, columnspacing=1)
-    right.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, frameon=False, columnspacing=1)
+    what = "overlap" if branch.by_overlap else "score"
+    finish(middle, f"{what} and fate", "IoU" if branch.by_overlap else "score", "", legend=False)
+    for ax in (middle, *costs):
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, frameon=False, columnspacing=1)
     name = branch.object_name(target)
-    figure.suptitle(f"{safe(name, 60)}: best candidates, {branch_title(branch.name)}, layer {layer + 1}", fontsize=12)
+    figure.suptitle(f"{safe(name, 60)}: best candidates, {branch.title}, layer {layer + 1}", fontsize=12)
     return figure
 
 
@@ -170,7 +162,9 @@ def query_figure(
         many = "–" if not step.one_to_many else ", ".join(map(str, step.one_to_many))
         one = "–" if step.one_to_one is None else step.one_to_one
         ax.set_title(f"layer {step.layer + 1}: {safe(label, 18)} {step.probability:.2f}", fontsize=10)
-        ax.set_xlabel(f"one-to-one: object {one}\none-to-many: object {many}\nIoU {step.iou:.2f}", fontsize=9)
+        ax.set_xlabel(
+            f"{explanation.one_to_one.title}: object {one}\none-to-many: object {many}\nIoU {step.iou:.2f}", fontsize=9
+        )
     references = [step.reference for step in steps if step.reference is not None]
     handles = []
     if any(reference[2:].any() for reference in references):
@@ -207,9 +201,10 @@ def why_not_figure(
             _box(left, branch.targets.boxes[other].numpy(), picture, object_color(other), style, 2.4)
             name = safe(branch.object_name(other), 34)
             handles.append(Line2D([], [], color=object_color(other), linestyle=style, linewidth=2.4, label=name))
-    _box(left, branch.predictions.boxes[layer, 0, query].numpy(), picture, DARK, "--", 2.2)
-    handles.append(Line2D([], [], color=DARK, linestyle="--", linewidth=2.2, label=f"query {query}"))
-    left.set_title(f"{branch_title(branch.name)}, layer {layer + 1}", fontsize=10)
+    _box(left, branch.seen.boxes[layer, 0, query].numpy(), picture, DARK, "--", 2.2)
+    words = f"query {query}" if branch.match_on is None else f"box that query {query} starts from"
+    handles.append(Line2D([], [], color=DARK, linestyle="--", linewidth=2.2, label=words))
+    left.set_title(f"{branch.title}, layer {layer + 1}", fontsize=10)
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=9)
 
     verdict = "yes" if not reason.obstacles else "no: " + ", ".join(status.value for status in reason.obstacles)
@@ -220,12 +215,14 @@ def why_not_figure(
     text = {"va": "top", "transform": right.transAxes, "linespacing": 1.4}
     right.text(0, 0.76, safe_lines("\n".join(body)), fontsize=10, **text)
     at = (layer, target, query)
-    rows = [("class probability", branch.probability[at]), ("IoU", branch.iou[at]), ("score", branch.score[at])]
-    rows += [
-        ("class cost", branch.cost_class[at]),
-        ("L1 cost", branch.cost_l1[at]),
-        ("GIoU cost", branch.cost_giou[at]),
-    ]
+    rows = [("class probability", branch.probability[at]), ("IoU", branch.iou[at])]
+    if not branch.by_overlap:
+        rows += [
+            ("score", branch.score[at]),
+            ("class cost", branch.cost_class[at]),
+            ("L1 cost", branch.cost_l1[at]),
+            ("GIoU cost", branch.cost_giou[at]),
+        ]
     numbers = "\n".join(f"{label:<18}{value:>8.3f}" for label, value in rows)
     right.text(0, 0.70 - 0.065 * len(body), numbers, fontsize=9, family="monospace", **text)
     return figure
@@ -302,9 +299,33 @@ def draw_assignments(ax: Axes, branch: BranchExplanation, layer: int, picture: P
     _number_objects(ax, branch.targets.boxes.numpy(), picture)
 
 
+def fate(branch: BranchExplanation, status: Status) -> str:
+    """What became of a pair, in two words; τ is a limit of scores, and not of matching by IoU."""
+    return "overlaps less" if branch.by_overlap and status is Status.BELOW else SHORT[status]
+
+
 def object_color(target: int) -> str:
     """Returns the color of an object in every picture of its image: those that are easiest to tell apart come first."""
     return OBJECTS[target % len(OBJECTS)]
+
+
+def _draw_costs(ax: Axes, candidates: Sequence[Candidate]) -> None:
+    """Draws the Hungarian cost of candidates, split into its terms, one bar below the other."""
+    place = np.arange(len(candidates))
+    rest = np.zeros(len(candidates)), np.zeros(len(candidates))  # ends of the bars to the left and right of 0
+    for shade, label, values in (
+        (PALETTE[1], "class", [c.cost_class for c in candidates]),
+        (PALETTE[2], "L1", [c.cost_l1 for c in candidates]),
+        (PALETTE[4], "GIoU", [c.cost_giou for c in candidates]),
+    ):
+        values = np.array(values)
+        start = np.where(values < 0, rest[0], rest[1])
+        ax.barh(place, values, left=start, color=shade, label=label)
+        rest = rest[0] + np.minimum(values, 0), rest[1] + np.maximum(values, 0)
+    ax.plot([c.cost for c in candidates], place, "D", color=DARK, markersize=4, label="total")
+    ax.axvline(0, color=DARK, linewidth=0.8)
+    ax.set_yticks(place, [])
+    finish(ax, "Hungarian cost (lower is better)", "cost", "", legend=False)
 
 
 def _height(picture: Picture, width: float) -> float:
@@ -393,6 +414,7 @@ __all__ = [
     "assignment_figure",
     "canvas",
     "draw_assignments",
+    "fate",
     "object_color",
     "outcome_figure",
     "query_figure",

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from msdetr.viz.style import DARK, PALETTE, finish, safe, subplots
+from msdetr.viz.style import DARK, PALETTE, finish, safe, show_pixels, subplots
 
 MANY = PALETTE[3]  # one-to-many supervision, as in the diagrams of decoder layers
 OBJECTS = (PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[4])
@@ -84,7 +84,7 @@ def _picture(figure: Figure, place: tuple[float, float, float, float], picture: 
     width, height = figure.get_size_inches()
     x, y, w, h = place
     ax = figure.add_axes((x / width, y / height, w / width, h / height))
-    ax.imshow(picture, extent=(0, picture.shape[1], picture.shape[0], 0))
+    show_pixels(ax, picture)
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=9, pad=4)
     return ax

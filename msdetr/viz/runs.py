@@ -69,8 +69,9 @@ def branch_figure(run: Run) -> Figure:
             "markersize": 4,
             "linewidth": 1.3,
         }
-        left.plot(steps, values, label=branch_title(name), **style)
-        right.plot(steps, [line["positives_per_object"].get(name, np.nan) for line in run.steps], **style)
+        positives = [line["positives_per_object"].get(name, np.nan) for line in run.steps]
+        left.plot(steps, values, label=branch_title(name, several=any(n > 1 for n in positives)), **style)
+        right.plot(steps, positives, **style)
     finish(left, "Loss by branch (weighted, all layers)", "step", "loss", legend=False)
     finish(right, "Queries per object that learn from it", "step", "positives per object", legend=False)
     for ax in (left, right):

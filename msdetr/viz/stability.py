@@ -35,8 +35,9 @@ def flip_figure(rates: FlipRates) -> Figure:
                 epochs, means[:, layer], MARKERS[layer % len(MARKERS)], linestyle="-", color=color, markersize=4,
                 label=f"layer {layer + 1}",
             )  # fmt: skip
-        what = "objects whose query changed" if name == "one_to_one" else "queries of an object that changed"
-        finish(ax, f"{branch_title(name)}: {what}", "epoch", "flip rate between records", legend=False)
+        several = name in rates.several
+        what = "queries of an object that changed" if several else "objects whose query changed"
+        finish(ax, f"{branch_title(name, several)}: {what}", "epoch", "flip rate between records", legend=False)
         ax.set_ylim(0, 1.02)
         ax.title.set_fontsize(10)
     handles = [
@@ -59,7 +60,7 @@ def filmstrip_figure(history: MatchHistory, image: int = 0, layer: int = -1, mos
             draw_assignments(ax, branch, layer, history.pictures[image])
             ax.set_title(f"step {history.steps[record]}: {int(branch.matched[layer].sum())} pairs", fontsize=9)
             if column == 0:
-                ax.set_ylabel(branch_title(name) + (" (as it would be)" if branch.hypothetical else ""), fontsize=9)
+                ax.set_ylabel(branch.title + (" (as it would be)" if branch.hypothetical else ""), fontsize=9)
     return figure
 
 
@@ -92,7 +93,7 @@ def animate(
             draw_assignments(ax, found.branch(name), layer, picture)
             would = " (as it would be)" if found.branch(name).hypothetical else ""
             ax.set_title(
-                f"{branch_title(name)}{would}: {int(found.branch(name).matched[layer].sum())} pairs", fontsize=9
+                f"{found.branch(name).title}{would}: {int(found.branch(name).matched[layer].sum())} pairs", fontsize=9
             )
         figure.suptitle(f"step {history.steps[record]}, epoch {history.epochs[record]:.1f}", fontsize=11)
 

@@ -58,6 +58,11 @@ def safe_html(name: object, longest: int = 60) -> str:
     return html.escape(text if len(text) <= longest else text[: longest - 1] + "…")
 
 
+def show_pixels(ax: Axes, pixels: np.ndarray) -> None:
+    """Draws an image [H, W, 3] so that x and y are places in it, (0, 0) its upper left corner, as boxes have them."""
+    ax.imshow(pixels, extent=(0, pixels.shape[1], pixels.shape[0], 0))
+
+
 def safe_text(name: object, longest: int = 40) -> str:
     """Makes a name from outside fit for a terminal: no control sequences, shortened."""
     text = "".join(_escaped(c) if unicodedata.category(c).startswith("C") else c for c in str(name))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ..data import SplitReport, Suspicion, read_annotations, read_image
 from ..errors import ImageError, InputError
 from .data import draw_box
-from .style import PALETTE, safe, subplots
+from .style import PALETTE, safe, show_pixels, subplots
 
 
 def suspicion_figure(report: SplitReport, count: int = 9) -> Figure:
@@ -36,7 +36,7 @@ def suspicion_figure(report: SplitReport, count: int = 9) -> Figure:
         except ImageError as error:
             ax.text(0.5, 0.5, fill(safe(error, 120), 30), ha="center", va="center", fontsize=7, transform=ax.transAxes)
             continue
-        ax.imshow(pixels.permute(1, 2, 0).numpy())
+        show_pixels(ax, pixels.permute(1, 2, 0).numpy())
         if found.annotation_id is not None:
             row = row_of[found.annotation_id]
             x, y, w, h = table.boxes[row].tolist()
@@ -57,7 +57,7 @@ def _some_of_every_kind(suspicions: list[Suspicion]) -> list[Suspicion]:
 
 def _look_at(ax, x: float, y: float, w: float, h: float) -> None:
     """Shows a box with as much again around it, 32 pixels at least, within the image."""
-    width, height = ax.get_xlim()[1] + 0.5, ax.get_ylim()[0] + 0.5
+    width, height = ax.get_xlim()[1], ax.get_ylim()[0]
     side = max(2 * max(w, h), 64)
     left, top = (
         min(max(c - side / 2, 0), max(limit - side, 0)) for c, limit in ((x + w / 2, width), (y + h / 2, height))

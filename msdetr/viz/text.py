@@ -8,7 +8,7 @@ from msdetr.analysis.branches import branch_title
 from msdetr.analysis.health import Finding
 from msdetr.analysis.matching import BranchExplanation, Explanation, ObjectOutcome, QueryStep, object_name
 from msdetr.analysis.runs import Row
-from msdetr.viz.matching import SHORT
+from msdetr.viz.matching import fate
 from msdetr.viz.style import safe_text
 
 
@@ -21,44 +21,54 @@ def assignment_text(explanation: Explanation, layer: int | None = None) -> str:
         for t in range(len(explanation.targets)):
             name = safe_text(object_name(t, explanation.targets, explanation.class_names))
             one, many = (_queries(explanation.branch(b).serving(t, i)) for b in ("one_to_one", "one_to_many"))
-            lines.append(f"  {name:<28} one-to-one: {one:<6} one-to-many: {many}")
+            lines.append(f"  {name:<28} {explanation.one_to_one.title}: {one:<6} one-to-many: {many}")
             for branch in explanation.further:
                 if i == layers[-1]:
-                    lines.append(f"    {branch_title(branch.name)}: {_queries(_serving(branch, t))}")
+                    lines.append(f"    {branch.title}: {_queries(_serving(branch, t))}")
     lines += [f"({branch_title(name)}: its matcher does not explain itself)" for name in explanation.unexplained]
     if explanation.one_to_many.hypothetical:
         what = "one-to-many is" if "one_to_many" in explanation.unexplained else "no one-to-many branch:"
-        lines.append(f"({what} shown as it would be on the one-to-one predictions)")
+        lines.append(f"({what} shown as it would be on the {explanation.one_to_one.title} predictions)")
     return "\n".join(lines)
 
 
 def candidate_text(branch: BranchExplanation, target: int, layer: int = -1, top: int = 10) -> str:
-    """Lists an object's candidates as a table, best score first."""
+    """Lists an object's candidates as a table, best score first; without costs where pairs are made by IoU alone."""
     number = range(len(branch.score))[layer] + 1
     name = safe_text(branch.object_name(target))
-    rows = [f"{name}: {branch_title(branch.name)}, layer {number}"]
+    seen = "" if branch.match_on is None else ", by the boxes that queries start from"
+    rows = [f"{name}: {branch.title}, layer {number}{seen}"]
+    if branch.by_overlap:
+        limit, most = branch.matching.threshold, branch.matching.k
+        rows.append(f"matched by IoU: from {limit:g} on and the best one, {most} at most; costs play no part")
+        rows.append(f"{'rank':>4} {'query':>5} {'prob.':>6} {'IoU':>6} | fate")
+        for c in branch.candidates(target, layer, top):
+            rows.append(f"{c.rank:>4} {c.query:>5} {c.probability:>6.3f} {c.iou:>6.3f} | {fate(branch, c.status)}")
+        return "\n".join(rows)
     rows.append(
         f"{'rank':>4} {'query':>5} {'prob.':>6} {'IoU':>6} {'score':>6} | {'class':>6} {'L1':>6} {'GIoU':>6} {'cost':>7} | fate"
     )
     for c in branch.candidates(target, layer, top):
         rows.append(
             f"{c.rank:>4} {c.query:>5} {c.probability:>6.3f} {c.iou:>6.3f} {c.score:>6.3f} | "
-            f"{c.cost_class:>6.2f} {c.cost_l1:>6.2f} {c.cost_giou:>6.2f} {c.cost:>7.2f} | {SHORT[c.status]}"
+            f"{c.cost_class:>6.2f} {c.cost_l1:>6.2f} {c.cost_giou:>6.2f} {c.cost:>7.2f} | {fate(branch, c.status)}"
         )
     return "\n".join(rows)
 
 
 def served_text(branch: BranchExplanation, query: int) -> str:
     """Says which objects a query serves in each layer of a branch, one line each."""
-    lines = [f"query {query}: {branch_title(branch.name)}"]
+    lines = [f"query {query}: {branch.title}"]
     for layer in range(len(branch.score)):
         names = (safe_text(branch.object_name(target)) for target in branch.served(query, layer))
         lines.append(f"  layer {layer + 1}: serves {', '.join(names) or '-'}")
     return "\n".join(lines)
 
 
-def path_text(steps: Sequence[QueryStep], query: int, class_names: Sequence[str] = ()) -> str:
-    """Follows a query through the layers, one line each."""
+def path_text(
+    steps: Sequence[QueryStep], query: int, class_names: Sequence[str] = (), title: str = "one-to-one"
+) -> str:
+    """Follows a query through the layers, one line each. title: of the branch that the path is of."""
     lines = [f"query {query}"]
     for step in steps:
         label = class_names[step.label] if step.label < len(class_names) else f"class {step.label}"
@@ -68,7 +78,7 @@ def path_text(steps: Sequence[QueryStep], query: int, class_names: Sequence[str]
         near = "" if step.nearest is None else f"; closest to object {step.nearest} (IoU {step.iou:.2f})"
         lines.append(
             f"  layer {step.layer + 1}: {safe_text(label, 20)} {step.probability:.2f}, box ({box}); "
-            f"serves one-to-one: {one}, one-to-many: {many}{near}"
+            f"serves {title}: {one}, one-to-many: {many}{near}"
         )
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from msdetr import recipes
 from msdetr.analysis.arrays import predictions_from_arrays, targets_from_arrays
 from msdetr.analysis.look import training_output
 from msdetr.analysis.matching import STATUSES, Outcome, Status, explain, explain_output
@@ -20,7 +21,7 @@ from msdetr.matching import HungarianMatcher, Matcher, MatchingRules, OneToManyM
 from msdetr.methods import build_criterion, build_detector, matching_rules
 from msdetr.model.postprocess import nms_postprocess
 from msdetr.structures import DetectorOutput, ImageBatch, Predictions, Targets
-from msdetr.viz.text import assignment_text
+from msdetr.viz.text import assignment_text, candidate_text
 
 COARSE = st.sampled_from([0.0, 0.1, 0.25, 0.4, 0.5, 0.7, 0.9])
 
@@ -343,6 +344,24 @@ def test_every_branch_of_a_run_is_explained_as_it_was_matched(changes):
     assert "copy 1 of object 0 (c)" in found.branch("hybrid").why_not(0, 0).text
     with pytest.raises(LookupError, match="none of one_to_one, one_to_many"):
         found.branch("hybird")
+
+
+def test_a_query_matched_by_where_it_starts_is_followed_by_what_it_predicts():
+    """DETA: reasons are of starting boxes and by IoU alone; the path of a query is of its boxes."""
+    predictions, targets = scene(4, objects=2)
+    predictions.boxes[-1, 0, 3] = targets.boxes[1]
+    start = predictions.boxes.flip(2)
+    output = DetectorOutput(predictions, references=start)
+    found = explain(output, targets, criterion=build_criterion(recipes.get("shapes/deta")))
+    branch, last = found.one_to_one, found.query_path(3)[-1]
+    assert last.iou == pytest.approx(1) and last.nearest in np.flatnonzero((targets.boxes == targets.boxes[1]).all(-1))
+    by_loops = [[float(iou(cxcywh_to_xyxy(b), cxcywh_to_xyxy(t))) for b in start[0, 0]] for t in targets.boxes]
+    np.testing.assert_allclose(branch.iou[-1], by_loops, atol=1e-6)
+    np.testing.assert_array_equal(branch.score, branch.iou)
+    assert branch.by_overlap and (branch.matching.threshold, branch.matching.k) == (0.6, 4)
+    text = candidate_text(branch, 1)
+    assert "boxes that queries start from" in text and "IoU: from 0.6 on" in text
+    assert "τ" not in text and "GIoU" not in text
 
 
 def test_branches_whose_matchers_do_not_explain_themselves_are_named():

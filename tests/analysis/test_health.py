@@ -67,6 +67,29 @@ def test_a_one_to_many_branch_without_a_pair(tmp_path, alpha, cause):
     assert finding.level is Level.WARN and re.search(cause, finding.cause)
 
 
+DETA = {"two_stage": True, "ms_detr": None, "deta": True, "deta.decoder_threshold": 0.55}
+ROUTES = {"ms_detr": None, "mr_detr.threshold": 0.35, "mr_detr.k": 5}
+
+
+@pytest.mark.parametrize(
+    ("settings", "branch", "positives", "cause"),
+    [
+        (DETA, "one_to_one", 1.0, "queries start from overlap an object by 0.55: .* lower deta.decoder_threshold"),
+        (DETA, "encoder", 1.0, "anchors overlap an object by 0.7: .* lower deta.encoder_threshold"),
+        (DETA, "one_to_one", 4.0, r"few learn what is no object: .*\(deta.k\)"),
+        (ROUTES, "ffn_route", 0.5, "tau = 0.35: .* lower mr_detr.threshold"),
+        (ROUTES, "instruct_route", 0.0, "tau = 0.35, .* lower mr_detr.alpha or mr_detr.threshold"),
+        (ROUTES, "ffn_route", 5.0, r"one-to-one .*\(mr_detr.k\)"),
+    ],
+)
+def test_advice_on_positives_is_of_the_method_that_makes_them(tmp_path, settings, branch, positives, cause):
+    change = {"positives_per_object": {branch: positives}, "positives_per_query": {branch: 0.15 * positives}}
+    path = make_run(tmp_path / "run", lines=lines(lambda step: change), **settings)
+    finding = report(path)["one-to-many positives"]
+    assert finding.level is Level.WARN and re.search(cause, finding.cause) and "ms_detr" not in finding.cause
+    assert branch != "one_to_one" or finding.text.startswith("decoder: ")
+
+
 @pytest.mark.parametrize(("steps", "level"), [(40, Level.UNKNOWN), (499, Level.UNKNOWN), (500, Level.BAD)])
 def test_classes_that_are_not_found_are_judged_after_enough_training_only(tmp_path, steps, level):
     path = make_run(tmp_path / "run", per_class={"cat": 0.0, "dog": 0.0})

@@ -76,7 +76,8 @@ def test_flip_rates_by_hand():
     np.testing.assert_allclose(
         rates.rates["one_to_many"], [[0.5], [1.0]]
     )  # 1 - 2/4 and 1 - 0/3; the other object never counts
-    assert rates.counted["one_to_many"].tolist() == [[1], [1]]
+    assert rates.counted["one_to_many"].tolist() == [[1], [1]] and rates.several == {"one_to_many"}
+    assert flip_rates(history_of(many)).several == {"one_to_one"}, "DETA's has this name, too"
     assert rates.per_epoch()[0].tolist() == [1] and rates.per_epoch()[1].tolist() == [[0.75]]
     with pytest.raises(ValueError, match="needs two"):
         flip_rates(history_of(one[:1]))

@@ -4,10 +4,14 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 from drawing import drawn, overlapping_texts
+from matplotlib.colors import to_rgba
 
 from msdetr.data import Categories, CocoDetection
+from msdetr.structures import Detections
 from msdetr.viz.coco import category_figure, first_steps_figure, photo_credits, thumbnail_figure
+from msdetr.viz.data import detection_figure, sample_figure
 
 SAMPLES = "data/samples"
 
@@ -40,6 +44,26 @@ def test_thumbnails_are_small_and_carry_their_note(samples):
     assert figure.axes[1].get_title() == f"image {samples.image_ids[2]}"
     with pytest.raises(ValueError, match="no image"):
         thumbnail_figure(samples, [])
+
+
+def test_pictures_lie_where_their_boxes_do(samples):
+    """A box of the whole image has its edges on those of the pixels, not half a pixel off."""
+    height, width = samples.pixels(0).shape[-2:]
+    [ax] = sample_figure(samples, count=1).axes
+    assert tuple(ax.images[0].get_extent()) == (0, width, height, 0) == (*ax.get_xlim(), *ax.get_ylim())
+    [ax] = thumbnail_figure(samples, [0], side=40).axes
+    w, h = round(width * 40 / max(height, width)), round(height * 40 / max(height, width))
+    assert tuple(ax.images[0].get_extent()) == (0, w, h, 0) == (*ax.get_xlim(), *ax.get_ylim())
+
+
+def test_annotated_objects_look_as_the_legend_says(samples):
+    nothing = Detections(torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4), torch.zeros(0))
+    predictor = SimpleNamespace(predict=lambda pixels, min_score: nothing, class_names=samples.class_names)
+    figure = detection_figure(predictor, samples, count=1)
+    drawn_boxes = {(p.get_edgecolor(), p.get_linestyle(), p.get_linewidth()) for p in figure.axes[0].patches}
+    entry = figure.legends[0].legend_handles[1]
+    assert drawn_boxes == {(to_rgba(entry.get_color()), entry.get_linestyle(), entry.get_linewidth())}
+    assert entry.get_path_effects(), "the edge that makes it visible on white"
 
 
 def test_categories_show_the_gaps():

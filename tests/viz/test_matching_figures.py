@@ -8,6 +8,7 @@ import pytest
 import torch
 from drawing import drawn, overlapping_texts
 
+from msdetr import recipes
 from msdetr.analysis.look import SamplingPoints
 from msdetr.analysis.matching import Outcome
 from msdetr.analysis.specimen import Specimen
@@ -71,6 +72,27 @@ def test_boxes_are_drawn_where_they_are(specimen):
     assert len(dashed) == int(found.one_to_many.matched[0].sum())
     assert {tuple(p.get_edgecolor()) for p in dashed} <= {tuple(p.get_edgecolor()) for p in solid}
     assert object_color(0) != object_color(1)
+
+
+def test_matching_by_overlap_is_drawn_under_its_own_name_without_scores_and_costs(specimen):
+    """DETA: what is drawn are the boxes that queries start from, of which the numbers are."""
+    output = specimen.output
+    output = replace(output, references=output.one_to_one.boxes.flip(2).contiguous())
+    found = replace(specimen, output=output, config=recipes.get("shapes/deta")).explain()
+    titles = [ax.get_title() for ax in assignment_figure(found, specimen.picture).axes]
+    assert [title.split(",")[0] for title in titles] == ["decoder"] * 2 + ["one-to-many"] * 2
+    for text in (assignment_text(found), candidate_text(found.one_to_one, 0)):
+        assert "decoder" in text and "one-to-one" not in text
+    figure = ranking_figure(found.one_to_one, 0, picture=specimen.picture)
+    left, middle = figure.axes
+    assert "boxes that queries start from" in left.get_title()
+    assert [text.get_text() for text in middle.get_legend().get_texts()] == ["threshold = 0.6", "IoU"]
+    assert drawn(figure).std() > 0 and overlapping_texts(figure) == []
+    why = why_not_figure(found.one_to_one, 7, 0)
+    assert why.legends[0].get_texts()[-1].get_text() == "box that query 7 starts from"
+    x, _, w, _ = output.references[0, 0, 7].tolist()
+    assert [p.get_x() for p in why.axes[0].patches if p.get_linestyle() == "--"] == pytest.approx([x - w / 2])
+    assert not any("cost" in text.get_text() for text in why.axes[1].texts)
 
 
 def test_the_legend_of_a_path_names_what_is_drawn(specimen):

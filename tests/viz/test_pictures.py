@@ -152,7 +152,8 @@ def flip_rates():
     one = np.exp(-epochs[:, None] / np.array([6.0, 4.0, 3.0])) * (1 + 0.1 * np.sin(5 * epochs)[:, None])
     counts = np.ones_like(one)
     rates = {"one_to_one": 0.9 * one, "one_to_many": 0.5 * one}
-    return stability.flip_figure(FlipRates(50 * np.arange(1, 13), epochs, rates, dict.fromkeys(rates, counts)))
+    counted, several = dict.fromkeys(rates, counts), frozenset({"one_to_many"})
+    return stability.flip_figure(FlipRates(50 * np.arange(1, 13), epochs, rates, counted, several))
 
 
 def gradient_pulls():

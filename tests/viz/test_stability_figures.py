@@ -26,6 +26,16 @@ def test_flip_rates_are_drawn_per_layer_and_epoch():
     figure.draw_without_rendering()
 
 
+def test_a_branch_with_several_queries_an_object_is_not_called_one_to_one():
+    steps, rates = np.arange(2), np.full((2, 1), 0.5)
+    one, several = (
+        flip_figure(FlipRates(steps, steps + 1.0, {"one_to_one": rates}, {"one_to_one": rates}, frozenset(names)))
+        for names in ((), ("one_to_one",))
+    )
+    assert one.axes[0].get_title() == "one-to-one: objects whose query changed"
+    assert several.axes[0].get_title() == "decoder: queries of an object that changed"
+
+
 @pytest.fixture(scope="module")
 def history(tmp_path_factory):
     torch.manual_seed(0)
