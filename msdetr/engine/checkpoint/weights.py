@@ -26,13 +26,13 @@ class TakenOver:
 
     def report(self) -> str:
         lines = [f"{len(self.taken)} tensors taken over"]
-        for what, words in (
-            *((what, what) for what in ("missing", "unexpected", "misshapen")),
-            ("anew", "started anew"),
-        ):
-            names = getattr(self, what)
-            if names:
-                lines.append(f"{len(names)} {words}: " + _shortened(names))
+        left = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "misshapen": self.misshapen,
+            "started anew": self.anew,
+        }
+        lines += [f"{len(names)} {what}: {_shortened(names)}" for what, names in left.items() if names]
         return "; ".join(lines)
 
 
