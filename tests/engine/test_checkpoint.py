@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import threading
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,25 @@ def test_saving_copies_before_it_returns(tmp_path):
     writer.wait()
     read = checkpoints.latest(tmp_path).tensors("model")
     assert float(read["weight"].sum()) == 0 and torch.equal(read["weight"], read["alias"])
+
+
+def test_saving_copies_the_manifest_too(tmp_path, monkeypatch):
+    """A run adds its next evaluation to the list that it has saved, maybe before a slow disk has taken the file."""
+    free, evaluations = threading.Event(), [{"step": 1, "epoch": 1.0, "AP": 0.1}]
+
+    def slowly(*arguments):
+        free.wait()
+        return storage.write(*arguments)
+
+    monkeypatch.setattr("msdetr.engine.checkpoint.writer.write", slowly)
+    writer = checkpoints.Writer(tmp_path)
+    training = {"optimizer": [], "world_size": 1, "seconds": 0.0, "evaluations": evaluations}
+    writer.save(2, {"model": {"w": torch.zeros(3)}}, MANIFEST | {"training": training})
+    evaluations.append({"step": 2, "epoch": 2.0, "AP": 0.2})
+    free.set()
+    writer.wait()
+    saved = checkpoints.read(tmp_path / "checkpoints" / "step_00000002").manifest["training"]["evaluations"]
+    assert saved == [{"step": 1, "epoch": 1.0, "AP": 0.1}]
 
 
 def test_leftovers_of_a_killed_save_are_cleared(tmp_path):

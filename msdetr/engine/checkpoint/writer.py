@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,8 +19,8 @@ from .storage import Tensors, amend, available, identity, read, remove, write
 class Writer:
     """Saves in the background, one checkpoint at a time, and keeps the newest two and the best.
 
-    ``save`` returns as soon as the tensors are copied to host memory. An error of the background work is raised by the
-    next ``save`` or by ``wait``.
+    ``save`` returns as soon as tensors and manifest are copied in host memory: what training does to either afterwards
+    is not part of the checkpoint. An error of the background work is raised by the next ``save`` or by ``wait``.
     """
 
     keep: ClassVar[int] = 2  # newest checkpoints, beside the best one
@@ -33,8 +34,8 @@ class Writer:
 
     def save(self, step: int, files: Mapping[str, Tensors], manifest: Mapping[str, Any]) -> None:
         self.wait()
-        copies = copy_to_host(files)
-        arguments = (self.directory / f"step_{step:08d}", copies, {"step": step, **manifest})
+        copies = copy_to_host(files), deepcopy({"step": step, **manifest})
+        arguments = (self.directory / f"step_{step:08d}", *copies)
         self._thread = threading.Thread(target=self._work, args=arguments, name="checkpoint")
         self._thread.start()
 
