@@ -2,6 +2,8 @@
 
 import json
 import random
+import shutil
+from dataclasses import replace
 
 import cells
 import pytest
@@ -10,6 +12,8 @@ from sweep_kills import TINY, disturb, same_result, tiny_study, undisturbed
 
 from msdetr.analysis.cells import Cell
 from msdetr.cli import main
+from msdetr.data import shapes
+from msdetr.engine.location import label_digests
 from msdetr.engine.lock import FileLock
 from msdetr.errors import ConfigError, RunError
 from msdetr.sweep import CellInUse, load_study, run_cell, run_study, write_report
@@ -23,10 +27,10 @@ def written(folder, **changes):
     return path
 
 
-def keep_all(study, out, ap=lambda cell: 0.3):
+def keep_all(study, out, ap=lambda cell: 0.3, labels=None):
     (out / "cells").mkdir(parents=True)
     for cell in study.cells():
-        cells.made_up(cell.config, ap(cell)).save(out / "cells" / f"{cell.name}.json")
+        replace(cells.made_up(cell.config, ap(cell)), labels=labels or {}).save(out / "cells" / f"{cell.name}.json")
 
 
 def test_cells_are_recipes_by_data_by_changes_by_seeds(tmp_path):
@@ -98,6 +102,27 @@ def test_a_finished_cell_of_other_settings_is_neither_used_nor_replaced(tmp_path
         run_study(other, tmp_path / "out")
     with pytest.raises(RunError, match="other settings"):
         write_report(other, tmp_path / "out")
+
+
+@pytest.mark.fault("F141")
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_finished_cell_of_other_data_under_the_same_name_is_neither_used_nor_replaced(tmp_path, split):
+    shapes.generate(tmp_path / "mine", 2, 1)
+    study = load_study(written(tmp_path, data=["mine"], reference="shapes/baseline"))
+    labels = label_digests(study.cells()[0].config.data, tmp_path / "mine")
+    keep_all(study, tmp_path / "out", labels=labels)
+    assert set(labels) == {"train", "val"} and run_study(study, tmp_path / "out").finished == 4
+    annotations = tmp_path / "mine" / "annotations" / f"instances_{split}.json"
+    annotations.write_text(annotations.read_text() + "\n")
+    for use in (run_study, write_report):
+        with pytest.raises(RunError, match=rf"s0\.json: trained on other data than .*mine has now .*{split} split"):
+            use(study, tmp_path / "out")
+    shutil.rmtree(tmp_path / "mine")
+    assert write_report(study, tmp_path / "out"), "where the data are gone, what is kept is compared with itself"
+    first = tmp_path / "out" / "cells" / f"{study.cells()[0].name}.json"
+    first.write_text(first.read_text().replace(labels[split], "0" * 64))
+    with pytest.raises(RunError, match=f"trained on different data of one name .*{split} split"):
+        write_report(study, tmp_path / "out")
 
 
 @pytest.mark.parametrize("given", [None, 3, 4])
@@ -172,6 +197,7 @@ def test_a_cell_is_trained_once_measured_and_held_by_one(tmp_path):
     found = run_cell(study, cell, out, "cpu", progress=False)
     file = out / "cells" / f"{cell.name}.json"
     assert found.steps == 2 and found.seed == 0 and found.differs_from(cell.config) == {}
+    assert found.labels == label_digests(cell.config.data, cell.folder) and all(found.labels.values())
     assert found.parameters["inference"] < found.parameters["training"] and str(tmp_path) not in file.read_text()
     metrics = (out / "runs" / cell.name / "metrics.jsonl").read_bytes()
     assert run_cell(study, cell, out, "cpu") == Cell.load(file)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +18,7 @@ import torch
 from msdetr import config as configuration
 from msdetr import files
 from msdetr.config import ConfigError, RunConfig
+from msdetr.engine import location
 from msdetr.engine.checkpoint import latest
 from msdetr.errors import RunError
 from msdetr.predictor import load
@@ -42,7 +43,8 @@ class Cell:
     config: the whole configuration, nested; of the data's place only the last folder. metrics: COCO's numbers in [0, 1] of the last evaluation. candidates: of the
     same weights, last decoder layer, see ``analysis.candidates``. evaluations: one entry per evaluation, with step and epoch.
     parameters: "training" and "inference". seconds: of training and its evaluations. code: the commit that trained it,
-    with "+" where files were changed.
+    with "+" where files were changed. labels: SHA-256 of those that trained ("train") and validated ("val"), as far as
+    they are known.
     """
 
     config: dict[str, Any]
@@ -57,6 +59,7 @@ class Cell:
     torch: str
     code: str
     date: str
+    labels: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_run(cls, path: str | Path, device: str = "auto") -> Self:
@@ -80,6 +83,7 @@ class Cell:
             torch=str(torch.__version__),
             code=code_version(),
             date=datetime.now(UTC).date().isoformat(),
+            labels={role: digest for role, digest in location.digests(path).items() if digest},
         )
 
     def save(self, path: str | Path) -> None:
@@ -91,7 +95,7 @@ class Cell:
         """Reads what ``save`` wrote. Raises RunError naming the file where it is something else."""
         found = files.read_json(path, RunError)
         names = {field.name for field in fields(cls)}
-        if not isinstance(found, dict) or set(found) != names:
+        if not isinstance(found, dict) or {"labels", *found} != names or not isinstance(found.get("labels", {}), dict):
             raise RunError(f"{path}: not a cell of a study; move this file away, and the cell is trained again")
         cell = cls(**found)
         try:

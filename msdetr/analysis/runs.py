@@ -366,12 +366,13 @@ def experiment(config: RunConfig) -> dict[str, Any]:
 
 def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """``experiment`` of each run; where data sets with different labels have the same name, with the first digits of their
-    digest behind it."""
+    digests behind it."""
     settings = [experiment(run.config) for run in runs]
-    data = [(own["data.root"], location.val_digest(run.path)) for run, own in zip(runs, settings, strict=True)]
-    for own, (name, digest) in zip(settings, data, strict=True):
-        if len({other for other in data if other[0] == name}) > 1 and digest:
-            own["data.root"] = f"{name} ({digest[:8]})"
+    data = [(own["data.root"], location.digests(run.path)) for run, own in zip(runs, settings, strict=True)]
+    for own, (name, digests) in zip(settings, data, strict=True):
+        alike = [other for other_name, other in data if other_name == name]
+        if told := [d[:8] for role, d in digests.items() if d and len({other[role] for other in alike} - {""}) > 1]:
+            own["data.root"] = f"{name} ({', '.join(told)})"
     return settings
 
 

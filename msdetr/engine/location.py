@@ -2,23 +2,26 @@
 
 A configuration may say ``data.root: data/shapes``, which means something only to the process that started the run. So a run
 directory keeps ``data.json``: the data set's place seen from the run (a project may be moved as a whole), its absolute place
-(a run may be copied elsewhere), and a digest of the validation labels, so that another data set that happens to lie at
-one of these places is not taken for it.
+(a run may be copied elsewhere), and digests of the labels: of those that validate, so that another data set that happens to
+lie at one of these places is not taken for it, and of those that train, so that runs on other ones are not taken for
+repetitions.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from .. import files
 from ..config import DataConfig, RunConfig
+from ..data.parts import Role
 from ..data.settings import part
 from ..errors import ConfigError, DataError, FileError
 
 RECORD = "data.json"
+LATER = {"train_split": "auto", "train_digest": ""}  # what records of earlier versions do not have
+ROLES: tuple[Role, ...] = ("train", "val")
 REMEDY = "name its folder with --data (in Python and in notebooks: data=...)"
 
 
@@ -31,7 +34,7 @@ def record(run_dir: str | Path, config: RunConfig, place: str | Path) -> dict[st
         "absolute": str(data),
         "train_split": config.data.train_split,
         "val_split": config.data.val_split,
-        "val_digest": _digest(dataclasses.asdict(config.data), data) or "",
+        **{f"{role}_digest": digest for role, digest in label_digests(config.data, data).items()},
     }
 
 
@@ -48,10 +51,18 @@ def find(source: str | Path) -> Path | None:
     return None
 
 
-def val_digest(run_dir: str | Path) -> str:
-    """The digest of the labels that a run validates on; "" where none was written down. Raises DataError for a damaged record."""
+def label_digests(data: DataConfig, place: str | Path) -> dict[Role, str]:
+    """SHA-256 of the labels that a data set at ``place`` has to train on and to validate on; "" where they cannot be read."""
+    splits = {"train_split": data.train_split, "val_split": data.val_split}
+    return {role: _digest(splits, Path(place), role) or "" for role in ROLES}
+
+
+def digests(run_dir: str | Path) -> dict[Role, str]:
+    """``label_digests`` of a run as they were when it began; "" where none was written down. Raises DataError for a damaged
+    record."""
     path = Path(run_dir) / RECORD
-    return _read(path)["val_digest"] if path.is_file() else ""
+    record = _read(path) if path.is_file() else {}
+    return {role: record.get(f"{role}_digest", "") for role in ROLES}
 
 
 def root(source: str | Path | None, config: RunConfig) -> str:
@@ -100,7 +111,7 @@ def _find(run: Path, record: dict[str, str]) -> Path:
     others = []
     for place in places:
         if place.is_dir():
-            digest = _digest(record, place)
+            digest = _digest(record, place, "val")
             if digest == (record["val_digest"] or None):
                 return place
             others.append(place)
@@ -114,11 +125,11 @@ def _find(run: Path, record: dict[str, str]) -> Path:
     )
 
 
-def _digest(splits: Mapping[str, str], data: Path) -> str | None:
-    """Of the labels that validate: of the split named, or, where it is "auto", of what is chosen or held out."""
-    names = {f"{role}_split": splits[f"{role}_split"] for role in ("train", "val")}
+def _digest(splits: Mapping[str, str], data: Path, role: Role) -> str | None:
+    """Of the labels that train or validate: of the split named, or, where it is "auto", of what is chosen or held out."""
+    names = {f"{role}_split": splits[f"{role}_split"] for role in ROLES}
     try:
-        return part(DataConfig(root=str(data), **names), "val").digest()
+        return part(DataConfig(root=str(data), **names), role).digest()
     except (OSError, ConfigError, DataError):
         return None
 
@@ -126,8 +137,8 @@ def _digest(splits: Mapping[str, str], data: Path) -> str | None:
 def _read(path: Path) -> dict[str, str]:
     try:
         found = files.read_json(path)
-        names = ("root", "from_run", "absolute", "train_split", "val_split", "val_digest")
-        values = {name: found.get(name, "auto") if name == "train_split" else found[name] for name in names}
+        names = ("root", "from_run", "absolute", "train_split", "val_split", "train_digest", "val_digest")
+        values = {name: {**LATER, **found}[name] for name in names}
         if all(isinstance(value, str) for value in values.values()):
             return values
     except (FileError, KeyError, TypeError):

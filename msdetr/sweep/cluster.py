@@ -13,7 +13,7 @@ from ..engine.signals import StopRequest
 from ..errors import ConfigError, RunError
 from ..files import make_folder, parse_scalar, write_atomically
 from .run import TELL_SECONDS, CellInUse, SweepStatus, finished_cells, run_cell
-from .study import Study, kept, load_study
+from .study import Study, digests_once, kept, load_study
 
 CLUSTERS = ("slurm", "local")
 ASK_SECONDS = 2.0
@@ -74,7 +74,8 @@ def submit_study(
         executor.update_parameters(**({"name": study.path.stem, "timeout_min": 24 * 60} | given))
     except (NameError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cluster: {cluster} with {given or 'its own settings'}: {error}") from error
-    waiting = [cell for cell in planned if kept(cell, out / "cells") is None]
+    digests = digests_once()
+    waiting = [cell for cell in planned if kept(cell, out / "cells", digests) is None]
     say(f"{study.title}: {len(planned) - len(waiting)} of {len(planned)} cells are finished")
     jobs: dict[str, Any] = {}
     for cell in waiting:

@@ -9,8 +9,9 @@ from typing import Any
 from .. import files
 from ..analysis.cells import Cell
 from ..analysis.study import Rows, markdown_table, summary
+from ..errors import RunError
 from ..viz.study import CURVES, curve_figure, difference_figure, sets_figure, study_figure
-from .study import Study, kept
+from .study import Study, digests_once, kept
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,12 @@ class Section:
 
 def sections(study: Study, out: str | Path) -> list[Section]:
     """Finished cells, by what they are to be compared with: recipes under one change, changes of one recipe, or all of a
-    data set where the study names no reference."""
+    data set where the study names no reference. Raises RunError where two cells of one data set had different labels."""
     found: dict[str, dict[str, list[Cell]]] = {}
+    trained_on: dict[tuple[Any, ...], tuple[str, str]] = {}
+    digests = digests_once()
     for planned in study.cells():
-        cell = kept(planned, Path(out) / "cells")
+        cell = kept(planned, Path(out) / "cells", digests)
         if study.reference in study.recipes:
             row, kind = planned.recipe, planned.change
         elif study.reference is not None:
@@ -35,6 +38,15 @@ def sections(study: Study, out: str | Path) -> list[Section]:
         else:
             row, kind = ", ".join(filter(None, (planned.recipe, planned.change))), ""
         title = ", ".join(filter(None, (planned.data, kind)))
+        settings = planned.config.data
+        for role, digest in cell.labels.items() if cell is not None else ():
+            place = (role, planned.folder, settings.train_split, settings.val_split)
+            first, other = trained_on.setdefault(place, (digest, planned.name))
+            if first != digest:
+                raise RunError(
+                    f"{Path(out) / 'cells'}: {other} and {planned.name} were trained on different data of one name (labels of "
+                    f"the {role} split differ); move those of one of them away"
+                )
         if cell is not None:
             found.setdefault(title, {}).setdefault(row, []).append(cell)
     return [Section(title, rows, study.reference if study.reference in rows else None) for title, rows in found.items()]

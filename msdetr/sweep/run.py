@@ -28,7 +28,7 @@ from ..engine.signals import StopRequest
 from ..errors import FileError, MSDETRError, RunError
 from ..notebook import run_notebook
 from ..processes import end_with_parent
-from .study import PlannedCell, Study, kept
+from .study import PlannedCell, Study, digests_once, kept
 
 IN_USE = 75  # exit status of a process whose cell another one holds (EX_TEMPFAIL)
 CELL_LOCK = ".cell.lock"
@@ -121,7 +121,8 @@ def run_study(
     say = say or (lambda text: None)
     out, planned = Path(out).absolute(), study.cells()
     files.make_folder(out / "cells")
-    waiting = [cell for cell in planned if kept(cell, out / "cells") is None]
+    digests = digests_once()
+    waiting = [cell for cell in planned if kept(cell, out / "cells", digests) is None]
     say(f"{study.title}: {len(planned) - len(waiting)} of {len(planned)} cells are finished")
     jobs = min(jobs or default_jobs(device), max(len(waiting), 1))
     free, failures = list(range(jobs)), {}
@@ -147,7 +148,7 @@ def run_study(
                     del running[slot]
                     if status == IN_USE:
                         waiting.append(process.cell)
-                    elif status == 0 and kept(process.cell, out / "cells") is not None:
+                    elif status == 0 and kept(process.cell, out / "cells", digests) is not None:
                         say(f"{process.cell.name}: finished; {finished_cells(planned, out)} of {len(planned)} cells")
                     else:
                         failures[process.cell.name] = process.reason(status)

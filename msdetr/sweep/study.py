@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from .. import files, recipes
 from ..analysis.cells import MEASURES, Cell
-from ..config import RunConfig, nearest
+from ..config import DataConfig, RunConfig, nearest
+from ..data.parts import Role
+from ..engine import location
 from ..engine.classes import classes_were_given
 from ..errors import ConfigError, RunError
 from ..notebook import project_root
@@ -99,8 +102,17 @@ def _title(cell: PlannedCell) -> str:
     return f"'{', '.join(filter(None, (cell.recipe, cell.data, cell.change)))}', seed {cell.seed}"
 
 
-def kept(cell: PlannedCell, folder: Path) -> Cell | None:
-    """The finished cell, None where it is still to be trained. Raises RunError where it was trained otherwise."""
+Digests = Callable[[DataConfig, Path], Mapping[Role, str]]
+
+
+def digests_once() -> Digests:
+    """``location.label_digests`` that reads each data set once; of large ones that takes seconds."""
+    return functools.cache(location.label_digests)
+
+
+def kept(cell: PlannedCell, folder: Path, digests: Digests = location.label_digests) -> Cell | None:
+    """The finished cell, None where it is still to be trained. Raises RunError where it was trained otherwise, or on other
+    labels than the data set has now (where that is there)."""
     path = folder / f"{cell.name}.json"
     if not path.exists():
         return None
@@ -114,6 +126,13 @@ def kept(cell: PlannedCell, folder: Path) -> Cell | None:
             f"{path}: trained with other settings than the study has now ({changes}); change the study back, or move "
             "this file and the run of that name away, and the cell is trained again"
         )
+    now = digests(cell.config.data, cell.folder) if found.labels else {}
+    for role, digest in found.labels.items():
+        if now[role] not in ("", digest):
+            raise RunError(
+                f"{path}: trained on other data than {cell.folder} has now (labels of the {role} split differ); sweep into "
+                "another folder (--out), or move this file and the run of that name away, and the cell is trained again"
+            )
     return found
 
 

@@ -50,6 +50,13 @@ def test_a_setting_that_is_newer_than_the_cell_has_its_default(cell):
     assert cell.differs_from(recipes.get("shapes/dino-ms-c").override({"seed": 3})) == {}
 
 
+def test_a_cell_of_an_earlier_version_has_no_labels(cell, tmp_path):
+    cell.save(tmp_path / "cell.json")
+    content = json.loads((tmp_path / "cell.json").read_text())
+    (tmp_path / "cell.json").write_text(json.dumps({name: content[name] for name in content if name != "labels"}))
+    assert Cell.load(tmp_path / "cell.json") == cell and cell.labels == {}
+
+
 @pytest.mark.parametrize("content", ['{"seed": 1}', "[]", "{", None])
 def test_another_file_is_an_error_that_names_it(cell, tmp_path, content):
     path = tmp_path / "cell.json"

@@ -66,11 +66,12 @@ def test_runs_on_other_data_are_other_experiments(tmp_path):
     assert differences(groups)["data.root"] == dict(zip(groups, ("cats", "dogs")))
 
 
-def test_data_of_one_name_is_told_apart_by_its_labels(tmp_path):
+@pytest.mark.parametrize("role", ["train", "val"])
+def test_data_of_one_name_is_told_apart_by_its_labels(tmp_path, role):
     runs = []
     for name, digest in (("a", "a" * 64), ("b", "b" * 64), ("c", "a" * 64)):
         runs.append(make_run(tmp_path / name, seed=int(name == "c"), **{"data.root": f"{name}/cats"}))
-        record = location.record(runs[-1], RunConfig(), tmp_path) | {"val_digest": digest}
+        record = location.record(runs[-1], RunConfig(), tmp_path) | {f"{role}_digest": digest}
         (runs[-1] / location.RECORD).write_text(json.dumps(record))
     groups = group_runs(read_runs(runs))
     assert {name: [run.name for run in members] for name, members in groups.items()} == {
