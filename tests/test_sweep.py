@@ -146,7 +146,7 @@ def test_a_finished_study_starts_no_process_and_is_reported(tmp_path, capsys, mo
     keep_all(study, tmp_path / "out", lambda cell: 0.3 + 0.02 * ("ms-detr" in cell.recipe) + 0.01 * cell.seed)
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a process was started"))
     assert main(["sweep", str(study.path), "--out", str(tmp_path / "out")]) == 0
-    assert "+2.0 (2) | +2.0 to +2.0" in capsys.readouterr().out
+    assert "+2.0 (2) | +2.0 to +2.0 | +2.0 to +2.0" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["title"] == "Ours against theirs" and len(found["sections"][0]["rows"]) == 2
     for figure in ("results.png", "results-curves.png", "results-differences.png"):

@@ -33,7 +33,7 @@ def sweep(
         msdetr sweep study.yaml --report
 
     Stopped at any moment and started again, it repeats no finished cell and goes on with the others. At the end there are
-    tables and figures, with differences seed by seed and their bootstrap intervals. docs/studies.md says what a study file
+    tables and figures, with differences seed by seed and their intervals. docs/studies.md says what a study file
     looks like.
 
     Args:

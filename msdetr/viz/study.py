@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from msdetr.analysis.cells import Cell
@@ -50,7 +51,8 @@ def study_figure(
 
 
 def difference_figure(rows: Rows, reference: str, measure: str = "AP") -> Figure:
-    """Every row minus the reference, seed by seed: a dot per seed, the mean, and its bootstrap interval."""
+    """Every row minus the reference, seed by seed: a dot per seed, the mean, and its interval, Student's, as a band that may leave
+    the picture."""
     figure, (ax,) = subplots(height=1.4 + 0.34 * len(rows))
     factor, labels = 100 if measure in PERCENT else 1, []
     shades = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(rows)}  # as in study_figure
@@ -59,10 +61,11 @@ def difference_figure(rows: Rows, reference: str, measure: str = "AP") -> Figure
         labels.append(f"{safe(name)} ({_runs(len(found.values))})")
         _draw_difference(ax, i, found, factor, color)
     ax.axvline(0, color=DARK, linewidth=0.8)
+    ax.margins(x=0.12)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
     unit = "percent points; " if measure in PERCENT else ""
-    finish(ax, f"{measure} minus that of {safe(reference)}", f"{unit}band: 95 % bootstrap interval", "", legend=False)
+    finish(ax, f"{measure} minus that of {safe(reference)}", f"{unit}band: 95 % interval of the mean", "", legend=False)
     return figure
 
 
@@ -88,7 +91,7 @@ def sets_figure(
         ax.margins(x=0.12)
         ax.xaxis.set_major_locator(MaxNLocator(4))
     axes[0].set_ylim(len(labels) - 0.5, -0.5)
-    figure.suptitle(f"{safe(name)} minus {safe(reference)}; band: 95 % bootstrap interval", fontsize=11)
+    figure.suptitle(f"{safe(name)} minus {safe(reference)}; band: 95 % interval of the mean", fontsize=11)
     return figure
 
 
@@ -151,12 +154,14 @@ def setting_figure(
 
 
 def _draw_difference(ax: Axes, y: float, found: Difference, factor: float, color: str) -> None:
-    """A dot per seed, the mean, and its interval as a band."""
+    """A dot per seed, the mean, and its interval as a band. The band does not widen the axis: of two seeds it may be twenty
+    times as wide as they are apart."""
     if found.mean is None:
         return
-    if found.low is not None:
-        ax.plot([factor * found.low, factor * found.high], [y, y], color=color, linewidth=6, alpha=0.3)
     dots = factor * np.array(found.values)
+    if found.low is not None and found.high is not None:
+        ends = factor * found.low, factor * found.high
+        ax.add_artist(Line2D(ends, (y, y), color=color, linewidth=6, alpha=0.3, solid_capstyle="butt"))
     ax.plot(dots, np.full(len(dots), y), "o", color=color, markersize=4)
     ax.plot(factor * found.mean, y, "|", color=color, markersize=18, markeredgewidth=2.5)
 

@@ -6,7 +6,15 @@ import pytest
 
 from msdetr import recipes
 from msdetr.analysis.cells import Cell
-from msdetr.analysis.study import bootstrap_interval, markdown_table, paired_difference, read_rows, summary, varied
+from msdetr.analysis.study import (
+    bootstrap_interval,
+    markdown_table,
+    paired_difference,
+    read_rows,
+    student_interval,
+    summary,
+    varied,
+)
 from msdetr.errors import RunError
 from msdetr.viz.study import difference_figure, sets_figure, setting_figure, study_figure
 
@@ -25,16 +33,25 @@ def test_differences_are_taken_seed_by_seed():
     found = paired_difference(ROWS["ours | mine"], ROWS["baseline"], "AP")
     assert found.seeds == (0, 2)
     np.testing.assert_allclose(found.values, [0.01, 0.02], atol=1e-12)
-    assert found.mean == pytest.approx(0.015) and found.low == pytest.approx(0.01) and found.high == pytest.approx(0.02)
+    assert found.mean == pytest.approx(0.015) and found.resampled == pytest.approx((0.01, 0.02))
+    assert (found.low, found.high) == pytest.approx((0.015 - 12.706 * 0.005, 0.015 + 12.706 * 0.005), abs=1e-5)
 
 
 def test_what_is_undefined_is_in_no_difference():
     found = paired_difference([cell(0, 0.3), cell(1, None)], ROWS["baseline"], "AP")
-    assert found.seeds == (0,) and found.low is None
+    assert found.seeds == (0,) and found.low is None and found.resampled is None
     assert paired_difference([cell(7, 0.3)], ROWS["baseline"], "AP").mean is None
 
 
-def test_the_interval_holds_the_mean_repeats_and_covers():
+@pytest.mark.parametrize("seeds", [2, 3, 5, 12])
+def test_an_interval_of_95_percent_holds_the_true_mean_in_95_of_100_cases(seeds):
+    values = np.random.default_rng(seeds).normal(1.0, 0.5, (2000, seeds))
+    low, high = np.array([student_interval(row) for row in values]).T
+    assert ((low < 1) & (1 < high)).mean() == pytest.approx(0.95, abs=0.015)
+    assert student_interval([0.2]) is None and student_interval([0.2, 0.2]) == (0.2, 0.2)
+
+
+def test_the_bootstrap_holds_the_mean_repeats_and_covers():
     values = np.random.default_rng(0).normal(1.0, 0.5, (200, 12))
     intervals = np.array([bootstrap_interval(row) for row in values[:40]])
     assert ((intervals[:, 0] <= values[:40].mean(1)) & (values[:40].mean(1) <= intervals[:, 1])).all()
@@ -45,8 +62,8 @@ def test_the_interval_holds_the_mean_repeats_and_covers():
 
 def test_a_table_says_how_many_seeds_and_against_what():
     table = markdown_table(ROWS, "baseline")
-    assert table.splitlines()[0].endswith("| AP minus baseline | 95 % interval |")
-    assert r"| ours \| mine | 3 |" in table and "+1.5 (2) | +1.0 to +2.0" in table
+    assert table.splitlines()[0].endswith("| AP minus baseline | 95 % interval | bootstrap |")
+    assert r"| ours \| mine | 3 |" in table and "+1.5 (2) | -4.9 to +7.9 | +1.0 to +2.0" in table
     assert "undefined" in markdown_table({"a": [cell(0, 0.1, gap=None)]})
 
 
@@ -78,6 +95,7 @@ def test_sets_have_a_line_each_and_draw_the_pairs_they_have():
     found = paired_difference(ROWS["ours | mine"], ROWS["baseline"], "AP")
     drawn = [line for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
     assert [list(line.get_xdata()) for line in drawn] == [pytest.approx([100 * value for value in found.values])]
+    assert figure.axes[0].get_xlim()[1] < 100 * found.high, "a wide band does not widen the axis"
 
 
 def of_mine(seed: int, **changes) -> Cell:

@@ -176,7 +176,8 @@ class Effect:
         """The effect of the change in the other direction."""
         one = self.difference
         mean, low, high = (None if value is None else -value for value in (one.mean, one.high, one.low))
-        turned = Difference(one.seeds, tuple(-value for value in one.values), mean, low, high)
+        resampled = None if one.resampled is None else (-one.resampled[1], -one.resampled[0])
+        turned = Difference(one.seeds, tuple(-value for value in one.values), mean, low, high, resampled)
         return Effect(self.where, self.end, self.start, turned)
 
 
