@@ -57,7 +57,7 @@ def train(
         resume: auto: go on from the newest checkpoint if there is one. never: insist on a fresh directory. Or a checkpoint.
         init_from: Checkpoint, run, released file (.pth; MS-DETR, Deformable DETR, H-DETR, DETA, DN-DETR, DINO), or folder of
             transformers' Deformable DETR (config.json, model.safetensors) whose weights to start from.
-        reset_class_head: With --init-from: start the class heads anew, for other classes, be they as many or not.
+        reset_class_head: With --init-from: start class heads and denoising's labels anew, for other classes, be they as many or not.
         init_partial: With --init-from: take over whatever fits and report the rest.
         allow_config_change: Resume although the configuration differs from the checkpoint's.
         record_matching: On how many validation images to record who is matched to whom as it learns, for notebook 08; e.g. 16.

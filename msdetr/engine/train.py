@@ -42,7 +42,7 @@ def train(
         returned as it is, or goes on where ``config`` has more epochs); "never" insists on a fresh directory; a path
         continues from that checkpoint; the run's later ones are kept in ``run_dir/abandoned_1`` and not gone back to.
     init_from: checkpoint, run, released .pth file or folder of transformers' Deformable DETR whose weights the training starts from; ``reset_class_head`` starts
-        the class heads anew, for other classes than the file's, ``init_partial`` to take whatever fits. Does not apply to a run that resumes.
+        the class heads, and the label embedding of denoising, anew, for other classes than the file's, ``init_partial`` to take whatever fits. Does not apply to a run that resumes.
     allow_config_change: resume although the configuration differs from the checkpoint's.
     given_classes: whether the data must have ``model.num_classes`` classes; False: the model gets as many as the data has.
         By default it must where that number is another than the recipe's.

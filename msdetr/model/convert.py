@@ -115,6 +115,7 @@ REPEATED = ("transformer.decoder.class_embed.", "transformer.decoder.bbox_embed.
 
 
 LEARNED_QUERIES = "query_embed.weight"
+FIRST_CLASS_HEAD = "class_embed.0.weight"
 LABELS, LABELS_HERE = "label_enc.weight", "sources.denoising.label_embedding.weight"
 
 
@@ -136,12 +137,12 @@ def from_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, T
     """The state dict of a detector from a released one. Raises InputError listing names it does not know.
 
     Learned queries of H-DETR are one tensor there: the first rows are the primary group's, the rest are its second group's.
-    Shapes are not compared with the configuration's.
-    DINO's label embedding has a last row that nothing uses; it is left out.
+    Shapes are not compared with the configuration's, and the file may have another number of decoder layers or classes.
+    DINO's label embedding has more rows than there are classes, which nothing uses; they are left out.
     """
     if "lw_detr" in config.methods:
         return from_lw_detr(state, config)
-    renamed, unknown = {}, []
+    renamed, unknown, proposing = {}, [], _proposing_heads(state)
     for name, tensor in state.items():
         if name.startswith(REPEATED):
             continue
@@ -151,8 +152,8 @@ def from_released(state: Mapping[str, Tensor], config: RunConfig) -> dict[str, T
             renamed |= dict(zip(names, rows))
             continue
         if name == LABELS and "denoising" in config.methods and config.denoising.style == "plain":
-            tensor = tensor[: config.model.num_classes]
-        new_name = _from_released_name(name, config)
+            tensor = _of_real_classes(tensor, state)
+        new_name = _from_released_name(name, config, proposing)
         if new_name is None:
             unknown.append(name)
         elif new_name:
@@ -249,14 +250,29 @@ def _is_weight(name: object, value: object) -> bool:
     )
 
 
-def _from_released_name(name: str, config: RunConfig) -> str | None:
-    """The name here; '' for a repetition, None for an unknown name."""
+def _of_real_classes(labels: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+    """A label embedding without rows beyond the classes that the file's own class heads know."""
+    head = state.get(FIRST_CLASS_HEAD, labels)
+    return labels[: len(head)] if labels.dim() == head.dim() == 2 else labels
+
+
+def _proposing_heads(state: Mapping[str, Tensor]) -> int | None:
+    """The number of the heads that make a two-stage model's proposals: the last one. None where there are no proposals, and
+    where these heads have names of their own (DINO)."""
+    if "transformer.enc_output.weight" not in state or any(name.startswith("transformer.enc_out_") for name in state):
+        return None
+    numbers = [int(match[1]) for name in state if (match := re.match(r"(?:class|bbox)_embed\.(\d+)\.", name))]
+    return max(numbers, default=None)
+
+
+def _from_released_name(name: str, config: RunConfig, proposing: int | None) -> str | None:
+    """The name here; '' for a repetition, None for an unknown name. proposing: see ``_proposing_heads``."""
     if match := re.fullmatch(r"(class|bbox)_embed(_o2m)?\.(\d+)\.(.*)", name):
         kind, one_to_many, number, rest = match.groups()
         shared = not config.model.box_refine or (config.model.shared_heads and not one_to_many)
         if shared and number != "0":
             return ""
-        if not one_to_many and is_two_stage(config) and int(number) == config.model.decoder_layers:
+        if not one_to_many and int(number) == proposing:
             return f"query_selection.{'class' if kind == 'class' else 'box'}_head.{rest}"
     return rename(name, _renames(config))
 

@@ -223,6 +223,20 @@ def test_as_many_other_classes(tmp_path):
         assert ("class_head" in name) == (name in taken.anew), name
 
 
+@pytest.mark.fault("F67")
+@pytest.mark.parametrize("style", ["plain", "indicated"])
+@pytest.mark.parametrize("classes", [3, 8, 12])
+def test_the_label_embedding_of_denoising_starts_anew_with_the_class_heads(classes, style, tmp_path):
+    config = tiny.config(tmp_path, denoising__contrastive=False, denoising__style=style)
+    old, new = build_detector(config), build_detector(config.override({"model.num_classes": classes}))
+    name = "sources.denoising.label_embedding.weight"
+    before = new.state_dict()[name].clone()
+    taken = checkpoints.load_weights(new, old.state_dict(), reset_class_head=True)
+    assert name not in taken.taken and name in taken.report() and torch.equal(new.state_dict()[name], before)
+    assert (name in taken.anew) == (classes == 8)
+    assert len(taken.taken) == sum("class_head" not in n for n in old.state_dict()) - 1
+
+
 @pytest.mark.fault("F66")
 def test_resetting_class_heads_does_not_cover_another_architecture(tmp_path):
     config = tiny.config(tmp_path)

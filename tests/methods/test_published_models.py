@@ -11,6 +11,7 @@ from test_denoising import batch, losses
 
 from msdetr import recipes
 from msdetr.config import flatten
+from msdetr.engine import checkpoint as checkpoints
 from msdetr.errors import InputError
 from msdetr.methods import build_criterion, build_detector
 from msdetr.model import from_released, to_released, training_only_names
@@ -92,6 +93,32 @@ def test_weights_go_to_the_released_names_and_back(name):
         assert len(released["label_enc.weight"]) == config.model.num_classes + 1
     with pytest.raises(InputError, match="unknown names: transformer.surprise"):
         from_released(released | {"transformer.surprise": torch.zeros(1)}, config)
+
+
+@pytest.mark.parametrize("classes", [3, 8, 20])
+@pytest.mark.parametrize("name", ["dn-deformable-detr", "dino-4scale-r50"])
+def test_a_released_file_of_other_classes_is_started_from(name, classes):
+    """It has as many labels as its own classes, and one more that no class is; here they start anew."""
+    config = settings(name, **{"model.backbone": "resnet18", "model.decoder_layers": 6})
+    released = to_released(build_detector(config).state_dict(), config)
+    mine = config.override({"model.num_classes": classes})
+    found = from_released(released, mine)
+    label = "sources.denoising.label_embedding.weight"
+    assert len(found[label]) == 8 + name.startswith("dn")
+    taken = checkpoints.load_weights(build_detector(mine), found, reset_class_head=True)
+    assert not taken.missing and not taken.unexpected
+    assert {n for n in found if "class_head" in n} | {label} == found.keys() - set(taken.taken)
+    assert label in taken.report()
+
+
+def test_stable_dino_has_all_labels():
+    """As many as classes, of which none is left out."""
+    config = settings("stable-dino-4scale-r50", **{"model.backbone": "resnet18", "stable.memory_fusion": False})
+    released = to_released(build_detector(config).state_dict(), config)
+    released["label_enc.weight"] = released["label_enc.weight"][:8]
+    assert len(from_released(released, config)["sources.denoising.label_embedding.weight"]) == 8
+    fewer = config.override({"model.num_classes": 3})
+    assert len(from_released(released, fewer)["sources.denoising.label_embedding.weight"]) == 8
 
 
 @pytest.mark.parametrize(

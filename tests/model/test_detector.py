@@ -167,6 +167,19 @@ def test_released_names_and_back(variant, two_stage):
     assert {k: v.data_ptr() for k, v in back.items()} == {k: v.data_ptr() for k, v in state.items()}
 
 
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_the_last_heads_of_a_released_file_are_those_of_its_proposals(layers):
+    """However many decoder layers the model has that is to start from it."""
+    config = small_config("baseline", **RESNET)
+    released = to_released(small_model("baseline", **RESNET).state_dict(), config)
+    found = from_released(released, config.override({"model.decoder_layers": layers}))
+    for kind, rest in (("class", "weight"), ("box", "layers.0.weight")):
+        of_released = f"{'class' if kind == 'class' else 'bbox'}_embed"
+        assert found[f"query_selection.{kind}_head.{rest}"] is released[f"{of_released}.2.{rest}"]
+        assert found[f"decoder.{kind}_heads.1.{rest}"] is released[f"{of_released}.1.{rest}"]
+        assert f"decoder.{kind}_heads.2.{rest}" not in found
+
+
 def sizes_at_start(**changes) -> list[float]:
     """What each box head of a new model adds to sizes."""
     return [head.layers[2].bias[2].item() for head in build_detector(small_config("c", **changes)).decoder.box_heads]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...errors import CheckpointError
 
 Tensors = Mapping[str, Tensor]
+OF_CLASSES = ("class_head", "label_embedding")  # what has rows for classes: predictors, and denoising's labels
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class TakenOver:
     missing: tuple[str, ...] = ()  # of the detector, not in the file: keep their initial values
     unexpected: tuple[str, ...] = ()  # in the file, not of the detector: ignored
     misshapen: tuple[str, ...] = ()  # "name: shape in the file, shape in the detector": keep their initial values
-    anew: tuple[str, ...] = ()  # class heads of as many classes, which were to be reset: keep their initial values
+    anew: tuple[str, ...] = ()  # of as many classes, which were to be reset: keep their initial values
 
     def report(self) -> str:
         lines = [f"{len(self.taken)} tensors taken over"]
@@ -45,7 +46,8 @@ def load_weights(
 ) -> TakenOver:
     """Copies weights into a detector.
 
-    reset_class_head: class heads keep their initial values, of another number of classes or of as many.
+    reset_class_head: class heads, and the label embedding of denoising, keep their initial values, of another number of
+        classes or of as many.
     partial: whatever fits is taken, the rest keeps its initial values.
     exact: dtypes must be the same; otherwise weights of another precision are converted.
 
@@ -55,8 +57,8 @@ def load_weights(
     own = detector.state_dict()
     shared = own.keys() & tensors.keys()
     misshapen = sorted(name for name in shared if not _fits(tensors[name], own[name], exact))
-    heads = [name for name in misshapen if _is_class_head(name, own[name], tensors[name])]
-    anew = sorted(name for name in shared - set(misshapen) if reset_class_head and "class_head" in name)
+    heads = [name for name in misshapen if _differ_in_classes(name, own[name], tensors[name])]
+    anew = sorted(name for name in shared - set(misshapen) if reset_class_head and _of_classes(name))
     taken = sorted(shared - set(misshapen) - set(anew))
     result = TakenOver(
         taken=tuple(taken),
@@ -115,10 +117,15 @@ def check_finite(tensors: Tensors, where: str | Path) -> None:
         )
 
 
-def _is_class_head(name: str, own: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are one class head for different numbers of classes: only the output dimension differs."""
+def _of_classes(name: str) -> bool:
+    return any(part in name for part in OF_CLASSES)
+
+
+def _differ_in_classes(name: str, own: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one class head, or label embedding, for different numbers of classes: only the dimension of the
+    classes differs."""
     return (
-        "class_head" in name
+        _of_classes(name)
         and 0 < own.dim() == other.dim()
         and own.shape[1:] == other.shape[1:]
         and own.shape != other.shape
@@ -130,7 +137,7 @@ def listing(**keys: Iterable[str]) -> str:
     return "; ".join(f"{len(names)} {what}: {_shortened(names)}" for what, names in keys.items() if names)
 
 
-def _shortened(names: Iterable[str], limit: int = 12) -> str:
+def _shortened(names: Iterable[str], limit: int = 16) -> str:
     names = sorted(names)
     return ", ".join(name[:120] for name in names[:limit]) + (
         f", and {len(names) - limit} more" if len(names) > limit else ""
