@@ -145,7 +145,8 @@ def test_small_gpu_recipes_keep_the_global_batch():
     for name in recipes.names():
         if name.startswith("small-gpu/"):
             small, full = recipes.get(name), recipes.get(name.replace("small-gpu/", "coco/"))
-            assert small.train.batch_size == full.train.batch_size == 16
+            assert small.train.batch_size == full.train.batch_size == (32 if "lw-detr" in name else 16)
+            assert recipes.describe()[name].endswith(f"accumulated to {full.train.batch_size}")
             assert small.train.micro_batch == 1
             assert small.train.gradient_checkpointing
 

@@ -34,7 +34,11 @@ class EncoderLayer(nn.Module):
 
 class DenseFusion(nn.Module):
     """Makes the memory from all stages of the encoder, its input among them (Stable-DINO, Liu et al., ICCV 2023):
-    stages + 1 times [B, S, C], concatenated, projected to [B, S, C], normalised."""
+    stages + 1 times [B, S, C], concatenated, projected to [B, S, C], normalised.
+
+    Released: the projection starts from Xavier's uniform distribution, its bias at 0.   Here: from torch's default for linear
+    layers.
+    """
 
     def __init__(self, stages: int, dim: int):
         super().__init__()

@@ -243,7 +243,11 @@ class TwoStageQueries(ProposedQueries):
 
 class ReferenceQueries(ProposedQueries):
     """As in DINO: the decoder makes positions in every layer; without mixed selection contents are the features of the
-    chosen tokens, without gradient."""
+    chosen tokens, without gradient.
+
+    Released: learned contents start from Xavier's uniform distribution, at a standard deviation of about 0.04 for 900
+    queries of 256 channels.   Here: from the standard normal one, as those of Deformable DETR++.
+    """
 
     def __init__(
         self,

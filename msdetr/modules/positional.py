@@ -58,7 +58,11 @@ def sine_embedding_of_boxes(boxes: Tensor, dim: int) -> Tensor:
 
 class ReferencePositions(nn.Module):
     """Positions of queries, made in every decoder layer from the boxes that it starts from: an MLP of their sine
-    embedding (DAB-DETR, Section 4.2; DINO)."""
+    embedding (DAB-DETR, Section 4.2; DINO).
+
+    Released: the MLP's weights, and those of the factor of ``ScaledReferencePositions``, start from Xavier's uniform
+    distribution.   Here: from torch's default for linear layers, about half as wide.
+    """
 
     def __init__(self, dim: int):
         super().__init__()

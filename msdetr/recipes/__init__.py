@@ -1,7 +1,8 @@
 """Named run configurations: ``get("shapes/ms-detr-c")`` is a complete ``RunConfig``; override what you like.
 
-coco/...      the released training of MS-DETR and its baselines: ResNet-50, COCO 2017, 12 epochs, 16 images a step
-small-gpu/... the same optimisation on one small GPU: one image at a time, gradients accumulated to 16, activations
+coco/...      the released training of MS-DETR, its baselines and its relatives: ResNet-50, COCO 2017, most of them 12 epochs of
+              16 images a step
+small-gpu/... the same optimisation on one small GPU: one image at a time, gradients accumulated to as many, activations
               recomputed
 shapes/...    the embedded data set: trained from scratch in minutes on a laptop's processor
 photos/...    a folder of one's own photographs: from an ImageNet backbone on a processor, or from a released detector on a GPU

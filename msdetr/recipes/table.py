@@ -33,7 +33,8 @@ _DEFORMABLE = {
 _PLUS_PLUS = _DEFORMABLE | {"two_stage.mixed_selection": True, "model.look_forward_twice": True, "model.dropout": 0.0}
 _MS = {"loss.class_weight": 1.0, "ms_detr.rule": "released"}
 _900 = {"model.num_queries": 900}
-# Chen et al., 2024, Table 12 and the released code: no encoder but its backbone, three decoder layers, one set of references
+# Chen et al., 2024, Table 12 and the released code: no encoder but its backbone, three decoder layers, one set of references.
+# What is not as released: see ``msdetr.methods.LWDETR``
 _LW_DETR = {
     "ms_detr": None,
     "two_stage": None,
@@ -51,10 +52,14 @@ _LW_DETR = {
     "loss.class_weight": 1.0,
     "loss.floor": "product",
     "data.raw_category_ids": True,
+    "train.batch_size": 32,
     "train.lr": 1e-4,
     "train.lr_backbone": 1.5e-4,
+    "train.lr_projection_factor": 1.0,
     "train.epochs": 60,
     "train.schedule": "constant",
+    "train.ema_decay": 0.9997,
+    "train.max_detections": 300,
 }
 _DETA = {
     "two_stage.mixed_selection": False,
@@ -124,7 +129,13 @@ _DINO_4SCALE = _IDEA | {
     "train.max_detections": 300,
 }
 
+# on detrex's DINO, which has heads for every layer and Deformable DETR's positions of maps, and freezes the stem alone.
+# Released: norms without weight decay.   Here: with
 _STABLE_DINO = _DINO_4SCALE | {
+    "model.shared_heads": False,
+    "model.position_temperature": 10000.0,
+    "model.position_offset": -0.5,
+    "model.trainable_layers": 4,
     "model.num_classes": 80,
     "data.raw_category_ids": False,
     "stable.memory_fusion": True,
@@ -206,6 +217,7 @@ _COCO: dict[str, tuple[str, dict[str, Any]]] = {
         "Stable-DINO's losses, costs and memory fusion on DINO, and MS-DETR (c), 12 epochs",
         _STABLE_DINO | {"ms_detr.rule": "released", "ms_detr.variant": "c", "ms_detr.class_weight": 6.0},
     ),
+    # published: Zhang et al., CVPR 2025, and the table of Visual-AI/Mr.DETR: of a mean of three checkpoints, see ``MrDETR``
     "mr-detr-300": ("Mr.DETR on Deformable DETR++, 300 queries; published: 49.5 AP", _MR_DETR),
     "mr-detr-900": ("Mr.DETR on Deformable DETR++, 900 queries; published: 50.7 AP", _MR_DETR | _900),
 }
@@ -326,7 +338,7 @@ def _all() -> dict[str, Recipe]:
     for name, (description, values) in _COCO.items():
         add(
             f"small-gpu/{name}",
-            f"{description.split(';')[0]}; one image at a time, accumulated to 16",
+            f"{description.split(';')[0]}; one image at a time, accumulated to {values.get('train.batch_size', 16)}",
             values | _SMALL_GPU,
         )
     add("shapes/baseline", "Deformable DETR++ on the embedded data set", _SHAPES)

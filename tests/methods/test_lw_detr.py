@@ -169,6 +169,8 @@ def test_the_recipe_is_as_published():
     model = config.model
     assert (config.lw_detr.groups, model.num_queries, model.decoder_layers, model.encoder_layers) == (13, 300, 3, 0)
     assert (model.num_heads, model.cross_heads, model.num_points) == (8, 16, 2)
+    train = config.train
+    assert (train.batch_size, train.ema_decay, train.max_detections, train.lr_projection_factor) == (32, 0.9997, 300, 1)
     with torch.device("meta"):
         detector = build_detector(config.override({"model.pretrained": "none"}))
     assert detector.level_embedding is None and len(detector.query_selection.further_proposers) == 12
