@@ -17,6 +17,10 @@ from ..structures import DetectorOutput, Targets
 from .base import Method, weighted_terms
 
 READS_OUTPUT = frozenset("ab")  # variants whose one-to-many predictors read the layer output
+UNMERGED = {  # methods whose groups have no pair of a query for each object, and why
+    "hybrid": "it pairs every object with several queries",
+    "mr_detr": "its routes are matched one-to-many",
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class MSDETRConfig:
     alpha: Annotated[float, Range(0, 1)] = 0.3  # score = alpha * class probability + (1 - alpha) * IoU
     threshold: Annotated[float, Range(0, 1)] = 0.4  # tau: pairs with score <= tau are dropped
     k: Annotated[int, Range(1)] = 6  # queries per object at most
-    merge: bool = False  # add one-to-one pairs that one-to-many matching missed
+    merge: bool = False  # add one-to-one pairs that one-to-many matching missed; groups=all: each group its own
     class_weight: Annotated[float, Range(0)] = 2.0
     l1_weight: Annotated[float, Range(0)] = 5.0
     giou_weight: Annotated[float, Range(0)] = 2.0
@@ -60,6 +64,11 @@ class MSDETRConfig:
             raise ConfigError(
                 f"ms_detr.heads: variant ({self.variant}) reads the layer output; with shared heads and no candidate_ffn "
                 "both branches would be the same predictions"
+            )
+        if self.merge and self.groups == "all" and (others := UNMERGED.keys() & run.methods.keys()):
+            raise ConfigError(
+                f"ms_detr.merge: with ms_detr.groups=all every group is merged with its own one-to-one pairs, and {min(others)} "
+                f"has none ({UNMERGED[min(others)]}); set ms_detr.groups=primary or ms_detr.merge=false"
             )
 
 

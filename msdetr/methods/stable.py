@@ -39,6 +39,18 @@ class StableConfig:
             )
         if self.memory_fusion and not run.model.encoder_layers:
             raise ConfigError("stable.memory_fusion: there are no encoder layers to fuse (model.encoder_layers=0)")
+        if run.lw_detr is not None and run.lw_detr.class_loss != "focal":
+            raise ConfigError(
+                f"stable: makes the focal class loss position-supervised, and lw_detr.class_loss={run.lw_detr.class_loss} is "
+                "another; set lw_detr.class_loss=focal, or switch the method off (stable=null)"
+            )
+        by_iou = run.deta is not None and run.deta.encoder and run.deta.decoder
+        costless = by_iou and not {"hybrid", "group"} & run.methods.keys()
+        if costless and (self.cost == "released" or self.cost_power not in (0, StableConfig.cost_power)):
+            raise ConfigError(
+                "stable.cost, stable.cost_power: modulate the class cost of matching, and deta assigns both stages by IoU, "
+                "without costs; leave them as they are, or set deta.encoder=false or deta.decoder=false"
+            )
 
 
 class Stable(Method):
@@ -46,9 +58,12 @@ class Stable(Method):
     inference, too.
 
     Every focal class loss of the run becomes position-supervised, also those of further query groups, of the encoder, and
-    of candidates; every class cost of Hungarian matching is modulated. One-to-many matching keeps its score.
+    of candidates; every class cost of Hungarian matching is modulated, where there is one: ``deta`` has none in the stages
+    that it assigns. One-to-many matching keeps its score.
 
     Released: class weight 6 (1 for denoising), where DINO has 1.  Here: weights are those of the run.
+    Released: norms without weight decay.  Here: with, as all parameters.
+    The recipe coco/stable-dino-4scale-r50 has the weights, and what the DINO it was built on has otherwise.
     """
 
     name = "stable"

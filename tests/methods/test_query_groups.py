@@ -310,6 +310,15 @@ def test_every_group_is_merged_with_its_own_one_to_one_pairs(other, rule):
     assert len(matches[name]) == 2 * len(matches["one_to_one"]) > 0
 
 
+@pytest.mark.parametrize("other", ["hybrid", "mr_detr"])
+def test_groups_without_one_to_one_pairs_of_their_own_are_not_merged(other):
+    changes = {other: True, "ms_detr.merge": True}
+    with pytest.raises(ConfigError, match=f"^ms_detr.merge: .*{other} has none .*ms_detr.groups=primary"):
+        small.config("c", **changes, **{"ms_detr.groups": "all"})
+    small.config("c", **changes)
+    small.config("c", **changes | {"ms_detr.merge": False, "ms_detr.groups": "all"})
+
+
 def test_queries_of_all_classes_are_not_chosen_by_the_first():
     with pytest.raises(ConfigError, match="^two_stage.supervise: .*two_stage.rank_by=best_class"):
         small.config("c", **{"two_stage.supervise": "queries"})

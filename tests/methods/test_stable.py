@@ -150,6 +150,33 @@ def test_no_encoder_to_fuse():
         small.config("c", **{"stable.memory_fusion": True, "model.encoder_layers": 0})
 
 
+def test_another_class_loss_than_the_focal_one_is_refused():
+    """Beside LW-DETR, which has losses of its own, its loss would be in no branch."""
+    lw_detr = {"two_stage": None, "lw_detr.groups": 3, "model.query_positions": "references"}
+    with pytest.raises(ConfigError, match="^stable: .*class_loss=iou_aware is .*lw_detr.class_loss=focal.*stable=null"):
+        small.config("baseline", **STABLE, **lw_detr)
+    criterion = build_criterion(small.config("baseline", **STABLE, **lw_detr, **{"lw_detr.class_loss": "focal"}))
+    assert all(branch.terms["class"][1].func is position_supervised_loss for branch in criterion.branches)
+
+
+@pytest.mark.parametrize("changes", [{"stable.cost": "released"}, {"stable.cost_power": 1.0}], ids=str)
+def test_a_cost_where_nothing_is_matched_with_costs_is_refused(changes):
+    with pytest.raises(
+        ConfigError, match="^stable.cost, stable.cost_power: .*deta.encoder=false or deta.decoder=false"
+    ):
+        small.config("baseline", **changes, **OTHERS["deta"])
+    for other in ({"deta.encoder": False}, OTHERS["deta"] | OTHERS["hybrid"], OTHERS["deta"] | OTHERS["group"]):
+        small.config("baseline", **changes, **other)
+
+
+@pytest.mark.parametrize("name", ["stable-dino-4scale-r50", "stable-dino-4scale-r50-ms-c"])
+def test_the_recipe_has_the_dino_of_the_published_code(name):
+    """That of detrex: heads for every layer, Deformable DETR's positions of maps, the stem alone frozen."""
+    model = recipes.get(f"coco/{name}").model
+    assert (model.shared_heads, model.position_temperature, model.position_offset) == (False, 10000, -0.5)
+    assert (model.trainable_layers, model.num_classes, model.num_queries) == (4, 80, 900)
+
+
 @pytest.mark.parametrize(
     "name", [name for name in recipes.names() if "stable" in recipes.get(name).methods and "small-gpu" not in name]
 )
