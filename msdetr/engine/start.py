@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import RunConfig, harmless_on_resume
+from ..config import RunConfig, TrainConfig, harmless_on_resume
 from ..data import CocoDetection
 from ..errors import ConfigError, InputError, RunDirectoryError
 from . import checkpoint as checkpoints
@@ -77,7 +77,7 @@ def build(config: RunConfig, world: World, given_classes: bool):
         world.on_main(lambda: build_datasets(config) and None)  # generates the embedded data once
     train_set, val_set = build_datasets(config)
     config, notes = resolve_classes(config, given_classes, train_set)
-    notes = described(config, train_set, val_set) + notes
+    notes = described(config, train_set, val_set) + notes + drop_explained(config.train)
     epoch_steps = len(train_set) // config.train.batch_size
     if config.train.batch_size < world.size:
         raise ConfigError(
@@ -107,6 +107,21 @@ def described(config: RunConfig, train_set: CocoDetection, val_set: CocoDetectio
             "them)"
         )
     return lines
+
+
+def drop_explained(train: TrainConfig) -> list[str]:
+    """What to say where the drop of the learning rates is not near the end of the training, as it is not once only the number
+    of epochs was changed. Published schedules drop at 10 or 11 of 12 epochs, 20 of 24, 40 of 50."""
+    if train.schedule != "step" or not train.epochs:
+        return []
+    after = train.epochs - train.drop_epoch
+    if after <= 0:
+        fault = f"the learning rates never fall in {train.epochs:g} epochs"
+    elif after > train.epochs / 3:
+        fault = f"{after:g} of {train.epochs:g} epochs are trained at a tenth of the learning rates"
+    else:
+        return []
+    return [f"train.drop_epoch = {train.drop_epoch:g}: {fault}; train.drop_epoch={train.epochs * 5 / 6:.3g} suits them"]
 
 
 def train_loader(dataset, config: RunConfig, trainer: Trainer) -> torch.utils.data.DataLoader:

@@ -4,9 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from msdetr import recipes
 from msdetr.config import RunConfig, TrainConfig
 from msdetr.engine import MovingAverage, lr_factor, parameter_groups
 from msdetr.engine.optim import build_optimizer
+from msdetr.engine.start import drop_explained
 from msdetr.methods import build_detector
 
 
@@ -48,6 +50,27 @@ def test_step_schedule_drops_at_the_epoch():
     config = TrainConfig(schedule="step", drop_epoch=11)
     assert [lr_factor(config, step, 120, 10) for step in (0, 109, 110, 119)] == [1, 1, 0.1, 0.1]
     assert lr_factor(TrainConfig(schedule="constant"), 119, 120, 10) == 1
+
+
+@pytest.mark.parametrize(
+    ("epochs", "drop", "said"),
+    [
+        (6, 11, "learning rates never fall in 6 epochs; train.drop_epoch=5 suits them"),
+        (12, 12, "learning rates never fall in 12 epochs; train.drop_epoch=10 suits them"),
+        (24, 11, "13 of 24 epochs are trained at a tenth of the learning rates; train.drop_epoch=20 suits them"),
+        (0.5, 11, "learning rates never fall in 0.5 epochs; train.drop_epoch=0.417 suits them"),
+        (12, 8, None),
+        (0, 11, None),
+    ],
+)
+def test_a_drop_that_does_not_suit_the_epochs_is_told(epochs, drop, said):
+    told = drop_explained(TrainConfig(epochs=epochs, drop_epoch=drop))
+    assert [note.split(": ")[1].removeprefix("the ") for note in told] == ([said] if said else [])
+    assert not drop_explained(TrainConfig(epochs=epochs, drop_epoch=drop, schedule="one_cycle"))
+
+
+def test_no_recipe_has_a_drop_that_does_not_suit_it():
+    assert not [name for name in recipes.names() if drop_explained(recipes.get(name).train)]
 
 
 def test_moving_average_is_the_weighted_sum():
