@@ -154,8 +154,8 @@ def setting_figure(
 
 
 def _draw_difference(ax: Axes, y: float, found: Difference, factor: float, color: str) -> None:
-    """A dot per seed, the mean, and its interval as a band. The band does not widen the axis: of two seeds it may be twenty
-    times as wide as they are apart."""
+    """A dot per seed, the mean, and its interval as a band. The band does not widen the axis: of two seeds it is
+    thirteen times as wide as they are apart."""
     if found.mean is None:
         return
     dots = factor * np.array(found.values)
