@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import json
 import math
 import os
 import re
+import secrets
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,6 +36,7 @@ BYTE_ORDER_MARKS = {
     "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
     "UTF-8 with a byte order mark": (codecs.BOM_UTF8,),
 }
+_NEVER_FLUSHED = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES, errno.EPERM)  # of a directory
 Error = type[MSDETRError]
 
 
@@ -342,7 +345,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises WriteError, an OSError, where that fails; what was at ``path`` before is then still there.
     """
     path = Path(path)
-    staging = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    # not the process's number: those of two containers may be equal
+    staging = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     if path.exists() and not path.is_file() and not path.is_dir():
         staging = path  # /dev/stdout and the like
     try:
@@ -424,8 +428,14 @@ def write_error(path: str | Path, problem: OSError) -> WriteError:
 
 
 def sync_directory(path: Path) -> None:
-    """Flushes a directory, so that a name in it survives a power cut."""
-    _flush(path)
+    """Flushes a directory, so that a name in it survives a power cut. Some network drives do not flush directories, and
+    one that may be written need not be one that may be opened: nothing is flushed then. Raises OSError for any other
+    failure."""
+    try:
+        _flush(path)
+    except OSError as problem:
+        if problem.errno not in _NEVER_FLUSHED:
+            raise
 
 
 def _flush(path: Path) -> None:

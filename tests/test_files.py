@@ -1,7 +1,9 @@
+import errno
 import json
 import math
 import os
 import resource
+import stat
 import time
 from pathlib import Path
 
@@ -261,6 +263,29 @@ def test_a_write_that_fails_elsewhere_names_the_file(tmp_path):
             files.write_atomically(path, "x")
     files.write_atomically("/dev/null", "x")
     assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP])
+def test_a_drive_that_flushes_no_directories(tmp_path, monkeypatch, number):
+    flush = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write_json(tmp_path / "x.json", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"] and files.read_json(tmp_path / "x.json") == 1
+
+
+def test_two_writers_of_one_file_share_no_other(tmp_path):
+    """Processes of two containers may have one number, and so have threads."""
+    with files.replacing(tmp_path / "x.png") as first, files.replacing(tmp_path / "x.png") as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "x.png").read_text() == "first", "it was the last to be done"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
 def test_words_of_a_command_line():
