@@ -1,5 +1,6 @@
 """The generated data set: the same bytes everywhere, true annotations, and a folder that is whole or not there."""
 
+import errno
 import hashlib
 import json
 import math
@@ -118,6 +119,41 @@ def test_an_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         shapes.generate(tmp_path / "set", 3, 2)
     assert not list(tmp_path.iterdir())
+
+
+def test_two_generations_at_once_share_nothing(tmp_path):
+    """Those of two containers may have one process number, as these two have."""
+    inner = []
+
+    def begin_another(done, total):
+        if done == 1:
+            inner.append(shapes.generate(tmp_path / "set", 2, 1))
+
+    assert [shapes.generate(tmp_path / "set", 2, 1, on_image=begin_another)] == inner == [tmp_path / "set"]
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_an_empty_folder_a_link_and_the_usual_permissions(tmp_path):
+    (tmp_path / "ordinary").mkdir()
+    usual = (tmp_path / "ordinary").stat().st_mode
+    for folder_there in (tmp_path / "disk" / "empty", tmp_path / "ordinary"):
+        folder_there.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "linked").symlink_to(tmp_path / "disk" / "empty")
+    assert shapes.generate(tmp_path / "linked", 1, 1) == tmp_path / "linked" and (tmp_path / "linked").is_symlink()
+    assert shapes.generate(tmp_path / "ordinary", 1, 1).stat().st_mode == usual
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["empty"]
+
+
+def test_a_folder_that_must_stay_is_known_before_images_are_made(tmp_path, monkeypatch):
+    def rmdir(path):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(Path, "rmdir", rmdir)
+    made = []
+    with pytest.raises(ShapesError, match=r"cannot be replaced by the data set: .*busy; choose a folder in it"):
+        shapes.generate(tmp_path / "volume", 1, 1, on_image=lambda *_: made.append(1))
+    assert not made and (tmp_path / "volume").is_dir()
 
 
 def test_it_is_an_ordinary_coco_folder(shapes_root):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,12 +32,14 @@ def generate(
     """Makes the data set under ``root`` and returns the path; a folder already made from the same seed is re-used.
 
     Leaves ``root/{train,val}/NNNNNNNNNNNN.png``, ``root/annotations/instances_{train,val}.json`` and a manifest. The
-    folder appears complete or not at all. An existing set serves if it has the same generator version and seed and at
-    least as many images: image i does not depend on how many there are. ``on_image(done, total)`` is called after each image
-    made, for a progress bar.
+    folder appears complete or not at all; a process that is killed leaves ``.NAME.unfinished-...`` beside it, which may
+    be deleted. A link to a folder is followed. An existing set serves if it has the same generator version and seed and
+    at least as many images: image i does not depend on how many there are. ``on_image(done, total)`` is called after
+    each image made, for a progress bar.
 
-    Raises ShapesError where ``root`` holds something else, a smaller set, another seed, or has been damaged, or the disk has no
-    room for so many images; InputError for counts below 0.
+    Raises ShapesError where ``root`` holds something else, a smaller set, another seed, or has been damaged, where it
+    is empty but must stay (something is mounted there), or the disk has no room for so many images; InputError for
+    counts below 0.
     """
     root = Path(root)
     num_train, num_val = count(num_train, "num_train", least=0), count(num_val, "num_val", least=0)
@@ -50,40 +53,58 @@ def generate(
     if _occupied(root):
         _verify(root, wanted)
         return root
-    files.make_folder(root.parent)
-    needed, free = (num_train + num_val) * _BYTES_PER_IMAGE, shutil.disk_usage(root.parent).free
+    place = Path(os.path.realpath(root))
+    files.make_folder(place.parent)
+    needed, free = (num_train + num_val) * _BYTES_PER_IMAGE, shutil.disk_usage(place.parent).free
     if needed > free:
         raise ShapesError(
             f"{root}: {num_train:,} + {num_val:,} images take about {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free; "
             "ask for fewer (data.num_train, data.num_val), or choose another folder (data.root)"
         )
-    unfinished = root.parent / f".{root.name}.unfinished-{os.getpid()}"
-    shutil.rmtree(unfinished, ignore_errors=True)
+    _make_way(root, place)
     try:
-        (unfinished / "annotations").mkdir(parents=True)
-        done, digests = 0, {}
-        for split, images in zip(SPLITS, (num_train, num_val)):
+        with tempfile.TemporaryDirectory(
+            prefix=f".{place.name}.unfinished-", dir=place.parent, ignore_cleanup_errors=True
+        ) as staging:
+            unfinished = Path(staging, place.name)  # a folder in that one, which is this user's alone
+            (unfinished / "annotations").mkdir(parents=True)
+            done, digests = 0, {}
+            for split, images in zip(SPLITS, (num_train, num_val)):
 
-            def report(index: int, before: int = done) -> None:
-                if on_image is not None:
-                    on_image(before + index + 1, num_train + num_val)
+                def report(index: int, before: int = done) -> None:
+                    if on_image is not None:
+                        on_image(before + index + 1, num_train + num_val)
 
-            digests[split] = _write_split(unfinished, split, images, seed, report)
-            done += images
-        files.write_json(unfinished / "manifest.json", {**wanted, "sha256": digests})
-        try:
-            os.rename(unfinished, root)
-        except OSError:
-            if not _occupied(root):
-                raise
-            _verify(root, wanted)  # another process was faster
+                digests[split] = _write_split(unfinished, split, images, seed, report)
+                done += images
+            files.write_json(unfinished / "manifest.json", {**wanted, "sha256": digests})
+            try:
+                os.rename(unfinished, place)
+            except OSError:
+                if not _occupied(root):
+                    raise
+                _verify(root, wanted)  # another process was faster
     except OSError as error:
         raise ShapesError(
             f"{root}: the data set cannot be written: {error.strerror or error}; make room, or choose another folder (data.root)"
         ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return root
+
+
+def _make_way(root: Path, place: Path) -> None:
+    """Removes an empty folder where the data set is to be. Raises ShapesError where it must stay, e.g. as something is
+    mounted there."""
+    try:
+        place.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if _occupied(root):  # another process was faster
+            return
+        raise ShapesError(
+            f"{root}: this empty folder cannot be replaced by the data set: {error.strerror or error}; choose a folder "
+            f"in it, say {root / 'shapes'} (data.root)"
+        ) from error
 
 
 def _write_split(root: Path, split: str, count: int, seed: int, report: Callable[[int], None]) -> str:
