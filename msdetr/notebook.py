@@ -24,6 +24,7 @@ from typing import Any
 from . import environment
 from .config import RunConfig, nearest
 from .errors import ConfigError, NotebookError, Terminated
+from .lock import FileLock, InUse, LockError
 from .recipes import requested
 from .recipes import run_name as default_name
 
@@ -197,8 +198,6 @@ def _incomplete(executed) -> str | None:
 @contextlib.contextmanager
 def _holding(output: Path) -> Iterator[None]:
     """Holds a file that is about to be written, so that no other process writes it, too. Raises NotebookError."""
-    from .engine.lock import FileLock, InUse
-
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(output.with_name(f".{output.name}.lock"))
@@ -221,6 +220,8 @@ def _private_transport():
     """Yields the settings of a kernel that is reached through sockets in a folder of this user alone, and that is shut down without
     an interrupt. The default, TCP, is open to everybody on the machine, and kernels warn of it. Where a socket cannot have such a
     name, TCP it is."""
+    except LockError as error:
+        raise NotebookError(f"{output}: cannot be written: {error}") from error
     from jupyter_client import AsyncKernelManager
     from traitlets.config import Config
 

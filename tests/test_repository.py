@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "msdetr"
 
 # a part may import itself, the base, and what stands in its line
-BASE = {"environment", "errors", "checks", "files", "processes", "streams"}
+BASE = {"environment", "errors", "checks", "files", "lock", "processes", "streams"}
 CORE = {"structures", "boxes", "config"}
 NETWORK = CORE | {"ops", "modules"}
 DETECTOR = NETWORK | {"model", "matching", "losses", "methods"}

@@ -1,5 +1,7 @@
 """Sweeps: what a study file may say, what is trained, and that finished cells are trained once."""
 
+import errno
+import fcntl
 import json
 import random
 import shutil
@@ -14,8 +16,8 @@ from msdetr.analysis.cells import Cell
 from msdetr.cli import main
 from msdetr.data import shapes
 from msdetr.engine.location import label_digests
-from msdetr.engine.lock import FileLock
 from msdetr.errors import ConfigError, RunError
+from msdetr.lock import FileLock
 from msdetr.sweep import CellInUse, load_study, run_cell, run_study, write_report
 
 GOOD = {"recipes": ["shapes/baseline", "shapes/ms-detr-c"], "seeds": [0, 1]}
@@ -207,6 +209,17 @@ def test_a_cell_is_trained_once_measured_and_held_by_one(tmp_path):
         run_cell(study, cell, out, "cpu")
     lock.close()
     assert error.value.code == 75
+
+
+def test_a_drive_without_locks_is_named(tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    path = tiny_study(tmp_path, [0])
+    cell = load_study(path).cells()[0].name
+    assert main(["sweep", str(path), "--out", str(tmp_path / "out"), "--only", cell, "--device", "cpu"]) == 1
+    assert f"{cell}/.cell.lock: cannot be locked: No locks available" in capsys.readouterr().err
 
 
 @pytest.mark.fault("F142")

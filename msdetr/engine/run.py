@@ -18,11 +18,11 @@ from typing import Any, Self
 from .. import files
 from ..config import RunConfig
 from ..errors import CheckpointError, FileError, MSDETRError, RunDirectoryError, Terminated
+from ..lock import FileLock, InUse, LockError
 from . import checkpoint as checkpoints
 from . import location
 from .card import CARD, forget_candidates
 from .distributed import ALONE, World
-from .lock import FileLock, InUse
 from .tracking import Tracker
 
 LOCK = ".lock"
@@ -83,6 +83,8 @@ class RunDirectory:
                 f"{self.path}: in use by {error.owner}; two runs in one directory would overwrite each other: wait for it "
                 "or give this one another name"
             ) from None
+        except LockError as error:
+            raise RunDirectoryError(str(error)) from error
         except OSError as error:
             raise RunDirectoryError(
                 f"{self.path}: cannot be written ({error.strerror or error}); give another run directory or make room"

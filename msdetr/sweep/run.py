@@ -22,10 +22,10 @@ from .. import course, files
 from ..analysis.cells import Cell
 from ..engine import train
 from ..engine.launch import is_reason
-from ..engine.lock import FileLock, InUse
 from ..engine.run import LOCK, read_results
 from ..engine.signals import StopRequest
 from ..errors import FileError, MSDETRError, RunError
+from ..lock import FileLock, InUse, LockError
 from ..notebook import run_notebook
 from ..processes import end_with_parent
 from .study import PlannedCell, Study, digests_once, kept
@@ -60,8 +60,8 @@ class SweepStatus:
 def run_cell(study: Study, cell: PlannedCell, out: str | Path, device: str = "auto", progress: bool = True) -> Cell:
     """Trains a cell, going on from its last checkpoint, measures and keeps it; a finished one is returned as it is.
 
-    Raises CellInUse where another process holds it, Terminated or KeyboardInterrupt once all is saved, and what training
-    and notebooks raise.
+    Raises CellInUse where another process holds it, LockError where it cannot be held, Terminated or KeyboardInterrupt
+    once all is saved, and what training and notebooks raise.
     """
     out = Path(out).absolute()
     folder, cells = out / "runs" / cell.name, out / "cells"
@@ -178,13 +178,15 @@ def finished_cells(planned: list[PlannedCell], out: Path) -> int:
 
 
 def _is_held(path: Path) -> bool:
-    """Whether another process holds a lock."""
+    """Whether another process holds a lock. Of one that cannot be had the cell's own process says why."""
     if not path.exists():
         return False
     try:
         FileLock(path, patience=0).close()
     except InUse:
         return True
+    except LockError:
+        pass
     return False
 
 

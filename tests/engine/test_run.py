@@ -1,5 +1,7 @@
 """The run directory: who holds it, and what is in it after starts that were killed."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -11,8 +13,8 @@ import tiny
 
 from msdetr.engine import EngineError, RunDirectoryError, Trainer, train
 from msdetr.engine import checkpoint as checkpoints
-from msdetr.engine.lock import FileLock, InUse
 from msdetr.engine.run import RunDirectory, mark_failed
+from msdetr.lock import FileLock, InUse, LockError
 
 
 @pytest.mark.fault("F87")
@@ -30,6 +32,35 @@ def test_a_forked_child_does_not_hold_the_lock(tmp_path):
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
+
+
+def test_a_lock_that_cannot_be_had_says_why(tmp_path, monkeypatch):
+    """A drive without locks, a lock of another user, and a folder that is not there."""
+    before = os.umask(0o002)  # as in a folder that a group shares
+    FileLock(tmp_path / "lock").close()
+    os.umask(before)
+    assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o664, "the group may hold it as well"
+    with pytest.raises(LockError, match=r"absent/lock: cannot be locked: No such file or directory"):
+        FileLock(tmp_path / "absent" / "lock")
+
+    def fails(number):
+        def call(*_):
+            raise OSError(number, os.strerror(number))
+
+        return call
+
+    for module, name, number, reason in (
+        (os, "open", errno.EACCES, "lock: cannot be locked: Permission denied; it may not be opened"),
+        (fcntl, "flock", errno.ENOLCK, "lock: cannot be locked: No locks available; this file system has no locks"),
+        (fcntl, "flock", errno.ENOTSUP, "this file system has no locks"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fails(number))
+            with pytest.raises(LockError, match=reason):
+                FileLock(tmp_path / "lock")
+    monkeypatch.setattr(fcntl, "flock", fails(errno.ENOLCK))
+    with pytest.raises(RunDirectoryError, match=r"run/\.lock: cannot be locked"), RunDirectory(tmp_path / "run"):
+        pass
 
 
 @pytest.mark.fault("F88")
