@@ -47,7 +47,7 @@ def data(
     wanted = public.known(name)
     print(f"{wanted.name}: {wanted.title}\n  source       {wanted.source}\n  licence      {wanted.licence}")
     print(f"  attribution  {wanted.attribution}", flush=True)
-    folder = public.get(name, root, source, on_bytes=_bar())
+    folder = public.get(name, root, source, on_bytes=_bar(), say=print)
     record = public.record_of(folder)
     print(f"  from         {record['from']}, {record['date']}\n  checked      {record['checked']}")
     if record["sha256"]:

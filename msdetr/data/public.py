@@ -8,15 +8,18 @@ of every part is known and compared.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
+import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import files
 from ..errors import ConfigError, DataError
+from ..lock import FileLock, InUse, LockError
 from .download import copy_folder, download, sha256_of, unpack
 from .layouts import Layout, find_layout, unknown_layout
 
@@ -126,24 +129,67 @@ def get(
     source: str | Path | None = None,
     *,
     on_bytes: Callable[[int, int | None], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """The folder of a public data set below ``root``, fetched where it is not there yet; whole, or not there.
 
-    source: a folder or an archive at hand to take it from, instead of its address.
+    source: a folder or an archive at hand to take it from, instead of its address. say: told where another process is
+    at it, which is waited for.
 
-    Raises ConfigError for an unknown name, DownloadError, DataError where what came is not the data set, and WriteError.
+    Raises ConfigError for an unknown name, DownloadError, DataError where what came is not the data set, or the file
+    system of ``root`` has no locks, and WriteError.
     """
     wanted = known(name)
     root, target = Path(root), Path(root, wanted.name)
-    if (target / RECORD).is_file() and find_layout(target) is not None:
+    if _is_there(target):
         return target
+    files.make_folder(root)
+    with _alone(root / f".{wanted.name}.lock", say):
+        if not _is_there(target):  # another process may have got it meanwhile
+            _fetch(wanted, root, source, on_bytes)
+    return target
+
+
+def _is_there(target: Path) -> bool:
+    """Whether ``get`` left a data set there. Raises DataError where there is something else."""
+    if (target / RECORD).is_file() and find_layout(target) is not None:
+        return True
     if target.exists():
         raise DataError(
             f"{target}: is there, but was not put there by `msdetr data get`; move it away, or train on it as it is"
         )
+    return False
+
+
+@contextlib.contextmanager
+def _alone(path: Path, say: Callable[[str], None] | None) -> Iterator[None]:
+    """Holds a lock, which another process may have to give back first. Raises DataError where it cannot be had."""
+    try:
+        try:
+            lock = FileLock(path)
+        except InUse as error:
+            if say is not None:
+                say(f"{error.owner} is getting it; waiting for that")
+            lock = FileLock(path, patience=math.inf)
+    except LockError as error:
+        raise DataError(str(error)) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()  # while it is held: who waits for it makes it anew
+        lock.close()
+
+
+def _fetch(
+    wanted: PublicSet,
+    root: Path,
+    source: str | Path | None,
+    on_bytes: Callable[[int, int | None], None] | None,
+) -> None:
+    """Puts a data set below ``root``, whole or not at all. Raises DownloadError, DataError, WriteError."""
     staging, archive = root / f".{wanted.name}.partial", root / f".{wanted.name}.archive"
     shutil.rmtree(staging, ignore_errors=True)
-    files.make_folder(root)
     try:
         if source is not None and Path(source).is_dir():
             with files.writing(staging):
@@ -171,12 +217,11 @@ def get(
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
         record |= {"from": came, "sha256": digest, "checked": checked, "date": date}
         files.write_json(folder / RECORD, record)
-        folder.replace(target)
+        folder.replace(root / wanted.name)
         if source is None:
             archive.unlink(missing_ok=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return target
 
 
 def known(name: str) -> PublicSet:

@@ -1,13 +1,18 @@
 """Public data sets by name, from a server on this machine: resumed, checked, unpacked, and never outside of their folder."""
 
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import io
 import os
+import socket
 import stat
 import tarfile
 import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -284,6 +289,38 @@ def test_from_an_archive_or_a_folder_at_hand(server, tiny, tmp_path):
         folder = public.get("tiny", tmp_path / str(number), source)
         assert check(folder).ok and public.record_of(folder)["from"] == str(source)
     assert not server.asked and (tmp_path / "tiny.zip").is_file()
+
+
+def test_two_that_get_one_set_at_once(server, tiny, tmp_path, monkeypatch):
+    """The second one waits, says so, and finds it there."""
+    begun, said = threading.Event(), []
+    fetch_slowly = public.download
+
+    def slow(*arguments, **more):
+        begun.set()
+        while not said:  # the other one waits by now
+            time.sleep(0.05)
+        return fetch_slowly(*arguments, **more)
+
+    monkeypatch.setattr(public, "download", slow)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(public.get, "tiny", tmp_path / "data")
+        assert begun.wait(30)
+        second = pool.submit(public.get, "tiny", tmp_path / "data", say=said.append)
+        assert first.result(60) == second.result(60) == tmp_path / "data" / "tiny"
+    assert said == [f"process {os.getpid()} on {socket.gethostname()} is getting it; waiting for that"]
+    assert len(server.asked) == 1 and os.listdir(tmp_path / "data") == ["tiny"]
+
+
+def test_a_set_on_a_drive_without_locks(tiny, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(
+        DataError, match=r"\.tiny\.lock: cannot be locked: No locks available; this file system has no locks"
+    ):
+        public.get("tiny", tmp_path / "data")
 
 
 @pytest.mark.fault("F121")
