@@ -124,8 +124,8 @@ def run_notebook(
 ) -> Path:
     """Executes a notebook with papermill, its parameters checked beforehand, and verifies that it ran to its end.
 
-    output: the executed notebook, ``runs/NOTEBOOK.ipynb`` of the project by default; kept, as far as it got, when a cell fails. A folder
-    that has a results.json there is told: its status becomes "failed".
+    output: the executed notebook, ``runs/NOTEBOOK.ipynb`` of the project by default; kept, as far as it got, when a
+    cell fails. A run in the same folder whose results.json still says "running" is then marked as failed.
 
     Raises ConfigError for an unknown parameter (with the nearest), NotebookError naming the cell that failed, called
     ``sys.exit()``, or never ran, and one for a file that is no notebook, or an output that cannot be written or that

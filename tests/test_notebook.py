@@ -10,7 +10,8 @@ import nbformat
 import pytest
 
 from msdetr.config import parse_overrides
-from msdetr.errors import ConfigError, NotebookError
+from msdetr.engine.run import mark_failed
+from msdetr.errors import ConfigError, NotebookError, Terminated
 from msdetr.notebook import check_parameters, parameters, project_root, run_notebook
 
 
@@ -197,7 +198,8 @@ def test_a_file_that_is_no_notebook(tmp_path, content):
 def test_a_failing_cell_fails_the_run_and_keeps_what_ran(tmp_path, notebook):
     output = tmp_path / "run" / "out.ipynb"
     output.parent.mkdir()
-    (output.parent / "results.json").write_text('{"status": "finished", "steps": 3}')
+    (output.parent / "config.yaml").touch()
+    (output.parent / "results.json").write_text('{"status": "running", "steps": 3}')
     with pytest.raises(NotebookError, match="ZeroDivisionError: division by zero"):
         run_notebook(notebook("print('before')", "1 / 0", "print('after')"), output, progress=False)
     assert "before" in output.read_text()
@@ -206,6 +208,23 @@ def test_a_failing_cell_fails_the_run_and_keeps_what_ran(tmp_path, notebook):
 
 
 @pytest.mark.fault("F74")
+@pytest.mark.fault("F73")
+@pytest.mark.parametrize(
+    "results",
+    [
+        {"status": "finished", "metrics": {"AP": 0.4}},
+        {"status": "terminated"},
+        {"title": "a study", "sections": []},
+    ],
+)
+def test_a_failing_cell_leaves_other_results_alone(tmp_path, results):
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    mark_failed(tmp_path, "notebook: cell 1: ValueError")
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "results.json"]
+
+
 @pytest.mark.parametrize("leave", ["import sys; sys.exit()", "raise SystemExit(0)", "import os; os._exit(0)"])
 def test_leaving_a_notebook_early_is_not_success(tmp_path, notebook, leave):
     with pytest.raises(NotebookError, match="failed in"):

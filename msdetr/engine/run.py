@@ -216,15 +216,13 @@ def described(error: BaseException) -> str:
 
 
 def mark_failed(folder: Path, error: str) -> None:
-    """Says in the results.json of a run directory, where there is one, that the run failed; a run that goes on in another
-    process keeps its records."""
-    path = folder / "results.json"
-    if not path.exists():
-        return
-    with contextlib.suppress(MSDETRError, OSError), RunDirectory(folder):
-        results = files.read_json(path)
-        if isinstance(results, dict):
-            files.write_json(path, results | {"status": "failed", "error": error})
+    """Says in the results.json of a run directory that the run failed, where it still says that it is running. A run
+    that goes on in another process, or has ended, keeps its records, and any other folder is left as it is."""
+    with contextlib.suppress(MSDETRError, OSError):
+        if (folder / "config.yaml").exists() and read_results(folder).get("status") == "running":
+            with RunDirectory(folder) as run:
+                if run.results().get("status") == "running":  # it may have ended in between
+                    run.write_results(status="failed", error=error)
 
 
 STATUSES = ("running", "finished", "failed", "interrupted", "terminated")

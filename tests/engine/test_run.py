@@ -117,6 +117,7 @@ def test_a_torn_line_is_dropped_when_the_run_goes_on(tmp_path, shapes):
 @pytest.mark.fault("F94")
 def test_a_live_run_keeps_its_records(tmp_path):
     with RunDirectory(tmp_path) as run:
+        (tmp_path / "config.yaml").touch()
         run.write_results(status="running")
         child = os.fork()  # another process: locks are between processes
         if child == 0:
