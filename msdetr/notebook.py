@@ -135,7 +135,6 @@ def run_notebook(
     """
     import nbformat
     import papermill
-    from nbclient.exceptions import DeadKernelError
 
     notebook, values = Path(notebook), dict(values or {})
     if not notebook.is_file():
@@ -149,8 +148,19 @@ def run_notebook(
     for name in values:
         if name not in known:
             raise ConfigError(f"parameter '{name}': {notebook.name} does not have it; {nearest(name, known)}")
-    failure = None
-    with _holding(output), _told_once(), passing_signals_to_kernels() as received, _private_transport() as config:
+    failure, kernels = None, []
+    with (
+        _holding(output),
+        _told_once(),
+        passing_signals_to_kernels(kernels) as received,
+        _private_transport(kernels) as config,
+    ):
+
+        def go_on(cell: Any, cell_index: int) -> None:
+            """Raises where a signal came while no cell ran: a kernel that is starting, or idle, may have missed it."""
+            if received:
+                raise _Stopped
+
         try:
             papermill.execute_notebook(
                 str(notebook),
@@ -163,16 +173,17 @@ def run_notebook(
                 cwd=None,
                 start_timeout=START_SECONDS,
                 config=config,
+                on_cell_start=go_on,
             )
         except papermill.PapermillExecutionError as error:
             failure = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
         except Exception as error:  # noqa: BLE001 (a kernel that dies raises what it likes)
             failure = f"{type(error).__name__}: {error}"
-            if received and isinstance(error, DeadKernelError):  # a cell that has no way to stop
+            if received and isinstance(error, RuntimeError):  # _Stopped, or a kernel that has no way to stop died
                 failure = f"stopped by {signal.Signals(received[0]).name}"
         failure = failure or _incomplete(nbformat.read(output, as_version=4))
-    if failure and received:
-        message = f"{notebook}, {failure}\nWhat ran is in {output}; run it again to go on"
+    if received:
+        message = f"{notebook}, {failure or 'which ran to its end'}\nWhat ran is in {output}; run it again to go on"
         raise KeyboardInterrupt(message) if signal.SIGINT in received else Terminated(message)
     if failure:
         from .engine.run import mark_failed
@@ -180,6 +191,10 @@ def run_notebook(
         mark_failed(output.parent, f"notebook: {failure}")
         raise NotebookError(f"{notebook} failed in {failure}\nWhat ran is in {output}")
     return output
+
+
+class _Stopped(RuntimeError):
+    """A signal came."""
 
 
 def _incomplete(executed) -> str | None:
@@ -205,6 +220,8 @@ def _holding(output: Path) -> Iterator[None]:
         raise NotebookError(
             f"{output}: is being written by {error.owner}; wait for it, or give another output"
         ) from None
+    except LockError as error:
+        raise NotebookError(f"{output}: cannot be written: {error}") from error
     except OSError as error:
         raise NotebookError(f"{output}: cannot be written ({error.strerror or error}); give another output") from error
     try:
@@ -216,18 +233,20 @@ def _holding(output: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _private_transport():
+def _private_transport(kernels: list):
     """Yields the settings of a kernel that is reached through sockets in a folder of this user alone, and that is shut down without
     an interrupt. The default, TCP, is open to everybody on the machine, and kernels warn of it. Where a socket cannot have such a
-    name, TCP it is."""
-    except LockError as error:
-        raise NotebookError(f"{output}: cannot be written: {error}") from error
+    name, TCP it is. kernels: gets the managers of those that are made."""
     from jupyter_client import AsyncKernelManager
     from traitlets.config import Config
 
     class Uninterrupted(AsyncKernelManager):
         """Shuts a kernel down without interrupting it first: one that has just replied to its last request is still in that request's
         handler, and would report the interrupt as an error of a run that went well."""
+
+        def __init__(self, *arguments: Any, **settings: Any):
+            super().__init__(*arguments, **settings)
+            kernels.append(self)
 
         async def _async_interrupt_kernel(self) -> None:
             if not self.shutting_down:
@@ -257,10 +276,11 @@ def _told_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def passing_signals_to_kernels() -> Iterator[list[int]]:
-    """While the block lasts, SIGTERM and SIGHUP go on to this process's kernels as SIGTERM and Ctrl-C as SIGINT, so
-    that a training in one saves and stops; the second Ctrl-C interrupts both at once. Kernels get no Ctrl-C of the terminal
-    themselves. Yields the signals that came, none as long as nothing happened."""
+def passing_signals_to_kernels(kernels: list) -> Iterator[list[int]]:
+    """While the block lasts, SIGTERM and SIGHUP go on to these kernels as SIGTERM and Ctrl-C as SIGINT, so that a
+    training in one saves and stops; the second Ctrl-C interrupts both at once. Kernels get no Ctrl-C of the terminal
+    themselves, and take one only while a cell runs. kernels: their managers, whose processes need not be there yet.
+    Yields the signals that came, none as long as nothing happened."""
     from .engine.signals import TERMINATING
 
     received: list[int] = []
@@ -268,10 +288,10 @@ def passing_signals_to_kernels() -> Iterator[list[int]]:
     def forward(number, frame):
         again = number == signal.SIGINT and number in received
         received.append(number)
-        children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-        for pid in {int(pid) for file in children for pid in file.read_text().split()}:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        for kernel in kernels:
+            process = getattr(kernel.provisioner, "process", None)  # one of this machine, as long as it is there
+            if process is not None:
+                process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
         if again:
             raise KeyboardInterrupt
 

@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -207,7 +208,6 @@ def test_a_failing_cell_fails_the_run_and_keeps_what_ran(tmp_path, notebook):
     assert results["status"] == "failed" and "ZeroDivisionError" in results["error"] and results["steps"] == 3
 
 
-@pytest.mark.fault("F74")
 @pytest.mark.fault("F73")
 @pytest.mark.parametrize(
     "results",
@@ -225,6 +225,7 @@ def test_a_failing_cell_leaves_other_results_alone(tmp_path, results):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "results.json"]
 
 
+@pytest.mark.fault("F74")
 @pytest.mark.parametrize("leave", ["import sys; sys.exit()", "raise SystemExit(0)", "import os; os._exit(0)"])
 def test_leaving_a_notebook_early_is_not_success(tmp_path, notebook, leave):
     with pytest.raises(NotebookError, match="failed in"):
@@ -277,3 +278,37 @@ def engine_stops():
     )
     assert flag.with_suffix(".saved").exists() == (cell == "engine_stops()")
     assert json.loads((output.parent / "results.json").read_text()) == {"status": "terminated"}
+
+
+@pytest.mark.fault("F59")
+@pytest.mark.parametrize(
+    ("when", "number", "raised", "ran"),
+    [
+        ("before the kernel", signal.SIGTERM, Terminated, []),
+        ("between cells", signal.SIGINT, KeyboardInterrupt, ["first"]),
+        ("after the last cell", signal.SIGINT, KeyboardInterrupt, ["first", "second"]),
+    ],
+)
+def test_signals_that_no_kernel_takes_stop_the_notebook(tmp_path, notebook, monkeypatch, when, number, raised, ran):
+    """There is none yet, or it is idle: ipykernel ignores Ctrl-C then."""
+    import papermill.execute
+    from papermill.clientwrap import PapermillNotebookClient as Client
+
+    owner, name, at = {
+        "before the kernel": (papermill.execute, "parameterize_notebook", None),
+        "between cells": (Client, "execute_cell", 3),
+        "after the last cell": (Client, "set_widgets_metadata", None),
+    }[when]
+    call = getattr(owner, name)
+
+    def sends(*arguments, **more):
+        if at in (None, arguments[-1]):
+            os.kill(os.getpid(), number)
+        return call(*arguments, **more)
+
+    monkeypatch.setattr(owner, name, sends)
+    output = tmp_path / "out.ipynb"
+    with pytest.raises(raised, match="run it again to go on"):
+        run_notebook(notebook("print('first')", "print('second')"), output, {"epochs": 2}, progress=False)
+    cells = nbformat.read(output, as_version=4).cells
+    assert [word for word in ("first", "second") for cell in cells for said in cell.outputs if word in said.text] == ran
