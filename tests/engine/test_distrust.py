@@ -124,10 +124,33 @@ def test_state_that_does_not_fit_is_refused_before_any_step(run, tmp_path, case)
     forged.tensors(name, change)
     config = config.override({"train.epochs": 2})
     with pytest.raises(CheckpointError):
+        checkpoints.verify(forged.directory)
+    with pytest.raises(CheckpointError, match="^no checkpoint of the run can be used"):
         train(config, tmp_path / "run", device="cpu", progress=False, allow_config_change=True)
     trainer = Trainer(build_detector(config), None, config.train, 8, 4)  # and on its own, without the search
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="^the weights" if name in ("model", "ema") else f"/{name}.safetensors: "):
         trainer.restore(checkpoints.read(forged.directory))
+
+
+@pytest.mark.fault("F85")
+@pytest.mark.parametrize("older", [False, True], ids=["told", "not told"])
+def test_a_state_is_missed_where_a_step_left_one(older):
+    """Not before the first step, nor of a parameter that no gradient has reached."""
+    used, unused = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([{"params": [used, unused], "names": ["used", "unused"]}])
+
+    def saved():
+        tensors, [group] = checkpoints.optimizer_files(optimizer)
+        if older:  # such a checkpoint does not say what is untouched
+            group.pop("untouched")
+        return tensors, [group]
+
+    checkpoints.restore_optimizer(optimizer, *saved(), 0)
+    used.grad = torch.ones(3)
+    optimizer.step()
+    checkpoints.restore_optimizer(optimizer, *saved(), 1)
+    with pytest.raises(CheckpointError, match="lacks .* parameters: .*used.*--init-from"):
+        checkpoints.restore_optimizer(optimizer, {}, saved()[1], 1)
 
 
 @pytest.mark.fault("F85")

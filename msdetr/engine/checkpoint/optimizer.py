@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,7 @@ def restore_optimizer(
     if _structure(settings) != _structure(groups):
         raise CheckpointError(f"{path}: the optimiser's state has its parameters in other groups")
     parameters = {name: p for group in groups for name, p in zip(group["names"], group["params"])}
-    moments = check_moments(tensors, parameters, step, path)
-    if all("untouched" in group for group in settings):
-        untouched = {name for group in settings for name in group["untouched"]}
-        if forgotten := parameters.keys() - moments.keys() - untouched:
-            raise CheckpointError(f"{path}: the optimiser's state lacks {listing(parameters=forgotten)}")
+    moments = check_moments(tensors, parameters, settings, step, path)
     for name, state in moments.items():
         # AdamW's fused step keeps the step count beside the parameter, as it does the moments
         device = parameters[name].device
@@ -75,12 +71,17 @@ def _structure(groups: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str]
 
 
 def check_moments(
-    tensors: Tensors, parameters: Tensors, step: int, path: str | Path = "optimizer"
+    tensors: Tensors,
+    parameters: Tensors,
+    settings: Sequence[Mapping[str, Any]],
+    step: int,
+    path: str | Path = "optimizer",
 ) -> dict[str, dict[str, Tensor]]:
-    """Parameter name -> its state. Raises CheckpointError naming the first tensor that cannot be AdamW's state.
+    """Parameter name -> its state. Raises CheckpointError naming the first tensor that cannot be AdamW's state, or the
+    parameters whose state is missing.
 
     parameters: name -> a tensor of the parameter's shape and dtype; where there are none, moments are compared with each
-    other. step: optimiser steps done.
+    other. settings: of the groups, as ``optimizer_files`` gives them. step: optimiser steps done.
     """
 
     def refuse(name: str, problem: str) -> CheckpointError:
@@ -118,6 +119,15 @@ def check_moments(
             raise refuse(f"step.{name}", f"is {list(count.shape)} of {count.dtype}, not one number of torch.float32")
         if not 0 <= float(count) <= step or float(count) != int(count):
             raise refuse(f"step.{name}", f"is {float(count):g} after {step} steps")
+    names = {name for group in settings for name in group["names"]}
+    untouched = {name for group in settings for name in group.get("untouched") or ()}
+    lost = names - moments.keys() - untouched
+    told = all(group.get("untouched") is not None for group in settings)  # the oldest checkpoints do not say
+    if step and lost and (told or not moments):
+        raise CheckpointError(
+            f"{path}: the optimiser's state lacks {listing(parameters=lost)}. Use another checkpoint, or its weights with "
+            "--init-from"
+        )
     return moments
 
 

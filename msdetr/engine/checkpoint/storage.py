@@ -202,7 +202,7 @@ def verify(directory: str | Path) -> Checkpoint:
         if name == "ema" and model and (problem := misfits(tensors, model)):
             raise CheckpointError(f"{path}: is not the moving average of model.safetensors: {problem}")
         if name == "optimizer":
-            check_moments(tensors, model, checkpoint.step, path)
+            check_moments(tensors, model, training.get("optimizer", ()), checkpoint.step, path)
         if name == "rng":
             check_generator_states(tensors, path, training.get("world_size", 0))
     for name in ("model", "optimizer", "rng") if training else ():
