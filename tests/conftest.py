@@ -17,9 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 settings.register_profile("repository", deadline=None, derandomize=True)  # the same examples every time
 settings.load_profile("repository")
 
-# Started in the background or under nohup, a process ignores these, and so do those it starts; tests send them.
+# Started in the background, a process ignores Ctrl-C, and so do those it starts; tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -69,7 +69,8 @@ class Server:
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")  # a proxy elsewhere does not know this machine's server
     made = Server()
     yield made
     made.server.shutdown()
