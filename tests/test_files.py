@@ -4,6 +4,7 @@ import math
 import os
 import resource
 import stat
+import threading
 import time
 from pathlib import Path
 
@@ -245,6 +246,7 @@ def test_a_full_disk_while_event_files_are_written(tmp_path):
     pytest.importorskip("tensorboard")
     from msdetr.engine.tensorboard import EventFiles
 
+    others = set(threading.enumerate())
     events = EventFiles(tmp_path / "tensorboard", 0)
     enough = small_disk(1000)
     try:
@@ -254,6 +256,8 @@ def test_a_full_disk_while_event_files_are_written(tmp_path):
         events.close("failed")
     finally:
         enough()
+    for thread in set(threading.enumerate()) - others:
+        thread.join(60)  # TensorBoard's, which ends of the error: here, and not in a later test
 
 
 @pytest.mark.fault("F95")

@@ -67,7 +67,7 @@ def test_every_step_is_in_a_line_whose_time_is_without_evaluations(tmp_path, sha
     module, taken = sys.modules["msdetr.engine.training"], []
 
     def slowly(*arguments, **options):
-        time.sleep(20)
+        now[0] += 1_000_000
         return evaluate(*arguments, **options)
 
     class Counted(Window):
@@ -75,16 +75,19 @@ def test_every_step_is_in_a_line_whose_time_is_without_evaluations(tmp_path, sha
             taken.append(len(self.steps))
             return super().summary()
 
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda real=time.perf_counter: real() + now[0])
-    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    def clock():
+        now[0] += 1
+        return now[0]
+
+    now = [0]  # a look at the clock takes a second, whatever the machine has to do
+    monkeypatch.setattr(time, "perf_counter", clock)
     monkeypatch.setattr(module, "evaluate", slowly)
     monkeypatch.setattr(module, "Window", Counted)
     config = tiny.config(shapes, train__eval_every=1, train__log_every=6)
     train(config, tmp_path, device="cpu", progress=False)
     lines = tiny.lines(tmp_path, "train")
     assert [line["step"] for line in lines] == [6, 12] and taken == [6, 6]
-    assert all(line["seconds_per_step"] < 3 for line in lines)
+    assert all(0 < line["seconds_per_step"] < 1000 for line in lines)
 
 
 @pytest.mark.fault("F59")
