@@ -30,10 +30,10 @@ demo: $(VENV)/.ready
 	$(BIN)/msdetr demo --runs $(RUNS)
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal -m "not slow" tests
+	$(BIN)/python -m pytest -q -rs -n $(WORKERS) --maxprocesses 4 --dist worksteal -m "not slow" tests
 
 test-slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -q -m slow tests
+	$(BIN)/python -m pytest -q -rs -m slow tests
 
 faults: $(VENV)/.ready
 	$(BIN)/python tests/faults.py
@@ -46,7 +46,7 @@ bench: $(VENV)/.ready
 	for name in ms_deform_attn step matching evaluation checkpoint recording; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 notebooks: $(VENV)/.ready
-	$(BIN)/python -m pytest -q tests/test_notebooks.py tests/test_exercises.py
+	$(BIN)/python -m pytest -q -rs tests/test_notebooks.py tests/test_exercises.py
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs build/site
