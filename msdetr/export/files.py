@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from .. import __version__
 from ..checks import count
 from ..engine import checkpoint as checkpoints
 from ..errors import ConfigError, FileError
-from ..files import json_text, make_folder, parse_json, read_json, replacing
+from ..files import json_text, make_folder, parse_json, read_json, replacing, write_atomically
 from ..ops import backend
 from ..predictor import Predictor, load
 from .graph import Graph
@@ -66,8 +67,9 @@ def export(
     with _quiet(), backend(_BACKENDS[operator]), torch.no_grad():
         program = torch.export.export(graph, example(graph), dynamic_shapes=dynamic_shapes(graph), strict=False)
         if to == "pt2":
-            with replacing(output) as staging:
-                torch.export.save(program, staging, extra_files={METADATA: metadata})
+            content = io.BytesIO()  # torch writes a file itself, and a full disk is then none of Python's errors
+            torch.export.save(program, content, extra_files={METADATA: metadata})
+            write_atomically(output, content.getbuffer())
         else:
             names = {"input_names": graph.inputs, "output_names": graph.outputs}
             converted = torch.onnx.export(program, opset_version=opset, verbose=False, optimize=False, **names)

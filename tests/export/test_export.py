@@ -2,21 +2,31 @@
 
 import importlib.util
 import json
+import re
+import resource
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small import config
+from torchvision import tv_tensors
 
 import msdetr
-from msdetr.config import RunConfig
+from msdetr.config import DataConfig, RunConfig
+from msdetr.data import eval_transform
 from msdetr.engine import checkpoint as checkpoints
-from msdetr.errors import ConfigError, FileError
+from msdetr.errors import ConfigError, FileError, WriteError
 from msdetr.export import Graph, compare, export, read_metadata
 from msdetr.export.check import onnx_function, program_function
 from msdetr.methods import build_detector
 from msdetr.predictor import Predictor
 
+DOCS = Path(__file__).parents[2] / "docs" / "export.md"
 NAMES = tuple(f"class {i}" for i in range(8))
 
 
@@ -149,6 +159,45 @@ def test_only_exported_weights_give_way_to_others(run, tmp_path, monkeypatch):
     (empty / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="other things in it"):
         export(run, "weights", empty, overwrite=True)
+
+
+@pytest.mark.fault("F95")
+def test_a_full_disk_leaves_what_was_there(run, tmp_path, monkeypatch):
+    """With a small program in place of the detector's, which takes longer to make."""
+    program = torch.export.export(torch.nn.Linear(40, 40), (torch.zeros(1, 40),))
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: program)
+    target = tmp_path / "mine.pt2"
+    target.write_text("before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(WriteError, match=r"mine\.pt2: cannot be written: File too large"):
+            export(run, "pt2", target, overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert target.read_text() == "before" and [path.name for path in tmp_path.iterdir()] == ["mine.pt2"]
+
+
+def test_images_are_resized_as_documented(tmp_path, monkeypatch):
+    """The example in docs/export.md, on images of several sizes, against what a predictor does with them."""
+    [example] = re.findall(r"^```python\n(import numpy.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "example.py").write_text(example)
+    fed = {}
+    session = SimpleNamespace(run=lambda _, inputs: fed.update(inputs) or (None, None, None))
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=lambda _: session))
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for shortest, longest in ((0, 0), (320, 640), (100, 133)):
+        resize = {"shortest_side": shortest, "longest_side": longest}
+        monkeypatch.setattr(msdetr.export, "read_metadata", lambda _, resize=resize: {"resize": resize})
+        transform = eval_transform(DataConfig(test_size=shortest, max_size=longest or 1333))
+        for width, height in ((96, 64), (333, 211), (211, 333), (427, 640), (640, 427), (1000, 30), (7, 501)):
+            pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save("photo.jpg")
+            runpy.run_path("example.py")
+            wanted = transform(tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)))
+            assert fed["images"].shape == (1, *wanted.shape) and fed["mask"].shape == (1, *wanted.shape[1:])
+            assert fed["sizes"].tolist() == [[height, width]]
 
 
 @pytest.mark.fault("F132")
