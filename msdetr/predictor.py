@@ -168,7 +168,8 @@ class Predictor:
             output = self.detector(batch)
             found = self.postprocess(output.one_to_one, sizes, max_detections)
         detections = []
-        for one, (height, width) in zip((one.to("cpu") for one in found), sizes.tolist()):
+        # copied, since tensors of the inference mode are for reading only
+        for one, (height, width) in zip((one.to("cpu", copy=True) for one in found), sizes.tolist()):
             limits = one.boxes.new_tensor([width, height, width, height])
             detections.append(replace(one, boxes=one.boxes.clamp(min=0).minimum(limits)))
         return detections
