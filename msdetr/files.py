@@ -75,6 +75,11 @@ def decode(data: bytes, where: str | Path, error: Error = FileError) -> str:
         ) from problem
 
 
+def encode(text: str) -> bytes:
+    r"""Text as UTF-8. What UTF-8 cannot hold, as of a file's name in another encoding, is escaped: \udcff."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 # ---------------------------------------------------------------- JSON
 
 
@@ -363,10 +368,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 staging.unlink(missing_ok=True)
 
 
-def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all. Raises WriteError."""
+def write_atomically(path: str | Path, content: str | bytes | memoryview) -> None:
+    """Writes a file whole or not at all; text as ``encode`` has it. Raises WriteError."""
     with replacing(path) as staging:
-        staging.write_bytes(content.encode() if isinstance(content, str) else content)
+        staging.write_bytes(encode(content) if isinstance(content, str) else content)
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -96,6 +96,11 @@ class Forgiving:
         return getattr(self._stream, name)
 
 
+def is_unread() -> bool:
+    """Whether who was reading the standard output has gone, as ``head`` has after ten lines."""
+    return isinstance(getattr(sys.stdout, "error", None), BrokenPipeError)
+
+
 @contextlib.contextmanager
 def forgiving_output() -> Iterator[Forgiving]:
     """While the block lasts, nothing that is printed can fail. Yields what takes the place of ``sys.stdout``."""

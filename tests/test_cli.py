@@ -244,6 +244,17 @@ def test_convert_there_and_back(capsys, released, tmp_path):
     assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
 
 
+@pytest.mark.fault("F95")
+def test_a_full_disk_under_released_weights(released, tmp_path):
+    """In a process of its own, which a writer in C++ may end."""
+    target = tmp_path / "mine.pth"
+    target.write_text("before")
+    command = f"ulimit -f 8; exec {sys.executable} -m msdetr convert {released} {target} --to-released"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith(f"msdetr: {target}: cannot be written: File too large")
+    assert target.read_text() == "before" and [path.name for path in tmp_path.iterdir()] == ["mine.pth"]
+
+
 def test_convert_with_the_names_of_a_file_whose_ids_have_gaps(capsys, released, tmp_path):
     from msdetr.engine import checkpoint as checkpoints
 
@@ -385,6 +396,7 @@ def test_arguments_outside_their_domain_name_the_option(capsys, tmp_path, monkey
         (["check-data", "RUN", "--thumbnails"], "--thumbnails"),
         (["convert", "RUN"], "target"),
         (["convert", "RUN", "--to-released"], "target"),
+        (["export", "RUN", "--to", "pt2", "--output"], "--output"),
         (["notebook", "a.ipynb", "--output"], "--output"),
     ],
 )
@@ -393,6 +405,23 @@ def test_an_output_that_cannot_be_written_is_said_before_anything_is_read(capsys
     (tmp_path / "file").write_text("")
     status, _, err = run(capsys, *arguments, str(tmp_path / "file" / "inside"))
     assert status == 1 and err.startswith(f"msdetr: {option}: ") and "cannot be written" in err
+
+
+@pytest.mark.fault("F105")
+@pytest.mark.parametrize(
+    "arguments, option",
+    [
+        (["predict", "RUN"], "images"),
+        (["eval"], "model"),
+        (["eval", "RUN", "--data"], "--data"),
+        (["eval", "RUN", "--output"], "--output"),
+        (["verify"], "path"),
+        (["sweep"], "study"),
+    ],
+)
+def test_a_path_that_is_too_long_is_named(capsys, arguments, option):
+    status, _, err = run(capsys, *arguments, "x" * 300)
+    assert status == 1 and err.startswith(f"msdetr: {option}: xxx") and "(File name too long)" in err
 
 
 @pytest.mark.fault("F105")
@@ -557,3 +586,23 @@ def test_warnings_are_lines_to_read(data, tmp_path, run_dir):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert re.search(r"^msdetr: warning: .*1 × box of zero or negative size left out", done.stderr, re.MULTILINE)
     assert "loader.py" not in done.stderr
+
+
+@pytest.mark.fault("F91")
+def test_an_image_whose_name_is_no_utf_8_is_in_the_table(capsys, run_dir, data, tmp_path):
+    image, rows = tmp_path / os.fsdecode(b"caf\xe9.png"), tmp_path / "found.csv"
+    shutil.copy(min((data / "val").glob("*.png")), image)
+    given = ["--min-score", "0", "--max-detections", "2", "--device", "cpu", "--table", str(rows)]
+    assert run(capsys, "predict", str(run_dir), str(image), *given)[0] == 0
+    assert rows.read_text().splitlines()[1].startswith(rf"{tmp_path}/caf\udce9.png,")
+
+
+def test_nothing_is_predicted_for_a_reader_who_has_gone(run_dir, data):
+    """As ``head`` goes, here before anything comes. The last file would be the error if it were read."""
+    [first, *_] = (data / "val").glob("*.png")
+    command = [sys.executable, "-m", "msdetr", "predict", str(run_dir), *[str(first)] * 40, "absent.png"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*command, "--device", "cpu"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == 0 and not done.stderr

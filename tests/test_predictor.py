@@ -8,6 +8,7 @@ from small import SMALL
 
 import msdetr
 from msdetr.config import RunConfig
+from msdetr.data import image_files
 from msdetr.data import shapes as generator
 from msdetr.errors import ConfigError, EvaluationError, ImageError, InputError
 
@@ -41,6 +42,13 @@ def run_dir(tmp_path_factory, data):
 @pytest.fixture(scope="module")
 def predictor(run_dir):
     return msdetr.load(run_dir, device="cpu")
+
+
+def test_detections_are_tensors_like_any_other(predictor):
+    found = predictor.predict(np.zeros((40, 60, 3), np.uint8))
+    assert not any(part.is_inference() for part in (found.scores, found.labels, found.boxes, found.query))
+    found.scores.mul_(0.5)
+    assert (found.scores * torch.ones(len(found), requires_grad=True)).sum().requires_grad
 
 
 @pytest.mark.fault("F96")
@@ -108,6 +116,8 @@ def test_a_folder_and_names_of_any_script(predictor, data, tmp_path):
         same_detections(one, predictor.predict(source[names.index(one.path.name)]))
     with pytest.raises(ImageError, match="no image files in this folder"):
         predictor.predict(tmp_path / "sub")
+    with pytest.raises(ImageError, match=r"x: cannot be listed \(File name too long\)"):
+        image_files(tmp_path / ("x" * 300))
 
 
 def test_boxes_are_in_pixels_of_the_image_as_given_and_within_it(predictor):

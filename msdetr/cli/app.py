@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import typing
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from ..config import NonEmpty, Range
+from ..errors import ConfigError
 
 Argument = tyro.conf.Positional
 # one option may have several pairs, and be given several times: --set a=1 b=2 --set c=3
@@ -29,8 +31,8 @@ def listed(pairs: Pairs) -> list[str]:
 
 
 def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a function the command of this name. Its arguments are checked against the ranges in its annotations before
-    it runs; the ConfigError names the option as it was typed."""
+    """Makes a function the command of this name. Its arguments are checked before it runs, against the ranges in their
+    annotations, and paths by asking whether something is there; the ConfigError names the option as it was typed."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
@@ -40,6 +42,9 @@ def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 for marker in _markers(hints[parameter]):
                     if value is not None:
                         marker.check(value, _option(parameter, hints[parameter]))
+                for path in value if isinstance(value, tuple) else (value,):
+                    if isinstance(path, Path):
+                        _require_reachable(path, _option(parameter, hints[parameter]))
             function(*positional, **named)
 
         app.command(checked, name=name)
@@ -52,6 +57,15 @@ def _option(parameter: str, declared: Any) -> str:
     """The name of an argument as it is typed."""
     positional = tyro.conf.Positional[int].__metadata__[0] in getattr(declared, "__metadata__", ())
     return parameter if positional else f"--{parameter.replace('_', '-')}"
+
+
+def _require_reachable(path: Path, option: str) -> None:
+    """Raises ConfigError for a path that cannot even be asked about; whether something is there is for the command to say."""
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.EACCES):
+            raise ConfigError(f"{option}: {path} cannot be reached ({error.strerror}); give another path") from error
 
 
 def _markers(declared: Any) -> list[Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import CheckpointError, ConfigError, InputError
-from ..files import replacing, save_figure
+from ..files import save_figure, write_atomically
 from .app import Argument, Count, Index, command
 from .output import new_folder, number, require_file, require_folder
 
@@ -90,8 +91,9 @@ def convert(
         released = released_names(found.weights(), found.config)
     except InputError as error:
         raise ConfigError(f"{source}: {error}") from error
-    with replacing(target) as staging:
-        torch.save({"model": released}, staging)
+    content = io.BytesIO()  # torch writes a file itself, and a full disk is then none of Python's errors
+    torch.save({"model": released}, content)
+    write_atomically(target, content.getbuffer())
     print(f"{target}: the weights of {found.directory} under the released names")
 
 
@@ -197,6 +199,8 @@ def export_model(
     from ..export.check import onnx_function, program_function, require_onnxruntime
     from ..predictor import load
 
+    if to != "weights":
+        require_file(output, "--output")
     if to == "onnx" and check:
         require_onnxruntime()
     written = export(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..files import json_text, replacing, save_figure
+from ..streams import is_unread
 from .app import Argument, Count, Paths, Share, command
 from .output import number, require_file, require_folder, show_metrics, write
 
@@ -110,6 +112,9 @@ def predict(
     if not (output or draw or coco or table):
         for detections in predictor.stream(files, max_detections, min_score):
             _show(detections, min_score)
+            sys.stdout.flush()
+            if is_unread():  # and nothing else is made of them
+                break
         return
     found = []
     with contextlib.closing(Progress(len(files), title="predict", unit="image")) as progress:

@@ -242,10 +242,14 @@ SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().it
 def image_files(folder: str | Path) -> list[Path]:
     """Lists the image files of a folder, by name; hidden files and folders within it are passed over. Raises ImageError for none."""
     folder = Path(folder)
-    found = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    try:
+        named = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+        found = sorted(path for path in named if path.is_file())
+    except OSError as error:
+        raise ImageError(f"{folder}: cannot be listed ({error.strerror}); give a folder that may be read") from error
     if not found:
         raise ImageError(f"{folder}: no image files in this folder; supported: {', '.join(FORMATS)}")
-    return sorted(path for path in found if path.is_file())
+    return found
 
 
 def _upright(image: Image.Image, turn: int) -> Image.Image:

@@ -10,6 +10,7 @@ photos/...    a folder of one's own photographs: from an ImageNet backbone on a 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def resolve(
     elif isinstance(config, Mapping):
         resolved = from_dict(config)
     elif str(config).endswith((".yaml", ".yml")):
-        if not Path(config).is_file():
+        if not os.path.isfile(config):
             raise ConfigError(f"{config}: there is no such configuration file")
         resolved = load(config)
     else:

@@ -5,6 +5,7 @@ A layout knows its splits and reads one into ``Annotations``, the package's one 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ...errors import DataError
@@ -29,7 +30,7 @@ def find_layout(root: str | Path) -> Layout | None:
 def open_layout(root: str | Path) -> Layout:
     """The layout of a folder. Raises DataError where there is no folder, or no data set in it."""
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # which also takes a name that no folder can have
         raise DataError(f"there is no folder {root}; name the folder of the data set (--data)")
     layout = find_layout(root)
     if layout is None:

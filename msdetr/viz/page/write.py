@@ -84,7 +84,7 @@ def write_page(
     about = About(tuple(text), f"{_name(dataset)}, {budgets[0].num_images} images", budgets[0].num_images)
     for detail in DETAILS:
         page = page_html(page_content(views, order, detail, about, comparison), f"{' and '.join(titles)}: inspection")
-        size = len(page.encode())
+        size = len(files.encode(page))
         if size <= most_bytes:
             files.write_atomically(Path(path), page)
             return Page(Path(path), size, len(order), detail)
