@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib.util
 import inspect
 import logging
 import os
@@ -115,6 +116,14 @@ def check_parameters(namespace: Mapping[str, Any], known: Iterable[str]) -> None
                         raise ConfigError(f"papermill parameter '{target.id}': unknown; {nearest(target.id, known)}")
 
 
+def require_papermill() -> None:
+    """Raises ConfigError where what executes notebooks is not installed."""
+    if importlib.util.find_spec("papermill") is None:
+        raise ConfigError(
+            'executing notebooks needs papermill, which is not installed; pip install "msdetr[notebooks]"'
+        )
+
+
 def run_notebook(
     notebook: str | Path,
     output: str | Path | None = None,
@@ -127,12 +136,13 @@ def run_notebook(
     output: the executed notebook, ``runs/NOTEBOOK.ipynb`` of the project by default; kept, as far as it got, when a
     cell fails. A run in the same folder whose results.json still says "running" is then marked as failed.
 
-    Raises ConfigError for an unknown parameter (with the nearest), NotebookError naming the cell that failed, called
-    ``sys.exit()``, or never ran, and one for a file that is no notebook, or an output that cannot be written or that
-    another process is writing. SIGTERM,
+    Raises ConfigError without papermill and for an unknown parameter (with the nearest), NotebookError naming the cell
+    that failed, called ``sys.exit()``, or never ran, and one for a file that is no notebook, or an output that cannot be
+    written or that another process is writing. SIGTERM,
     SIGHUP and Ctrl-C go on to the kernel, so that a training saves and stops; then raises Terminated (exit 143), or
     KeyboardInterrupt after Ctrl-C. A second Ctrl-C does not wait for that.
     """
+    require_papermill()
     import nbformat
     import papermill
 

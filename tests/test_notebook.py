@@ -188,6 +188,12 @@ def test_a_notebook_without_such_a_parameter_does_not_start(tmp_path, notebook):
     assert not (tmp_path / "out.ipynb").exists()
 
 
+def test_without_papermill_it_is_said_what_to_install(tmp_path, notebook, monkeypatch):
+    monkeypatch.setitem(sys.modules, "papermill", None)
+    with pytest.raises(ConfigError, match=r'pip install "msdetr\[notebooks\]"'):
+        run_notebook(notebook("1"), tmp_path / "out.ipynb", progress=False)
+
+
 @pytest.mark.parametrize("content", ["", "hello", "[]", '{"cells": 3, "metadata": {}, "nbformat": 4}'])
 def test_a_file_that_is_no_notebook(tmp_path, content):
     (tmp_path / "bad.ipynb").write_text(content)

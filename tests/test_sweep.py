@@ -5,6 +5,7 @@ import fcntl
 import json
 import random
 import shutil
+import sys
 from dataclasses import replace
 
 import cells
@@ -291,6 +292,15 @@ def test_a_cluster_trains_the_cells_and_what_a_job_says_of_its_failure_is_told(t
     said = capsys.readouterr()
     assert "3 of 4 cells are finished, 1 failed" in said.err and "ms-detr-c-tiny-broken-s0" in said.err
     assert Cell.load(out / "cells" / "ms-detr-c-tiny-whole-s0.json").steps == 1
+
+
+def test_a_study_of_notebooks_needs_papermill_before_anything_is_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "papermill", None)
+    study, out = written(tmp_path), tmp_path / "out"
+    assert main(["sweep", str(study), "--out", str(out)]) == 1
+    assert 'pip install "msdetr[notebooks]"' in capsys.readouterr().err and not (out / "runs").exists()
+    keep_all(load_study(study), tmp_path / "finished")
+    assert main(["sweep", str(study), "--out", str(tmp_path / "finished"), "--quiet"]) == 0
 
 
 def test_settings_of_a_cluster_that_cannot_be_are_errors(tmp_path, capsys):

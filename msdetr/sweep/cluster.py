@@ -12,6 +12,7 @@ from ..config import parse_overrides
 from ..engine.signals import StopRequest
 from ..errors import ConfigError, RunError
 from ..files import make_folder, parse_scalar, write_atomically
+from ..notebook import require_papermill
 from .run import TELL_SECONDS, CellInUse, SweepStatus, finished_cells, run_cell
 from .study import Study, digests_once, kept, load_study
 
@@ -56,7 +57,8 @@ def submit_study(
     folder must be one that all machines see. Jobs of a queue outlive this process; started again it submits
     no cell whose job is still there.
 
-    Raises ConfigError where submitit is missing or does not know a setting, RunError where the queue cannot be asked.
+    Raises ConfigError where submitit is missing or does not know a setting, or where notebooks are to run and papermill is
+    missing, and RunError where the queue cannot be asked.
     """
     if cluster not in CLUSTERS:
         raise ConfigError(f"cluster: {cluster!r} is none of {', '.join(CLUSTERS)}")
@@ -76,6 +78,8 @@ def submit_study(
         raise ConfigError(f"cluster: {cluster} with {given or 'its own settings'}: {error}") from error
     digests = digests_once()
     waiting = [cell for cell in planned if kept(cell, out / "cells", digests) is None]
+    if waiting and study.run == "notebook":
+        require_papermill()
     say(f"{study.title}: {len(planned) - len(waiting)} of {len(planned)} cells are finished")
     jobs: dict[str, Any] = {}
     for cell in waiting:

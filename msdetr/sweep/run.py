@@ -26,7 +26,7 @@ from ..engine.run import LOCK, read_results
 from ..engine.signals import StopRequest
 from ..errors import FileError, MSDETRError, RunError
 from ..lock import FileLock, InUse, LockError
-from ..notebook import run_notebook
+from ..notebook import require_papermill, run_notebook
 from ..processes import end_with_parent
 from .study import PlannedCell, Study, digests_once, kept
 
@@ -116,13 +116,16 @@ def run_study(
 
     A cell that fails does not stop the others. Started again after whatever end, it trains no finished cell and goes on
     with the others where they stopped. Raises Terminated or KeyboardInterrupt, once all processes have saved, where a signal
-    asked for it, and RunError where a finished cell is of other settings.
+    asked for it, RunError where a finished cell is of other settings, and ConfigError where notebooks are to run and papermill
+    is missing.
     """
     say = say or (lambda text: None)
     out, planned = Path(out).absolute(), study.cells()
     files.make_folder(out / "cells")
     digests = digests_once()
     waiting = [cell for cell in planned if kept(cell, out / "cells", digests) is None]
+    if waiting and study.run == "notebook":
+        require_papermill()
     say(f"{study.title}: {len(planned) - len(waiting)} of {len(planned)} cells are finished")
     jobs = min(jobs or default_jobs(device), max(len(waiting), 1))
     free, failures = list(range(jobs)), {}
