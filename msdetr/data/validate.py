@@ -8,6 +8,7 @@ or annotation, the value and the remedy; what can be put right is, and is counte
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +27,7 @@ TOLERANCE = 0.02  # pixels a box may stick out without being reported: COCO roun
 _MISSING = type("Missing", (), {"__repr__": lambda self: "missing"})()
 _FIELDS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
 _IMAGE_FIELDS = ("id", "file_name", "height", "width")
+_DRIVE = re.compile("[A-Za-z]:")
 _HUGE = 1e300  # numbers below it survive float arithmetic
 
 
@@ -107,6 +109,11 @@ class _Reader:
     def images(self, entries: list) -> tuple[np.ndarray, list[str], np.ndarray]:
         ids = self.unique_ids(entries, "images", "image")
         names = _column(entries, "file_name")
+        self.demand(
+            [type(name) is not str or _is_text(name) for name in names],
+            lambda i: f"image {ids[i]}: file_name is {show(names[i])}, which is no text in UTF-8",
+            "rename the image file, and write its new name",
+        )
         self.demand(
             [_safe_path(name) for name in names],
             lambda i: f"image {ids[i]}: file_name is {show(names[i])}",
@@ -311,13 +318,18 @@ def _four_numbers(values: list) -> Sequence[bool]:
 
 def _safe_path(name: Any) -> bool:
     """Whether a file name is a relative path without '..', drive letter or characters no file system takes."""
-    if type(name) is not str or not name or "\0" in name:
+    if type(name) is not str or not name or "\0" in name or _DRIVE.match(name):
         return False
-    if name.isascii() and "/" not in name and "\\" not in name and ":" not in name:
+    if "/" not in name and "\\" not in name:
         return name not in (".", "..")
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    return not name.startswith(("/", "\\")) and ".." not in parts and len(parts) > 0
+
+
+def _is_text(name: str) -> bool:
+    """Whether UTF-8 can hold a name; half a surrogate pair, as which Python reads names in other encodings, it cannot."""
     try:
         name.encode()
     except UnicodeEncodeError:
         return False
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    return not name.startswith(("/", "\\")) and ".." not in parts and ":" not in parts[0] and len(parts) > 0
+    return True

@@ -258,7 +258,6 @@ def test_nothing_to_train_on(rejected, content, section):
         "C:a.png",
         "",
         "a\0.png",
-        "\ud800.png",
         3,
         None,
     ],
@@ -269,10 +268,17 @@ def test_paths_that_leave_the_folder(rejected, content, name):
 
 
 @pytest.mark.fault("F31")
-@pytest.mark.parametrize("name", ["a.png", "part 1/ä.png", "...", "a..b.png", "./c.png"])
+@pytest.mark.parametrize(
+    "name", ["a.png", "part 1/ä.png", "...", "a..b.png", "./c.png", "12:30:05.png", "day 1: noon/é.png"]
+)
 def test_paths_that_stay(read, content, name):
     content["images"][1]["file_name"] = name
     assert read(content)[0].file_names[0] == name
+
+
+def test_a_name_that_is_no_text(rejected, content):
+    content["images"][1]["file_name"] = "caf\udce9.png"
+    rejected(content, "image 3", "which is no text in UTF-8; rename the image file")
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, "20", None, True, float("nan"), 1e12])
