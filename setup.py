@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -159,8 +161,23 @@ class PlatformWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2] if built else "any"
 
 
+def long_description() -> str:
+    """README.md for a page elsewhere, as PyPI's: pictures and links by their addresses in the repository."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+
+    def absolute(link: re.Match) -> str:
+        mark, label, target = link.groups()
+        file = f"README.md{target}" if target.startswith("#") else target
+        return f"{mark}[{label}]({urls['Repository']}/{'raw' if mark else 'blob'}/main/{file})"
+
+    link = r"(!?)\[([^][]*)\]\((?!\w+:)([^)]+)\)"
+    return re.sub(link, absolute, (ROOT / "README.md").read_text(encoding="utf-8"))
+
+
 if __name__ == "__main__":
     setup(
+        long_description=long_description(),
+        long_description_content_type="text/markdown",
         ext_modules=[Extension("msdetr.ops.libms_deform_attn", sources=[], optional=True)],
         cmdclass={"build_ext": BuildLibrary, "build_py": CopyResources, "bdist_wheel": PlatformWheel},
     )

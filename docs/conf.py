@@ -11,11 +11,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
+import msdetr
+
 _project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 project = "msdetr"
 author = "The msdetr contributors"
 copyright = f"{author}; Apache-2.0"
-version = release = _project["version"]
+version = release = msdetr.__version__
 repository_url = _project["urls"]["Repository"]
 repository_root = str(ROOT)
 

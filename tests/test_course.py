@@ -1,5 +1,6 @@
 """The course as files: found by name, copied to work in, never overwritten, and brought along by a wheel."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from msdetr import course
+from msdetr import __version__, course
 from msdetr.errors import ConfigError, NotebookError
 from msdetr.notebook import project_root
 
@@ -101,6 +102,11 @@ def test_a_wheel_serves_every_python_and_brings_the_course(compiled, tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     assert ("-py3-none-any" in wheel.name) == (not compiled) and "-py3-none-" in wheel.name
     names = set(zipfile.ZipFile(wheel).namelist())
+    [about] = (zipfile.ZipFile(wheel).read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
+    assert f"\nVersion: {__version__}\n" in about and "# msdetr" in about
+    raw, blob = (f"https://github.com/OWNER_NAME/msdetr/{kind}/main/" for kind in ("raw", "blob"))
+    assert f"]({raw}docs/figures/page.png)" in about and f"]({blob}README.md#the-course)" in about
+    assert not re.findall(r"\]\((?!https?://).*?\)", about), "a link that leads nowhere on a page elsewhere"
     for notebook in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
         assert f"msdetr/course/notebooks/{notebook.name}" in names
     for solution in (ROOT / "notebooks" / "solutions").glob("*.py"):
