@@ -22,6 +22,7 @@ from msdetr.modules import Layout
 from msdetr.structures import DetectorOutput, ImageBatch, Predictions, Targets
 
 from .cells import Cell, load_cells
+from .look import same_draws
 from .runs import title
 
 WITH_MS_DETR = " + MS-DETR (c)"
@@ -96,17 +97,18 @@ def who_sees_whom(layout: Layout) -> np.ndarray:
 def look_at_rung(
     detector: nn.Module, criterion: Criterion, batch: ImageBatch, targets: Targets, image: int = 0, layer: int = -1
 ) -> Rung:
-    """One pass of a detector as it trains, looked at in one image and decoder layer; no gradient, nothing changes."""
+    """One pass of a detector as it trains, looked at in one image and decoder layer; no gradient, nothing changes.
+    What it draws at random (noised objects) is the same at every look."""
     seen: list[Any] = []
     hook = detector.decoder.register_forward_pre_hook(lambda module, given: seen.extend(given[0]))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), same_draws(batch.images.device):
             output = detector(batch, targets, one_to_many=detector.decoder.one_to_many is not None)
+            supervised = criterion.supervised(output, targets)
+            matches, losses = criterion.match(supervised), criterion(output, targets)
     finally:
         hook.remove()
     layout = Layout.of(seen)
-    supervised = criterion.supervised(output, targets)
-    matches, losses = criterion.match(supervised), criterion(output, targets)
     weights = {branch.name: branch.weights for branch in criterion.branches}
     lessons, first = {}, int((targets.image < image).sum())
     for name, given in supervised.items():

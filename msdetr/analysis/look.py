@@ -26,6 +26,19 @@ class SamplingPoints:
 
 
 @contextmanager
+def same_draws(device: torch.device | None = None) -> Iterator[None]:
+    """What is drawn at random here, on the CPU and on ``device``, is the same each time; torch's generators are left as
+    they were."""
+    gpu = device if device is not None and device.type == "cuda" else None
+    with torch.random.fork_rng(devices=[] if gpu is None else [gpu]):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed all GPUs, and nothing would put them back
+        if gpu is not None:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(0)
+        yield
+
+
+@contextmanager
 def evaluating(detector: nn.Module) -> Iterator[nn.Module]:
     """The detector in eval mode without gradients; put back into the mode it was in."""
     training = detector.training
@@ -46,9 +59,7 @@ def both_branches(detector: nn.Module, batch: ImageBatch) -> DetectorOutput:
 def training_output(detector: nn.Module, batch: ImageBatch, targets: Targets) -> DetectorOutput:
     """As ``both_branches``, with the query groups that only training has. What they draw at random (noised objects) is the
     same at every look, and torch's generators are left as they were."""
-    devices = [batch.images.device] if batch.images.is_cuda else []
-    with evaluating(detector), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
+    with evaluating(detector), same_draws(batch.images.device):
         return detector(batch, targets, one_to_many=detector.decoder.one_to_many is not None)
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from msdetr.analysis.explanation import BranchExplanation, Candidate, Explanation, QueryStep
+from msdetr.analysis.look import same_draws
 from msdetr.analysis.outcomes import ObjectOutcome, Outcome, explain_output
 from msdetr.analysis.reasons import Reason, innermost, object_name
 from msdetr.errors import InputError, InputLookupError
@@ -134,8 +135,7 @@ def _branch(
         matching = replace(matching, alpha=0.0, threshold=matcher.threshold, k=matcher.k)
     seen = predictions if given.match_on is None else given.match_on.detach().float()
     table = score(seen, targets, matching.alpha)
-    with torch.random.fork_rng(devices=[]):  # the released rule draws at random: the same draw each time
-        torch.manual_seed(0)
+    with same_draws():  # the released rule draws at random
         if given.pairs is not None:
             decisions = known_pairs(given.pairs, places(table), targets)
         else:

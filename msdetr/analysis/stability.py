@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from msdetr import files
-from msdetr.analysis.look import training_output
+from msdetr.analysis.look import same_draws, training_output
 from msdetr.config import RunConfig, plain
 from msdetr.errors import InputError, RecordsError, RunError
 from msdetr.losses import Criterion, Supervised
@@ -142,8 +142,7 @@ def record(output: DetectorOutput, targets: Targets, criterion: Criterion, state
 
     Further, of the first ``states`` images, the predictions of the branches in ``KEPT`` and the references.
     """
-    with torch.random.fork_rng(devices=[]):  # the released rule draws random numbers
-        torch.manual_seed(0)
+    with same_draws():  # the released rule draws random numbers
         supervised = criterion.supervised(output, targets)
         matches = criterion.match(supervised)
     arrays: dict[str, np.ndarray] = {"branches": np.array(list(supervised), dtype=np.str_)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from ..config import RunConfig
@@ -73,10 +74,12 @@ def build_detector(run: RunConfig) -> Detector:
 
 
 def build_criterion(run: RunConfig) -> Criterion:
-    """The objective of a run: one-to-one supervision of the detector's answer, and the branches of its methods."""
+    """The objective of a run: one-to-one supervision of the detector's answer, and the branches of its methods. Torch's
+    global generator is left as it was."""
     methods = methods_of(run)
     branches = [Branch("one_to_one", answer, hungarian(run), weighted_terms(run.loss, run))]
-    groups = list(_sources(methods))
+    with torch.random.fork_rng(devices=[]):  # built for their names alone: a run's random numbers are not used up
+        groups = list(_sources(methods))
     for method in methods:
         branches += method.branches(groups)
     for method in methods:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msdetr import recipes
+from msdetr.analysis.ladder import look_at_rung
 from msdetr.analysis.look import both_branches, sampling_points, training_output
 from msdetr.analysis.matching import explain
 from msdetr.analysis.specimen import recorded
@@ -129,6 +130,27 @@ def test_recording_leaves_the_run_as_it_was_and_comes_back(tmp_path, detector, i
     tokens = output.selected[history.targets.image]  # [T, Q]
     for _, target, identity in history.branches["one_to_one"].rows[0]:
         assert identity in tokens[target], "in a two-stage detector a query is known by its token"
+
+
+@pytest.mark.parametrize("what", ["criterion", "recorder", "record", "microscope", "rung"])
+def test_a_look_uses_up_no_random_numbers_of_the_run(tmp_path, images, monkeypatch, what):
+    """Neither the processor's nor those of a GPU, which torch.manual_seed seeds, too."""
+    batch, targets = images
+    own = config(**{"denoising.queries": 4, "hybrid.queries": 20, "hybrid.k": 2, "ms_detr.rule": "released"})
+    detector, criterion = build_detector(own), build_criterion(own)
+    recorder = MatchRecorder(tmp_path, batch, targets, own, every=1)
+    output = training_output(detector, batch, targets)
+    looks = {
+        "criterion": lambda: build_criterion(own),
+        "recorder": lambda: MatchRecorder(tmp_path, batch, targets, own),
+        "record": lambda: recorder(detector, 0, 0.0),
+        "microscope": lambda: explain(output, targets, criterion=criterion),
+        "rung": lambda: look_at_rung(detector, criterion, batch, targets),
+    }
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPU's generator was touched"))
+    before = torch.get_rng_state()
+    looks[what]()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_budget_leaves_records_out(tmp_path, detector, images):
