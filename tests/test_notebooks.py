@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from browser import browser_page, jupyter_lab, needs_browser, open_notebook, run
 from small import SMALL
 
 from msdetr.analysis.ladder import ladder_recipes
+from msdetr.analysis.stability import MatchRecorder
 
 nbformat = pytest.importorskip("nbformat", reason="no nbformat: pip install msdetr[notebooks]")
 
@@ -242,6 +244,16 @@ def test_05_trains_a_detector_by_hand_and_by_the_command_that_it_shows(trained):
         results = json.loads((trained / "runs" / name / "results.json").read_text())
         assert (results["status"], results["steps"]) == ("finished", 6)
     assert noise(nbformat.read(trained / "runs" / "mine" / "05_train.ipynb", as_version=4)) == []
+
+
+def test_05_leaves_the_run_directory_to_the_training(tmp_path, monkeypatch):
+    """The recorder's files are written once the run is held."""
+    given = {}
+    monkeypatch.setattr("msdetr.engine.train", lambda config, run_dir, **options: given.update(options))
+    [cell] = [cell for cell in code_cells(read("05_train")) if "MatchRecorder" in cell.source]
+    run = SimpleNamespace(device="cpu")
+    exec(cell.source, {"config": None, "run_dir": tmp_path / "run", "run": run, "resume": "auto", "record": True})  # noqa: S102
+    assert given["recorder"] == MatchRecorder.of_run and not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
