@@ -57,6 +57,9 @@ def _end_workers() -> None:
         worker.kill()
 
 
+_on_child_end: Any = signal.SIG_DFL  # PyTorch's, set once: raises, at whatever line, where a worker died
+
+
 class Reader:
     """Reads the batches of a loader, one after the other; its workers are gone when the ``with`` block ends.
 
@@ -70,9 +73,11 @@ class Reader:
         self._loader, self._waiting = loader, waiting
         self.workers: list[Any] = []  # processes
         self._gave_up = False
+        self._death: WorkerError | None = None  # before it gave up, and ended all workers
         self._in_main_thread = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> Self:
+        global _on_child_end
         before = set(multiprocessing.active_children())
         try:
             self._batches = iter(self._loader)
@@ -81,9 +86,9 @@ class Reader:
                 f"{self._loader.num_workers} data workers cannot be started ({error}); lower data.workers"
             ) from error
         self.workers = [process for process in multiprocessing.active_children() if process not in before]
-        self._on_child_end = signal.getsignal(
-            signal.SIGCHLD
-        )  # PyTorch's: raises, at whatever line, where a worker died
+        self._found = signal.getsignal(signal.SIGCHLD)
+        if self.workers and callable(self._found):  # not so inside another Reader, which does not listen now
+            _on_child_end = self._found
         self._listen(False)
         return self
 
@@ -93,7 +98,8 @@ class Reader:
     def __next__(self) -> Any:
         try:
             with self._waiting(), self._listening():
-                self._check_workers()
+                if death := self._dead_worker():
+                    raise death
                 with self._time_limit():
                     return next(self._batches)
         except MSDETRError as error:
@@ -109,7 +115,7 @@ class Reader:
                 worker.join(10)
         self._batches = None  # ends the workers that are left
         if self.workers and self._in_main_thread:
-            signal.signal(signal.SIGCHLD, self._on_child_end)
+            signal.signal(signal.SIGCHLD, self._found)
 
     @contextlib.contextmanager
     def _time_limit(self) -> Iterator[None]:
@@ -127,7 +133,7 @@ class Reader:
             timer.cancel()
 
     def _give_up(self) -> None:
-        self._gave_up = True
+        self._gave_up, self._death = True, self._dead_worker()
         for worker in self.workers:
             worker.kill()
 
@@ -141,20 +147,24 @@ class Reader:
 
     def _listen(self, wanted: bool) -> None:
         if self.workers and self._in_main_thread:
-            signal.signal(signal.SIGCHLD, self._on_child_end if wanted else signal.SIG_DFL)
+            signal.signal(signal.SIGCHLD, _on_child_end if wanted else signal.SIG_DFL)
 
-    def _check_workers(self) -> None:
+    def _dead_worker(self) -> WorkerError | None:
+        """The error that says which worker died, None where none did."""
         for worker in self.workers:
             if worker.exitcode:
                 how = (
                     f"killed by signal {-worker.exitcode}" if worker.exitcode < 0 else f"exit status {worker.exitcode}"
                 )
-                raise WorkerError(f"a data worker died (process {worker.pid}, {how}). {REMEDY}")
+                return WorkerError(f"a data worker died (process {worker.pid}, {how}). {REMEDY}")
+        return None
 
     def _explained(self, error: Exception) -> Exception:
         """Makes a WorkerError of what PyTorch says about its workers; any other error as it is."""
         text = str(error)
         if self._gave_up or "timed out after" in text:
+            if death := self._death if self._gave_up else self._dead_worker():
+                return death
             return WorkerError(
                 f"no data worker answered for {self._loader.timeout:g} s (data.worker_timeout). Either reading is that slow "
                 "(a network drive), or a worker is stuck, or shared memory, through which workers hand over images, is "

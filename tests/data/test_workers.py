@@ -132,6 +132,44 @@ def test_a_worker_that_was_killed_is_reported_at_the_next_wait():
         next(batches)
 
 
+def dies_at_the_third(index):
+    if index == 2:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return index
+
+
+@pytest.mark.fault("F56")
+def test_a_worker_that_dies_inside_another_reading_is_reported_at_once():
+    """As in an evaluation during training, whose own workers wait."""
+    before = time.monotonic()
+    with reader() as outer:
+        next(outer)
+        with pytest.raises(WorkerError, match="a data worker died"), reader(dies_at_the_third, timeout=300) as inner:
+            list(inner)
+        assert len(list(outer)) == 7
+    assert time.monotonic() - before < 200  # not after the 300 s
+
+
+@pytest.mark.fault("F56")
+def test_a_worker_that_died_before_the_wait_was_given_up_is_the_reason():
+    """The other worker answers, so PyTorch goes on waiting; in a thread nothing else tells of a death."""
+    found = []
+
+    def read():
+        slow = lambda index: time.sleep(index / 2) or dies_at_the_third(index)
+        try:
+            with reader(slow, timeout=3) as batches:
+                list(batches)
+        except WorkerError as error:
+            found.append(str(error))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join()
+    assert found and found[0].startswith("a data worker died (process ") and "killed by signal 9" in found[0]
+
+
 def test_an_error_of_a_worker_says_what_it_would_say_without():
     with (
         pytest.raises(ImageError, match="^image 3: no picture$"),
