@@ -184,11 +184,15 @@ class RunDirectory:
         return read_results(self.path)
 
     def write_results(self, **values: Any) -> dict[str, Any]:
-        """Updates results.json, whole or not at all. Raises WriteError, and CheckpointError where it is damaged."""
+        """Updates results.json, whole or not at all, and returns what it says; {} on other ranks, who leave it alone.
+
+        Raises WriteError, and CheckpointError where it is damaged.
+        """
+        if not self.world.main:
+            return {}
         results = self.results() | values
-        if self.world.main:
-            with self._writing("results.json") as path:
-                files.write_json(path, results)
+        with self._writing("results.json") as path:
+            files.write_json(path, results)
         return results
 
     def log(self, kind: str, **values: Any) -> None:

@@ -70,7 +70,7 @@ def train(
     with StopRequest(watchdog=world.size > 1) as stop, RunDirectory(run_dir, world) as run:
         start = world.on_main(lambda: starting_point(config, run, resume, allow_config_change, given_classes))
         if start == FINISHED:
-            results = run.results()
+            results = world.on_main(run.results)
         else:
             weights_to_come = start is not None or (init_from is not None and not init_partial)
             try:

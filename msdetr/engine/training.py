@@ -81,7 +81,8 @@ class Training:
         self.stopped_early = False
         self.micro_batch: int | None = None  # images per forward pass, once it is known
         self.failure: Exception | None = None  # to be raised once the finished step is saved
-        self.saved_at, self.began = checkpoint.step if own else -1, time.perf_counter()
+        self.saved_at = checkpoint.step if own else None  # the step that was handed to the writer last
+        self.began = time.perf_counter()
         if checkpoint is not None:
             self._restore(checkpoint)
         self.resumed_at = self.trainer.steps_done
@@ -94,7 +95,7 @@ class Training:
         if checkpoint is not None and (epochs := checkpoint.config.train.epochs) < config.train.epochs:
             self.bar.say(f"{run.path.name}: goes on from {epochs:g} to {config.train.epochs:g} epochs")
         self.window = Window(world)
-        self.writer = checkpoints.Writer(run.path) if world.main else None
+        self.writer = checkpoints.Writer(run.path, self.saved_at) if world.main else None
 
     def _restore(self, checkpoint: checkpoints.Checkpoint) -> None:
         self.trainer.restore(checkpoint)
@@ -283,16 +284,19 @@ class Training:
         except EvaluationStopped:
             return
         except Exception as error:
-            error.add_note(f"(in the evaluation after step {self.trainer.steps_done}, which is saved)")
+            done = self.trainer.steps_done
+            saved = ", which is saved" if self.writer and self.writer.has(done) else ""
+            error.add_note(f"(in the evaluation after step {done}{saved})")
             raise
         record = {"step": self.trainer.steps_done, "epoch": self.epoch, **result.metrics}
         self.result = result
         self.evaluations.append(record)
         self._lose_patience()
         with self._deferring("recording the evaluation"):
+            # first, since a run that goes on drops lines that its checkpoint does not know, and evaluates again
+            self.run.log("eval", **record, seconds=result.seconds, num_detections=result.num_detections)
             if self.writer:
                 self.writer.record(record["step"], result.metrics, self.evaluations)
-            self.run.log("eval", **record, seconds=result.seconds, num_detections=result.num_detections)
             self.bar.say(f"epoch {self.epoch:.2f}, step {record['step']}: {result.summary().splitlines()[0]}")
 
     @property
@@ -302,7 +306,9 @@ class Training:
     def _save(self) -> None:
         files, training = self.trainer.files()
         if self.writer is not None:
-            training |= {"seconds": time.perf_counter() - self.began, "evaluations": self.evaluations}
+            # that of this step comes with ``record``, or once more where the run goes on
+            before = [record for record in self.evaluations if record["step"] != self.trainer.steps_done]
+            training |= {"seconds": time.perf_counter() - self.began, "evaluations": before}
             training |= {"micro_batch": self.micro_batch}
             manifest = {
                 "epoch": self.epoch,
@@ -337,19 +343,26 @@ class Training:
             raise
 
     def _save_before(self, error: Exception) -> None:
-        """Saves steps that are done, if there are any new ones, before ``error`` is raised."""
-        done = self.trainer.steps_done
+        """Saves steps that are done, if there are any new ones, before ``error`` is raised. All ranks call it together."""
+        done, problem = self.trainer.steps_done, None
         try:
-            if self.saved_at != done > self.resumed_at:
+            if done > self.resumed_at and not self._is_on_disk():
+                if self.writer:
+                    with contextlib.suppress(EngineError, OSError):  # what could not be written is tried once more
+                        self.writer.wait()
                 self._save()
-            if self.writer:
-                self.writer.wait()
+                if self.writer:
+                    self.writer.wait()
         except (EngineError, OSError) as other:
-            same = str(other) == str(error)
-            error.add_note(f"(step {done} could not be saved{'' if same else f': {other}'})")
-            return
-        if self.saved_at == done:
+            problem = "" if str(other) == str(error) else f": {other}"
+        if self._is_on_disk():
             error.add_note(f"(step {done} is saved; start again to go on from it)")
+        elif problem is not None:
+            error.add_note(f"(step {done} could not be saved{problem})")
+
+    def _is_on_disk(self) -> bool:
+        """Whether the finished step is saved, on all ranks alike, once nothing is being written."""
+        return bool(self.world.sum([self.writer is not None and self.writer.has(self.trainer.steps_done)])[0])
 
     def _end(self, failed: bool) -> NoReturn:
         """Ends the run as a signal or a failure asked, after its checkpoint is on the disk."""
@@ -367,7 +380,7 @@ class Training:
         raise self.stop.exit(f"stopped after step {self.trainer.steps_done} and saved; resume to go on")
 
     def finish(self) -> dict[str, Any]:
-        """Writes and returns the results."""
+        """Writes the results, and returns them on all ranks."""
         remarks = image_remarks(self.train_set, self.world)
         for remark in remarks:
             self.bar.say(remark)
@@ -375,17 +388,20 @@ class Training:
         if early:
             self.bar.say(f"{self.run.path.name}: {early['text']}")
         self.bar.close()
-        results = self.run.write_results(
-            **outcome(self.trainer, self.train_set, self.result, self.evaluations),
-            stopped_early=early,
-            seconds=time.perf_counter() - self.began,
-            micro_batch=self.micro_batch,
-            image_remarks=remarks,
-            data=described_data(self.train_set, self.val_set, self.data_root),
-        )
-        if self.world.main:
+        values = outcome(self.trainer, self.train_set, self.result, self.evaluations) | {
+            "stopped_early": early,
+            "seconds": time.perf_counter() - self.began,
+            "micro_batch": self.micro_batch,
+            "image_remarks": remarks,
+            "data": described_data(self.train_set, self.val_set, self.data_root),
+        }
+
+        def write() -> dict[str, Any]:
+            results = self.run.write_results(**values)
             write_card(self.run.path, self.config, results)
-        return results
+            return results
+
+        return self.world.on_main(write)
 
 
 def _due(step: int, every: float, epoch_steps: int) -> bool:

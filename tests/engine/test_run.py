@@ -5,15 +5,18 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import time
 from functools import partial
 
 import pytest
 import tiny
 
-from msdetr.engine import EngineError, RunDirectoryError, Trainer, train
+from msdetr.engine import EngineError, RunDirectoryError, Terminated, Trainer, train
 from msdetr.engine import checkpoint as checkpoints
+from msdetr.engine.distributed import World
 from msdetr.engine.run import RunDirectory, mark_failed
+from msdetr.errors import ConfigError
 from msdetr.lock import FileLock, InUse, LockError
 
 
@@ -243,3 +246,55 @@ def test_matching_is_recorded(tmp_path, shapes):
     train(tiny.config(shapes, train__epochs=1), tmp_path, device="cpu", progress=False, recorder=three)
     history = load_history(tmp_path)
     assert history.targets.num_images == 3 and history.steps[0] == 0
+
+
+def test_a_recorded_run_is_the_same_run_stopped_or_not(tmp_path, shapes):
+    """Also where methods build queries of their own and noise objects: recording uses up none of the run's random numbers."""
+    from msdetr.analysis.stability import MatchRecorder
+
+    changes = {"two_stage": {}, "denoising": {"queries": 10}, "hybrid": {"queries": 20, "k": 2}}
+    config = tiny.config(shapes, train__epochs=1, train__ema_decay=0, **changes)
+    recording = {"recorder": partial(MatchRecorder.of_run, images=3)}
+    train(config, tmp_path / "plain", device="cpu", progress=False)
+    train(config, tmp_path / "recorded", device="cpu", progress=False, **recording)
+
+    def stop(detector, step, epoch):
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Terminated):
+        train(config, tmp_path / "stopped", device="cpu", progress=False, on_step=stop, **recording)
+    train(config, tmp_path / "stopped", device="cpu", progress=False, **recording)
+    prints = [tiny.fingerprint(checkpoints.latest(tmp_path / name)) for name in ("plain", "recorded", "stopped")]
+    assert prints[0] == prints[1] == prints[2]
+
+
+def test_a_start_that_is_refused_leaves_the_records_as_they_are(tmp_path, shapes):
+    """The recorder is made once the run is held and its settings are those of its checkpoint."""
+    from msdetr.analysis.stability import MatchRecorder
+
+    recording = {"recorder": partial(MatchRecorder.of_run, images=3), "device": "cpu", "progress": False}
+    config = tiny.config(shapes, train__epochs=0.25)
+    train(config, tmp_path, **recording)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "matching").iterdir()}
+    with pytest.raises(ConfigError, match="another configuration"):
+        train(config.override({"matching.cost_class": 7.0}), tmp_path, **recording)
+    with RunDirectory(tmp_path):
+        child = os.fork()  # another process: locks are between processes
+        if child == 0:
+            try:
+                train(config.override({"train.epochs": 0.5}), tmp_path, **recording)
+            except RunDirectoryError:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "matching").iterdir()} == before
+
+
+def test_only_the_first_rank_reads_and_writes_the_results(tmp_path):
+    """It may be removing them at that moment."""
+    (tmp_path / "results.json").write_text("{")
+    RunDirectory(tmp_path, World(rank=1, size=2)).write_results(status="running")
+    assert (tmp_path / "results.json").read_text() == "{"
+    with pytest.raises(EngineError, match="results.json"):
+        RunDirectory(tmp_path).write_results(status="running")

@@ -2,14 +2,16 @@
 
 import json
 import re
+import signal
 import sys
 
 import pytest
 import tiny
 
 from msdetr.data import CocoDetection, ImageError
-from msdetr.engine import TrainingError, train
+from msdetr.engine import CheckpointError, TrainingError, train
 from msdetr.engine import checkpoint as checkpoints
+from msdetr.engine.checkpoint import storage
 from msdetr.engine.run import RunDirectory
 from msdetr.engine.trainer import Trainer
 
@@ -87,3 +89,58 @@ def test_an_error_in_a_step_keeps_its_kind(tmp_path, shapes, monkeypatch):
         train(tiny.config(shapes), tmp_path, device="cpu", progress=False)
     assert not isinstance(caught.value, TrainingError)
     assert checkpoints.available(tmp_path) == []
+
+
+@pytest.mark.fault("F57")
+@pytest.mark.fault("F89")
+@pytest.mark.parametrize("disk", ["stays full", "has room again"])
+@pytest.mark.parametrize("noticed", ["when stopping", "after an evaluation", "in an evaluation"])
+def test_a_step_is_called_saved_only_where_it_is(tmp_path, shapes, monkeypatch, disk, noticed):
+    """The background write of step 2 fails; what ends the run tries once more."""
+    config = tiny.config(
+        shapes, train__epochs=1, train__checkpoint_every=0.25, train__eval_every=0.5 if "eval" in noticed else 0
+    )
+    tries = []
+
+    def fails(path, data):
+        if "step_00000002" not in str(path):
+            return False
+        tries.append(path)
+        return disk == "stays full" or len(tries) == 1
+
+    fails_at(monkeypatch, storage, "write_durably", fails, OSError(28, "No space left on device"))
+    kind = CheckpointError
+    if noticed == "in an evaluation":
+        fails_at(monkeypatch, train_module, "evaluate", lambda *_, **__: True, KeyError("metric"))
+        kind = KeyError
+    stop = lambda detector, step, epoch: signal.raise_signal(signal.SIGTERM) if step == 2 else None
+    options = {"on_step": stop} if noticed == "when stopping" else {}
+    with pytest.raises(kind) as caught:
+        train(config, tmp_path, device="cpu", progress=False, **options)
+    notes = "\n".join(caught.value.__notes__)
+    assert "which is saved" not in notes
+    if disk == "stays full":
+        assert "(step 2 could not be saved" in notes and "is saved" not in notes
+    else:
+        assert "(step 2 is saved; start again to go on from it)" in notes
+    assert checkpoints.latest(tmp_path).step == (1 if disk == "stays full" else 2)
+    monkeypatch.undo()
+    results = train(config, tmp_path, device="cpu", progress=False)
+    evaluated = [2, 4] if "eval" in noticed else [4]
+    assert [e["step"] for e in results["evaluations"]] == evaluated
+    assert [line["step"] for line in tiny.lines(tmp_path, "eval")] == evaluated
+
+
+@pytest.mark.fault("F93")
+@pytest.mark.parametrize(("owner", "name"), [(RunDirectory, "log"), (checkpoints.Writer, "record")])
+def test_an_evaluation_is_in_the_log_once_wherever_the_run_ends(tmp_path, shapes, monkeypatch, owner, name):
+    """Before the log has it or before the checkpoint has it: it is made up for."""
+    config = tiny.config(shapes, train__epochs=1, train__eval_every=0.5)
+    when = lambda _, first, *rest, **values: (first, values.get("step")) in (("eval", 2), (2, None))
+    fails_at(monkeypatch, owner, name, when, KeyboardInterrupt())  # nothing in between takes note of it
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, device="cpu", progress=False)
+    monkeypatch.undo()
+    results = train(config, tmp_path, device="cpu", progress=False)
+    for evaluations in (results["evaluations"], tiny.lines(tmp_path, "eval")):
+        assert [evaluation["step"] for evaluation in evaluations] == [2, 4]

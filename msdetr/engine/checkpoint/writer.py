@@ -21,14 +21,17 @@ class Writer:
 
     ``save`` returns as soon as tensors and manifest are copied in host memory: what training does to either afterwards
     is not part of the checkpoint. An error of the background work is raised by the next ``save`` or by ``wait``.
+
+    saved: step of the checkpoint in ``run_dir`` that the run goes on from, None where there is none.
     """
 
     keep: ClassVar[int] = 2  # newest checkpoints, beside the best one
 
-    def __init__(self, run_dir: str | Path):
+    def __init__(self, run_dir: str | Path, saved: int | None = None):
         self.directory = Path(run_dir, "checkpoints")
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._saved = saved
         for leftover in self.directory.glob(".step_*"):  # of a process that was killed while it saved
             remove(leftover)
 
@@ -41,7 +44,7 @@ class Writer:
 
     def _work(self, *arguments) -> None:
         try:
-            write(*arguments)
+            self._saved = write(*arguments).step
             self._prune()
         except BaseException as error:  # noqa: BLE001 (raised again by wait)
             self._error = error
@@ -53,6 +56,12 @@ class Writer:
         training = read(directory).manifest["training"] | {"evaluations": list(evaluations)}
         amend(directory, metrics=dict(metrics), training=training)
         self._prune()
+
+    def has(self, step: int) -> bool:
+        """Whether the checkpoint that was written last is that of ``step``, once none is being written."""
+        if self._thread is not None:
+            self._thread.join()
+        return self._saved == step
 
     def wait(self) -> None:
         """Until the last save is on disk. Raises CheckpointError if it failed."""
