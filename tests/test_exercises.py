@@ -254,6 +254,13 @@ def test_other_mistakes_are_named(answer, said):
     assert said in check("3.1", answer).text
 
 
+@pytest.mark.parametrize("empty", [[], np.zeros((0, 2)), torch.zeros(0, 2)], ids=["list", "array", "tensor"])
+def test_an_empty_answer_is_right_where_nothing_is_expected(empty):
+    right = solutions(5)[0]["precision_recall"]
+    assert check("5.3", lambda hits, objects: right(hits, objects) or empty).solved
+    assert not check("5.3", lambda hits, objects: empty).solved
+
+
 def test_of_a_long_dictionary_what_differs_is_shown():
     right = exercise("10.1").oracle
     said = check("10.1", lambda ids: right(ids) | ({50: 0} if 50 in ids else {})).text

@@ -16,7 +16,7 @@ def differs(found: Any, expected: Any) -> str | None:
     """How ``found`` differs, in words that complete "your function ...", or None where it does not.
 
     Tensors, arrays and lists of the same numbers are alike, as are a set of pairs and a list of them in any order; numbers may
-    differ by 1e-5, relatively or absolutely. NaN is like NaN.
+    differ by 1e-5, relatively or absolutely. NaN is like NaN, and what is empty like all that is empty: [] like an array [0, 2].
     """
     if alike(found, expected):
         return None
@@ -41,6 +41,8 @@ def alike(found: Any, expected: Any) -> bool:
         return type(_plain(found)) is type(expected) and _plain(found) == expected
     numbers, wanted = _numbers(found), _numbers(expected)
     if numbers is not None and wanted is not None:
+        if numbers.shape[:1] == wanted.shape[:1] == (0,):  # nothing in either: a list says no more of its rows
+            return True
         close = numbers.shape == wanted.shape
         return close and bool(np.allclose(numbers, wanted, TOLERANCE, TOLERANCE, equal_nan=True))
     if isinstance(found, (list, tuple)) and isinstance(expected, (list, tuple)):
