@@ -9,6 +9,7 @@ import re
 import shutil
 import statistics
 import subprocess
+import symtable
 import sys
 import time
 from pathlib import Path
@@ -19,8 +20,15 @@ import torch
 from browser import browser_page, jupyter_lab, needs_browser, open_notebook, run_all_cells
 from small import SMALL
 
+from msdetr import recipes
 from msdetr.analysis.ladder import ladder_recipes
+from msdetr.analysis.look import training_output
+from msdetr.analysis.specimen import Specimen
 from msdetr.analysis.stability import MatchRecorder
+from msdetr.errors import ConfigError
+from msdetr.methods import build_detector, matching_rules
+from msdetr.structures import ImageBatch, Targets
+from msdetr.viz import algorithm
 
 nbformat = pytest.importorskip("nbformat", reason="no nbformat: pip install msdetr[notebooks]")
 
@@ -160,6 +168,116 @@ def test_its_links_lead_somewhere(name):
             for link in re.findall(r"\]\(([^)\s]+)\)", prose):
                 if not link.startswith(("http://", "https://", "#")):
                     assert (FOLDER / link.split("#")[0]).exists(), f"{link} leads nowhere"
+
+
+def plain(cell):
+    """A code cell's source without IPython's own lines."""
+    return re.sub(r"^%.*$", "", cell.source, flags=re.MULTILINE)
+
+
+def global_names(source):
+    """(names bound, names read before) of a cell at its top level. What a function reads counts where it is defined."""
+    bound, needed = set(), set()
+    for statement in ast.parse(source).body:
+        top = symtable.symtable(ast.unparse(statement), "cell", "exec")
+        inside, tables = set(), top.get_children()
+        while tables:
+            table = tables.pop()
+            inside |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+            tables += table.get_children()
+        binds = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+        reads = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_referenced()} | inside
+        blocks = isinstance(statement, (ast.For, ast.With, ast.If, ast.Try))
+        needed |= reads - bound - (binds if blocks else set())
+        bound |= binds
+    return bound, needed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_cells_can_be_run_again(name):
+    """No cell needs a name that it or a later cell binds to something else; parameters are what a person gives."""
+    book = read(name)
+    exempt = {parameter for cell in tagged(book, "parameters") for parameter in assigned(cell.source)}
+    exercises = tagged(book, "exercise")
+    cells = [global_names(plain(cell)) for cell in code_cells(book) if cell not in exercises]
+    for number, (_, needed) in enumerate(cells):
+        before = set().union(*(bound for bound, _ in cells[:number]))
+        after = set().union(*(bound for bound, _ in cells[number:]))
+        assert needed & before & after <= exempt, f"code cell {number + 1}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_papermill_is_given_a_folder_that_exists(name):
+    text = "\n".join(cell.source for cell in read(name).cells)
+    for command in re.finditer(r"papermill \S+\.ipynb (\S+)/\S+\.ipynb", text):
+        assert f"mkdir -p {command[1]}" in text[: command.start()], command[0]
+
+
+def run_cells(name, space, start="", stop=None, **changes):
+    """Executes a notebook's code cells in ``space``, without a kernel, from the one that holds ``start`` to before the one that
+    holds ``stop``. changes: values for names, put in where a cell assigns them."""
+    going = not start
+    for cell in code_cells(read(name)):
+        going = going or start in cell.source
+        if stop is not None and stop in cell.source:
+            break
+        source = plain(cell)
+        for changed, value in changes.items():
+            source = re.sub(rf"^{changed} = \S+", f"{changed} = {value!r}", source, flags=re.MULTILINE)
+        if going:
+            exec(source, space)  # noqa: S102, the notebook's own code
+
+
+@pytest.mark.parametrize("change", [{"tau": 0.55}, {"tau": 0.6}, {"k": 2}, {"alpha": 0.5}], ids=str)
+def test_03_can_be_shown_with_other_settings(monkeypatch, change):
+    for drawn in [name for name in vars(algorithm) if name.endswith("_figure")]:
+        monkeypatch.setattr(algorithm, drawn, lambda *_, **__: None)
+    space = {}
+    run_cells("03_one_to_many_matching", space, stop="simulated_scenes()", **change)
+    assert {name: space[name] for name in change} == change
+    assert space["found"] == space["one_to_many"](space["scores"], space["tau"], space["k"])
+
+
+def microscope(tmp_path, monkeypatch, specimen):
+    """Names that the cells of notebook 08 find after its own have looked at an image."""
+    monkeypatch.chdir(tmp_path)
+    space = {"run": "runs", "image": None, "output": str(tmp_path / "out"), "device": "cpu"}
+    run_cells("08_matching_microscope", space, start="import base64", stop="toy = ")
+    return space | {"specimen": specimen, "found": specimen.explain()}
+
+
+def test_08_takes_a_detector_whose_decoder_is_not_matched_one_to_one(tmp_path, monkeypatch):
+    config = recipes.get("shapes/deta").override(SMALL | {"model.num_queries": 20})
+    torch.manual_seed(0)
+    detector, batch = build_detector(config), ImageBatch.from_images([torch.randn(3, 64, 64)])
+    boxes = torch.tensor([[0.3, 0.3, 0.3, 0.3], [0.7, 0.7, 0.3, 0.3], [0.99, 0.99, 0.001, 0.001]])
+    targets = Targets.from_list([torch.tensor([0, 1, 2])], [boxes])
+    names = tuple(f"class {i}" for i in range(config.model.num_classes))
+    output = training_output(detector, batch, targets)
+    specimen = Specimen(output, targets, matching_rules(config), class_names=names, config=config)
+    space = microscope(tmp_path, monkeypatch, specimen)
+    assert sorted(len(space["found"].one_to_one.serving(target)) for target in range(3)) != [1, 1, 1]
+    run_cells("08_matching_microscope", space, start="outcomes = found", stop="explorer = ")
+    assert space["now"].status is not None
+
+
+def test_08_asks_for_another_image_where_there_is_no_object(tmp_path, monkeypatch):
+    specimen = Specimen.from_arrays([[0.5, 0.5, 0.2, 0.2]] * 6, [[0.5]] * 6, [], [], name="empty.png")
+    space = microscope(tmp_path, monkeypatch, specimen)
+    with pytest.raises(ConfigError, match=r"image: empty\.png has no objects"):
+        run_cells("08_matching_microscope", space, start="outcomes = found", stop="explorer = ")
+
+
+def test_09_refuses_a_folder_that_has_not_cocos_layout(tmp_path, monkeypatch):
+    (tmp_path / "other" / "annotations").mkdir(parents=True)
+    (tmp_path / "other" / "annotations" / "instances_test.json").touch()
+    monkeypatch.chdir(tmp_path)
+    for data in ("mistyped", "other"):
+        space = {"data": str(tmp_path / data), "limit": 0, "steps": 1, "output": str(tmp_path / "out"), "device": "cpu"}
+        with pytest.raises(
+            ConfigError, match=rf"data: .*{data} .*annotations/instances_train\*\.json and .*val\*\.json"
+        ):
+            run_cells("09_coco", space, start="import json", stop="report = check")
 
 
 # ---------------------------------------------------------------- all of them, executed
