@@ -312,7 +312,10 @@ def test_arrays_of_other_detectors():
             predictions_from_arrays(*wrong)
 
 
-@pytest.mark.parametrize("changes", [{}, {"deta.k": 2}, {"stable.cost_power": 0.5}, {"ms_detr.merge": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"deta.k": 2}, {"stable.cost_power": 0.5}, {"ms_detr.merge": True, "ms_detr.groups": "primary"}],
+)
 def test_every_branch_of_a_run_is_explained_as_it_was_matched(changes):
     """Further query groups, repeated objects, known pairs and the encoder among them, whatever the image of the batch."""
     config = small.config("c", **{
