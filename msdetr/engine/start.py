@@ -116,12 +116,14 @@ def drop_explained(train: TrainConfig) -> list[str]:
         return []
     after = train.epochs - train.drop_epoch
     if after <= 0:
-        fault = f"the learning rates never fall in {train.epochs:g} epochs"
+        fault = f"the learning rates never fall, as training ends at epoch {train.epochs:g}"
     elif after > train.epochs / 3:
         fault = f"{after:g} of {train.epochs:g} epochs are trained at a tenth of the learning rates"
     else:
         return []
-    return [f"train.drop_epoch = {train.drop_epoch:g}: {fault}; train.drop_epoch={train.epochs * 5 / 6:.3g} suits them"]
+    return [
+        f"train.drop_epoch = {train.drop_epoch:g}: {fault}; train.drop_epoch={train.epochs * 5 / 6:.3g} suits this length"
+    ]
 
 
 def train_loader(dataset, config: RunConfig, trainer: Trainer) -> torch.utils.data.DataLoader:

@@ -55,10 +55,10 @@ def test_step_schedule_drops_at_the_epoch():
 @pytest.mark.parametrize(
     ("epochs", "drop", "said"),
     [
-        (6, 11, "learning rates never fall in 6 epochs; train.drop_epoch=5 suits them"),
-        (12, 12, "learning rates never fall in 12 epochs; train.drop_epoch=10 suits them"),
-        (24, 11, "13 of 24 epochs are trained at a tenth of the learning rates; train.drop_epoch=20 suits them"),
-        (0.5, 11, "learning rates never fall in 0.5 epochs; train.drop_epoch=0.417 suits them"),
+        (6, 11, "learning rates never fall, as training ends at epoch 6; train.drop_epoch=5 suits this length"),
+        (12, 12, "learning rates never fall, as training ends at epoch 12; train.drop_epoch=10 suits this length"),
+        (24, 11, "13 of 24 epochs are trained at a tenth of the learning rates; train.drop_epoch=20 suits this length"),
+        (0.5, 11, "learning rates never fall, as training ends at epoch 0.5; train.drop_epoch=0.417 suits this length"),
         (12, 8, None),
         (0, 11, None),
     ],
